@@ -1,0 +1,55 @@
+# make demo   environment, then the main job on data that comes with the packages; names the report to open
+# make test   environment for development, then the tests with coverage
+# make check  what CI runs: lint, types, tests, docs
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+CORE := functional gate residual zero_last optim transformer layers/* kernels/*
+
+.PHONY: setup demo test check lint types docs bench gpu clean
+.DEFAULT_GOAL := check
+
+setup: .venv/.dev
+
+.venv/.lab: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(INSTALL) torch
+	$(INSTALL) --editable '.[lab]'
+	touch $@
+
+.venv/.dev: .venv/.lab
+	$(INSTALL) --editable '.[dev]'
+	$(INSTALL) --no-deps --upgrade --target .cache/rezero-0.1.0 rezero==0.1.0  # the tests hold ours against it
+	touch $@
+
+demo: .venv/.lab
+	$(BIN)/rezero compare fc-digits
+
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --cov
+	$(BIN)/coverage report --fail-under=95 --include='$(shell echo $(CORE:%=src/rezero/%.py) | tr " " ",")'
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+docs: setup
+	$(BIN)/zensical build --strict --clean
+
+check: lint types test docs
+
+bench: setup
+	$(BIN)/python benchmarks/block.py
+	$(BIN)/python benchmarks/import_time.py
+
+gpu: setup
+	$(BIN)/python -c 'import torch; assert torch.cuda.is_available(), "make gpu needs a CUDA device, torch finds none"'
+	$(BIN)/pytest -m gpu
+	$(BIN)/python benchmarks/block.py --device cuda
+
+clean:
+	rm -rf .venv .cache .coverage .mypy_cache .pytest_cache .ruff_cache site

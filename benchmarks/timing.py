@@ -1,0 +1,57 @@
+"""What the benchmarks share: interleaved timing, so that a machine's drift falls on all alike, and records."""
+
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+__all__ = ["interleave", "ratios", "write_result"]
+
+RESULTS = Path(__file__).parents[1] / "results" / "bench"
+
+
+def interleave(candidates: Mapping[str, Callable[[], object]], *, rounds: int, device: str) -> dict[str, list[float]]:
+    """Time each candidate once a round, after two rounds that do not count; seconds a call, in the order of rounds."""
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for turn in range(rounds + 2):
+        for name, call in candidates.items():
+            start = time.perf_counter()
+            call()
+            if device != "cpu":
+                torch.cuda.synchronize()
+            if turn >= 2:
+                seconds[name].append(time.perf_counter() - start)
+        print(f"\r  round {turn + 1}/{rounds + 2}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return seconds
+
+
+def ratios(seconds: Mapping[str, list[float]], *, to: str) -> dict[str, dict[str, float]]:
+    """Reduce to milliseconds (median) and the ratio to one candidate, round by round: quartiles."""
+    table = {}
+    for name, values in seconds.items():
+        low, middle, high = statistics.quantiles([a / b for a, b in zip(values, seconds[to], strict=True)], n=4)
+        table[name] = {"ms": 1000 * statistics.median(values), "ratio": middle, "q1": low, "q3": high}
+    return table
+
+
+def write_result(name: str, tables: object, *, folder: Path = RESULTS) -> Path:
+    """Write a benchmark's tables as JSON, with what is needed to make them again."""
+    facts = {
+        "command": " ".join(["python", *sys.argv]),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "versions": f"torch {torch.__version__}, Python {platform.python_version()}",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "tables": tables,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    return path

@@ -1,0 +1,50 @@
+"""ReZero for PyTorch: residual blocks ``y = x + alpha * branch(x)`` whose ``alpha`` starts at zero.
+
+Names are resolved when first used, so that the command line's ``--help`` does not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rezero import functional, layers, transformer
+    from rezero.gate import Gate, gates
+    from rezero.optim import param_groups
+    from rezero.residual import ReZero
+
+__version__ = "0.2.0"
+
+__all__ = [  # noqa: RUF022 - grouped by what a reader looks for, not by alphabet
+    # the block
+    "ReZero",
+    "Gate",
+    "gates",
+    # training
+    "param_groups",
+    # modules
+    "functional",
+    "layers",
+    "transformer",
+]
+
+_HOME = {
+    "ReZero": "rezero.residual",
+    "Gate": "rezero.gate",
+    "gates": "rezero.gate",
+    "param_groups": "rezero.optim",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+    elif name in __all__:
+        value = import_module(f"rezero.{name}")
+    else:
+        raise AttributeError(f"module 'rezero' has no attribute {name!r}; it has {', '.join(__all__)}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

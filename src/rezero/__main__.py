@@ -1,0 +1,20 @@
+"""The command ``rezero``."""
+
+import sys
+from importlib.util import find_spec
+
+LAB_EXTRA = ("altair", "cyclopts", "jinja2", "rich", "sklearn", "vl_convert")
+
+
+def main() -> None:
+    """Run the command line; its exit code is 2 for a request that cannot be carried out."""
+    if missing := [name for name in LAB_EXTRA if find_spec(name) is None]:
+        print(f"rezero: the command line needs {', '.join(missing)}: pip install 'rezero-torch[lab]'", file=sys.stderr)
+        sys.exit(2)
+    from rezero.cli import run
+
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

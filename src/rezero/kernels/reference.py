@@ -1,0 +1,21 @@
+"""Plain-torch twins of the kernels: the definition that every faster one is held against."""
+
+import torch
+from torch import Tensor
+
+__all__ = ["gate", "gated_residual"]
+
+
+def gate(f: Tensor, alpha: Tensor) -> Tensor:
+    """Return ``alpha * f`` in the dtype of ``f``, the product being formed in the wider of the two."""
+    return (_like_rank(alpha, f) * f).to(f.dtype)
+
+
+def gated_residual(x: Tensor, f: Tensor, alpha: Tensor) -> Tensor:
+    """Return ``x + alpha * f``, formed in the widest dtype and rounded once to that of ``x + f``."""
+    return (x + _like_rank(alpha, f) * f).to(torch.promote_types(x.dtype, f.dtype))
+
+
+def _like_rank(alpha: Tensor, f: Tensor) -> Tensor:
+    # A (1,) gate would turn a 0-d branch, as torch.vmap makes them, into a 1-d one.
+    return alpha if f.ndim else alpha.squeeze(0)

@@ -1,0 +1,160 @@
+"""The report of a study: one HTML page that needs no network, its charts as files, and the verdict as text."""
+
+import json
+import math
+from collections import defaultdict
+from dataclasses import asdict
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import jinja2
+import vl_convert
+
+from rezero import charts
+from rezero.errors import UsageError
+from rezero.lab.stats import Spread, by_arm, spread
+from rezero.lab.store import Store, TrialResult
+from rezero.lab.task import find_task
+from rezero.lab.verdict import show_percent, show_value, write_verdict
+
+__all__ = ["summary_rows", "write_report"]
+
+_EMBED = "window.vegaEmbed = vegaEmbed;"  # what the page needs of the charts' JavaScript
+
+
+def write_report(store: Store) -> Path:
+    """Write ``report.html``, ``verdict.txt``, ``summary.json`` and the charts as SVG and PNG into the study's folder.
+
+    The same study gives the same bytes.
+
+    Args:
+        store: The study's records.
+
+    Returns:
+        The page.
+
+    Raises:
+        UsageError: If a file cannot be written.
+    """
+    try:
+        return _write(store, store.results())
+    except OSError as error:
+        raise UsageError(f"cannot write the report into {store.folder}: {error}") from error
+
+
+def _write(store: Store, results: list[TrialResult]) -> Path:
+    drawn = _draw(store, results)
+    for name, (_, chart) in drawn.items():
+        charts.save(chart, store.folder / name)
+    verdict = write_verdict(store.study, results)
+    (store.folder / "verdict.txt").write_text(verdict + "\n", encoding="utf-8")
+    summary = {**asdict(store.study), "arms": summary_rows(store, results)}
+    (store.folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    specs = {
+        name: json.dumps(chart.to_dict(), sort_keys=True).replace("<", "\\u003c") for name, (_, chart) in drawn.items()
+    }
+    template = files("rezero.lab").joinpath("report.html.jinja").read_text(encoding="utf-8")
+    page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
+    path = store.folder / "report.html"
+    html = page.render(
+        title=f"{store.study.task}: {', '.join(store.study.settings.arms)}",
+        verdict=verdict.split("\n\n"),
+        charts=[(name, caption, specs[name]) for name, (caption, _) in drawn.items()],
+        table=summary_rows(store, results),
+        settings=vars(store.study.settings),
+        provenance=store.study.provenance,
+        bundle=vl_convert.javascript_bundle(_EMBED),
+    )
+    path.write_text(html, encoding="utf-8")
+    return path
+
+
+def summary_rows(store: Store, results: list[TrialResult]) -> list[dict[str, str]]:
+    """Reduce each arm to a row of the table that the report and the command line show.
+
+    Args:
+        store: The study's records.
+        results: Its trials that ended.
+
+    Returns:
+        A row an arm, column title to text.
+    """
+    formulas = find_task(store.study.task).arms
+    rows = []
+    for arm, trials in by_arm(results).items():
+        last = [result.last for result in trials]
+        loss, accuracy = (spread(p.metrics[name] for p in last) for name in ("train_loss", "val_accuracy"))
+        pace = spread(1000 * p.metrics["seconds"] / p.step for p in last)
+        diverged = sum(result.status == "diverged" for result in trials)
+        rows.append(
+            {
+                "arm": arm,
+                "formula": formulas[arm],
+                "training loss (nats)": _with_range(loss, show_value),
+                "validation accuracy": _with_range(accuracy, show_percent),
+                "ms a step": f"{pace.median:.1f}",
+                "seeds": f"{len(trials)}" + (f", {diverged} diverged" if diverged else ""),
+            }
+        )
+    return rows
+
+
+def _with_range(values: Spread, show: Any) -> str:
+    low, high = show(values.low).removesuffix(" %"), show(values.high).removesuffix(" %")
+    return f"{show(values.median)} ({low} to {high})" if values.n > 1 else f"{show(values.median)} (one seed)"
+
+
+def _draw(store: Store, results: list[TrialResult]) -> dict[str, tuple[str, alt.TopLevelMixin]]:
+    """Draw the charts: name to caption and chart."""
+    arms = [arm for arm in store.study.settings.arms if arm in by_arm(results)]
+    seeds = "median over seeds, band from the lowest to the highest seed"
+    drawn: dict[str, tuple[str, alt.TopLevelMixin]] = {}
+    plots = [
+        ("train_loss", "Training loss", "training loss (nats)", True, False),
+        ("val_accuracy", "Validation accuracy", "validation accuracy", False, True),
+    ]
+    for name, title, axis, log, percent in plots:
+        caption = f"{title} of each arm: {seeds}."
+        if not (rows := _curve_rows(results, name)):
+            continue  # nothing has ended, or nothing stayed finite
+        chart = charts.curves(
+            rows, x="epoch", y=axis, arms=arms, log=log, percent=percent, description=_describe(caption, rows)
+        )
+        drawn[name] = (caption, chart)
+    for arm, cells in _gate_cells(results).items():
+        caption = f"Size of every gate of {arm} over depth and time: median of |alpha| over seeds."
+        drawn[f"alpha_{arm}"] = (caption, charts.gate_map(cells, x="epoch", description=caption))
+    return drawn
+
+
+def _curve_rows(results: list[TrialResult], metric: str) -> list[dict[str, Any]]:
+    rows = []
+    for arm, trials in by_arm(results).items():
+        columns: dict[float, list[float]] = defaultdict(list)
+        for point in (point for result in trials for point in result.points):
+            if math.isfinite(point.metrics[metric]):
+                columns[point.epoch].append(point.metrics[metric])
+        for epoch, values in sorted(columns.items()):
+            at = spread(values)
+            rows.append({"arm": arm, "x": epoch, "median": at.median, "low": at.low, "high": at.high})
+    return rows
+
+
+def _gate_cells(results: list[TrialResult]) -> dict[str, list[dict[str, Any]]]:
+    cells: dict[str, list[dict[str, Any]]] = {}
+    for arm, trials in by_arm(results).items():
+        sizes: dict[tuple[float, int], list[float]] = defaultdict(list)
+        for point in (point for result in trials for point in result.points):
+            for gate, value in enumerate(point.alphas, 1):
+                sizes[point.epoch, gate].append(abs(value))
+        if sizes:
+            cells[arm] = [{"x": x, "gate": gate, "size": spread(v).median} for (x, gate), v in sorted(sizes.items())]
+    return cells
+
+
+def _describe(caption: str, rows: list[dict[str, Any]]) -> str:
+    """Append where each curve ends, so that the chart can be read aloud."""
+    ends = {row["arm"]: row["median"] for row in rows}
+    return f"{caption} At the end: {', '.join(f'{arm} {value:.3g}' for arm, value in ends.items())}."

@@ -1,0 +1,244 @@
+"""A study on disk: one SQLite file in the study's folder."""
+
+import json
+import math
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rezero.errors import UsageError
+from rezero.lab.task import Settings
+from rezero.lab.trial import Point, Trial
+
+__all__ = ["Store", "Study", "TrialResult"]
+
+SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE study (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE trial (
+    id INTEGER PRIMARY KEY, arm TEXT NOT NULL, lr REAL NOT NULL, seed INTEGER NOT NULL,
+    status TEXT NOT NULL, UNIQUE (arm, lr, seed));
+CREATE TABLE metric (
+    trial INTEGER NOT NULL REFERENCES trial, step INTEGER NOT NULL, epoch REAL NOT NULL, name TEXT NOT NULL, value REAL,
+    PRIMARY KEY (trial, step, name));
+CREATE TABLE alpha (
+    trial INTEGER NOT NULL REFERENCES trial, step INTEGER NOT NULL, gate INTEGER NOT NULL, value REAL,
+    PRIMARY KEY (trial, step, gate));
+"""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study is, apart from its results.
+
+    Attributes:
+        task: Name of the task.
+        settings: Everything that decides its numbers.
+        provenance: How it came about, as the report shows it: command, versions, machine, date.
+    """
+
+    task: str
+    settings: Settings
+    provenance: dict[str, str]
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """A trial with all its points.
+
+    Attributes:
+        trial: Which one.
+        status: ``running``, ``finished`` or ``diverged``.
+        points: What was measured, in the order of steps.
+    """
+
+    trial: Trial
+    status: str
+    points: tuple[Point, ...]
+
+    @property
+    def last(self) -> Point:
+        """The last point."""
+        return self.points[-1]
+
+
+class Store:
+    """The records of one study. Each point is committed as it comes, so a run that is killed loses only its last trial.
+
+    Args:
+        folder: The study's folder.
+        connection: Connection to its database.
+        study: What the study is.
+    """
+
+    def __init__(self, folder: Path, connection: sqlite3.Connection, study: Study) -> None:
+        self.folder = folder
+        self.study = study
+        self._connection = connection
+
+    @classmethod
+    @contextmanager
+    def open(cls, folder: Path, study: Study | None = None) -> Iterator["Store"]:
+        """Open a study, creating it if ``study`` is given and there is none yet.
+
+        Args:
+            folder: The study's folder.
+            study: What the folder must hold; None takes what is there.
+
+        Yields:
+            The store, open until the block ends.
+
+        Raises:
+            UsageError: If the folder cannot be used, holds something else, or holds another study.
+        """
+        path = folder / "study.sqlite"
+        exists = path.exists()
+        if not exists and study is None:
+            raise UsageError(f"expected a study in {folder}, found no study.sqlite; `rezero compare` makes one")
+        if not exists:
+            _check_new_folder(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            connection = sqlite3.connect(path, timeout=10)
+        except (OSError, sqlite3.Error) as error:
+            raise UsageError(f"cannot write to the output folder {folder}: {error}") from error
+        try:
+            if study is not None:
+                _write_schema(connection, study, folder)
+            held = _read_study(connection, folder)
+            if study is not None:
+                _check_same(held, study, folder)
+            yield cls(folder, connection, held)
+        finally:
+            connection.close()
+
+    def done(self) -> set[Trial]:
+        """Return the trials that need not be run again."""
+        rows = self._connection.execute("SELECT arm, lr, seed FROM trial WHERE status IN ('finished', 'diverged')")
+        return {Trial(*row) for row in rows}
+
+    def begin(self, trial: Trial) -> None:
+        """Record that a trial starts, forgetting what an interrupted one left."""
+        with self._connection as connection:
+            found = connection.execute("SELECT id FROM trial WHERE (arm, lr, seed) = (?, ?, ?)", _key(trial)).fetchone()
+            for table in ("metric", "alpha"):
+                connection.execute(f"DELETE FROM {table} WHERE trial = ?", found or (None,))  # noqa: S608 - constant
+            connection.execute(
+                "INSERT INTO trial (arm, lr, seed, status) VALUES (?, ?, ?, 'running') "
+                "ON CONFLICT DO UPDATE SET status = 'running'",
+                _key(trial),
+            )
+
+    def add(self, trial: Trial, point: Point) -> None:
+        """Record a point. Values that are not finite are kept as NULL."""
+        with self._connection as connection:
+            (row,) = connection.execute(
+                "SELECT id FROM trial WHERE (arm, lr, seed) = (?, ?, ?)", _key(trial)
+            ).fetchone()
+            connection.executemany(
+                "INSERT OR REPLACE INTO metric VALUES (?, ?, ?, ?, ?)",
+                [(row, point.step, point.epoch, name, _finite(value)) for name, value in point.metrics.items()],
+            )
+            connection.executemany(
+                "INSERT OR REPLACE INTO alpha VALUES (?, ?, ?, ?)",
+                [(row, point.step, gate, _finite(value)) for gate, value in enumerate(point.alphas)],
+            )
+
+    def finish(self, trial: Trial, status: str) -> None:
+        """Record that a trial ended as ``finished`` or ``diverged``."""
+        with self._connection as connection:
+            connection.execute("UPDATE trial SET status = ? WHERE (arm, lr, seed) = (?, ?, ?)", (status, *_key(trial)))
+
+    def results(self) -> list[TrialResult]:
+        """Return the trials that ended, by arm in the study's order and then by seed."""
+        order = {arm: position for position, arm in enumerate(self.study.settings.arms)}
+        rows = self._connection.execute("SELECT id, arm, lr, seed, status FROM trial WHERE status != 'running'")
+        ended = [TrialResult(Trial(arm, lr, seed), status, self._points(row)) for row, arm, lr, seed, status in rows]
+        return sorted(ended, key=lambda result: (order[result.trial.arm], result.trial.seed))
+
+    def _points(self, row: int) -> tuple[Point, ...]:
+        metrics: dict[tuple[int, float], dict[str, float]] = {}
+        query = "SELECT step, epoch, name, value FROM metric WHERE trial = ? ORDER BY step, name"
+        for step, epoch, name, value in self._connection.execute(query, (row,)):
+            metrics.setdefault((step, epoch), {})[name] = math.nan if value is None else value
+        alphas: dict[int, list[float]] = {}
+        query = "SELECT step, value FROM alpha WHERE trial = ? ORDER BY step, gate"
+        for step, value in self._connection.execute(query, (row,)):
+            alphas.setdefault(step, []).append(math.nan if value is None else value)
+        return tuple(Point(step, epoch, named, tuple(alphas.get(step, ()))) for (step, epoch), named in metrics.items())
+
+
+def _key(trial: Trial) -> tuple[str, float, int]:
+    return trial.arm, trial.lr, trial.seed
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _check_new_folder(folder: Path) -> None:
+    """Refuse a place where no study can begin, before anything is written."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"expected a folder for the study, got a file: {folder}")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UsageError(f"expected an empty or new folder, or one that holds this study: {folder} holds other files")
+    parent = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
+        raise UsageError(f"cannot write to the output folder {folder}: {parent} is not a folder that you may write to")
+
+
+def _write_schema(connection: sqlite3.Connection, study: Study, folder: Path) -> None:
+    """Write what the study is into a database that holds nothing yet: a new one, or one whose creation was cut off."""
+    facts = {"schema": SCHEMA_VERSION, "task": study.task, "settings": asdict(study.settings), **study.provenance}
+    rows = [(key, json.dumps(value)) for key, value in facts.items()]
+    with _damage_named(folder), connection:
+        if connection.execute("SELECT count(*) FROM sqlite_master").fetchone() != (0,):
+            return
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("BEGIN IMMEDIATE")
+        for statement in filter(str.strip, _SCHEMA.split(";")):
+            connection.execute(statement)
+        connection.executemany("INSERT INTO study VALUES (?, ?)", rows)
+
+
+@contextmanager
+def _damage_named(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.Error, KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{folder / 'study.sqlite'} is not a study, or is damaged: {error!r}") from error
+
+
+def _read_study(connection: sqlite3.Connection, folder: Path) -> Study:
+    with _damage_named(folder):
+        rows = connection.execute("SELECT key, value FROM study ORDER BY rowid").fetchall()
+        facts: dict[str, Any] = {key: json.loads(value) for key, value in rows}
+        version = facts.pop("schema")
+    if version != SCHEMA_VERSION:
+        raise UsageError(
+            f"{folder} was written by another version of rezero: expected schema {SCHEMA_VERSION}, got {version}; "
+            "update rezero, or choose another folder"
+        )
+    with _damage_named(folder):
+        settings = facts.pop("settings")
+        return Study(facts.pop("task"), Settings(**{**settings, "arms": tuple(settings["arms"])}), facts)
+
+
+def _check_same(held: Study, asked: Study, folder: Path) -> None:
+    old = {"task": held.task, **asdict(held.settings)}
+    new = {"task": asked.task, **asdict(asked.settings)}
+    differences = [
+        f"{name} {_show(old[name])} there, {_show(new[name])} asked" for name in old if old[name] != new[name]
+    ]
+    if differences:
+        raise UsageError(
+            f"{folder} holds another study ({'; '.join(differences)}): choose another folder with --output"
+        )
+
+
+def _show(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

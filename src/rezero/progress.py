@@ -1,0 +1,122 @@
+"""What the command line shows while a study runs and when it ends."""
+
+import sys
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from rezero.lab.store import Store
+from rezero.lab.sweep import plan
+from rezero.lab.trial import Point, Trial
+from rezero.lab.verdict import show_percent, show_value
+
+__all__ = ["StudyProgress", "print_table", "print_text"]
+
+
+class StudyProgress:
+    """A bar for the trial that runs and one for the study; a line for each trial that has ended.
+
+    Args:
+        store: The study's records.
+    """
+
+    def __init__(self, store: Store) -> None:
+        trials = plan(store.study.settings)
+        self._width = max(len(trial.arm) for trial in trials)
+        self._console = Console(stderr=True)
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        done = len(store.done())
+        if done:
+            self._console.print(
+                f"{done} of {len(trials)} trials are in {store.folder} already",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
+        self._study = self._bars.add_task("study", total=len(trials), completed=done, note="trials")
+        self._trial = self._bars.add_task("", total=None, visible=False, note="")
+
+    def __enter__(self) -> Self:
+        """Show the bars.
+
+        Returns:
+            Itself.
+        """
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Take the bars away."""
+        self._bars.stop()
+
+    def begin(self, trial: Trial, total_steps: int) -> None:
+        """Start the trial's bar."""
+        name = f"{trial.arm:{self._width}} seed {trial.seed}"
+        self._bars.reset(self._trial, total=total_steps, description=name, visible=True, note="steps")
+
+    def step(self, step: int) -> None:
+        """Move the trial's bar."""
+        self._bars.update(self._trial, completed=step)
+
+    def point(self, point: Point) -> None:
+        """Show the loss beside the bar."""
+        self._bars.update(self._trial, note=f"loss {show_value(point.metrics['train_loss'])}")
+
+    def finish(self, trial: Trial, point: Point) -> None:
+        """Leave a line for the trial."""
+        metrics = point.metrics
+        self._console.print(
+            f"{trial.arm:{self._width}}  seed {trial.seed}  {point.step} steps  "
+            f"training loss {show_value(metrics['train_loss']):>9}  "
+            f"accuracy {show_percent(metrics['val_accuracy']):>7}  {metrics['seconds']:5.1f} s",
+            highlight=False,
+            soft_wrap=True,
+        )
+        self._bars.update(self._trial, visible=False)
+        self._bars.advance(self._study)
+
+
+def print_table(rows: list[dict[str, str]]) -> None:
+    """Print the table of arms.
+
+    Args:
+        rows: A row an arm, column title to text.
+    """
+    if not rows:
+        return
+    table = Table(*rows[0], box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for row in rows:
+        table.add_row(*row.values())
+    console = _plain()
+    console.print(table)
+    console.print()
+
+
+def print_text(text: str) -> None:
+    """Print paragraphs, wrapped at words.
+
+    Args:
+        text: Paragraphs separated by empty lines.
+    """
+    console = _plain()
+    console.print(text, highlight=False, markup=False)
+    console.print()
+
+
+def _plain() -> Console:
+    # Where output goes to a file its lines are as long as they need to be.
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)

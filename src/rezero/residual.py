@@ -1,0 +1,77 @@
+"""The ReZero block."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from rezero.functional import gated_residual
+from rezero.gate import Gate
+from rezero.zero_last import find_zero_last
+
+__all__ = ["ReZero"]
+
+
+class ReZero(nn.Module):
+    r"""Residual block ``y = x + alpha * dropout(branch(x))`` that starts as the identity.
+
+    At the start the output equals the input bitwise, whatever the branch computes as long as it is finite
+    (``0 * inf`` is ``nan``). The branch's parameters then have a gradient of exactly zero, a tensor and not None,
+    while ``alpha`` has ``sum(dL/dy * branch(x))``: the first step opens the gate, the second trains the branch.
+
+    Args:
+        branch: Shape-preserving module, ``(*, D) -> (*, D)``. If it returns a tuple, the first item is gated and the
+            others pass through.
+        gate: The scale; by default ``Gate()``, one ``alpha`` that starts at 0. Give one gate to several blocks to tie
+            their ``alpha``.
+        dropout: Probability of zeroing an entry of the branch's output in training.
+
+    Raises:
+        TypeError: If ``branch`` is not a module or ``gate`` is not a `Gate`.
+        ValueError: If the gate starts at zero and the branch's last layer is zero too: both gradients are then zero
+            for ever. At the call: if the branch changes the shape of its input.
+
+    References:
+        Bachlechner et al. (2020), arXiv:2003.04887, eq. 1.
+
+    Example:
+        >>> import torch
+        >>> block, x = ReZero(nn.Linear(4, 4)), torch.randn(2, 4)
+        >>> torch.equal(block(x), x)
+        True
+    """
+
+    def __init__(self, branch: nn.Module, *, gate: Gate | None = None, dropout: float = 0.0) -> None:
+        super().__init__()
+        if not isinstance(branch, nn.Module):
+            raise TypeError(f"branch must be an nn.Module: got {type(branch).__name__}")
+        if gate is not None and not isinstance(gate, Gate):
+            raise TypeError(f"gate must be a rezero.Gate: got {type(gate).__name__}")
+        gate = Gate() if gate is None else gate
+        if gate.init_value == 0 and (culprit := find_zero_last(branch)) is not None:
+            raise ValueError(
+                f"the branch outputs only zeros because of {culprit}, and alpha starts at zero: the gradients of both "
+                "would be zero for ever; initialise that layer as usual, or start alpha elsewhere with "
+                "gate=Gate(init_value=1.0)"
+            )
+        self.branch = branch
+        self.gate = gate
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Return ``x + alpha * branch(x)``.
+
+        Args:
+            x: Input of the block and of its branch, ``(*, D)``.
+            *args: Passed on to the branch.
+            **kwargs: Passed on to the branch.
+
+        Returns:
+            The sum, in the shape of ``x`` and the dtype of ``x + branch(x)``; where the branch returns a tuple, that
+            tuple with the sum as its first item.
+        """
+        output = self.branch(x, *args, **kwargs)
+        if not isinstance(output, tuple):
+            return gated_residual(x, self.dropout(output), self.gate.scale)
+        y = gated_residual(x, self.dropout(output[0]), self.gate.scale)
+        named = hasattr(output, "_fields")
+        return type(output)(y, *output[1:]) if named else (y, *output[1:])

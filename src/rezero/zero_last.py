@@ -1,0 +1,88 @@
+"""Find a branch that outputs only zeros because of how its last layer was initialised."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["find_zero_last"]
+
+# The input a layer of each kind takes, from its own attributes: a zero output is judged by running the layer.
+# Zero parameters prove nothing: some norms multiply by 1 + weight.
+_PROBES: tuple[tuple[type[nn.Module], Callable[..., tuple[int, ...]]], ...] = (
+    (nn.Linear, lambda layer: (2, layer.in_features)),
+    (nn.Conv1d, lambda layer: (2, layer.in_channels, *_room(layer))),
+    (nn.Conv2d, lambda layer: (2, layer.in_channels, *_room(layer))),
+    (nn.Conv3d, lambda layer: (2, layer.in_channels, *_room(layer))),
+    (nn.ConvTranspose1d, lambda layer: (2, layer.in_channels, *_room(layer))),
+    (nn.ConvTranspose2d, lambda layer: (2, layer.in_channels, *_room(layer))),
+    (nn.ConvTranspose3d, lambda layer: (2, layer.in_channels, *_room(layer))),
+    (nn.BatchNorm1d, lambda layer: (2, layer.num_features)),
+    (nn.BatchNorm2d, lambda layer: (2, layer.num_features, 8, 8)),
+    (nn.BatchNorm3d, lambda layer: (2, layer.num_features, 8, 8, 8)),
+    (nn.GroupNorm, lambda layer: (2, layer.num_channels, 8, 8)),
+    (nn.LayerNorm, lambda layer: (2, *layer.normalized_shape)),
+    (nn.RMSNorm, lambda layer: (2, *layer.normalized_shape)),
+)
+
+
+def find_zero_last(branch: nn.Module) -> str | None:
+    """Name the layer because of which a branch outputs only zeros at initialisation.
+
+    A layer is suspected when its parameters and its output on random input are all zero. Then the branch itself is run,
+    if the shape of its input can be read from its first layer: a zero layer that does not silence the branch is not
+    blamed. A branch that cannot be run is judged by its last layer.
+
+    Args:
+        branch: A residual branch, ``(*, D) -> (*, D)``.
+
+    Returns:
+        The layer, as ``"fc2: Linear(...)"``, or None if the branch is alive or cannot be judged without an input
+        (layers that are not torch's, the meta device).
+    """
+    layers = [(name, layer) for name, layer in branch.named_modules() if _owns_parameters(layer)]
+    suspects = [(name, layer) for name, layer in layers if _is_zero(layer) and _outputs_zeros(layer, probe_of=layer)]
+    if not suspects:
+        return None
+    silent = _outputs_zeros(branch, probe_of=layers[0][1])
+    if silent is False or (silent is None and suspects[-1] != layers[-1]):
+        return None
+    name, layer = suspects[-1]
+    return f"{name}: {layer}" if name else repr(layer)
+
+
+def _owns_parameters(layer: nn.Module) -> bool:
+    return next(layer.parameters(recurse=False), None) is not None
+
+
+def _is_zero(layer: nn.Module) -> bool:
+    own = list(layer.parameters(recurse=False))
+    judgeable = not any(p.is_meta or isinstance(p, nn.parameter.UninitializedParameter) for p in own)
+    return judgeable and not any(bool(p.any()) for p in own)
+
+
+def _outputs_zeros(module: nn.Module, *, probe_of: nn.Module) -> bool | None:
+    """Tell whether the module is zero on random input of the shape that ``probe_of`` takes; None if it can't be run."""
+    shape = next((make(probe_of) for kind, make in _PROBES if isinstance(probe_of, kind)), None)
+    if shape is None:
+        return None
+    parameter = next(module.parameters())
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randn(shape, generator=generator).to(parameter.device, parameter.dtype)
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            output = module.eval()(probe)
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError):
+        return None  # the branch wants other arguments: it stays unjudged
+    finally:
+        for part, training in modes:
+            part.training = training
+    first = output[0] if isinstance(output, tuple) else output
+    return not bool(first.any()) if isinstance(first, Tensor) else None
+
+
+def _room(layer: "nn.modules.conv._ConvNd") -> tuple[int, ...]:
+    """Return a spatial size that a convolution's kernel fits into."""
+    sizes = zip(layer.kernel_size, layer.dilation, strict=True)
+    return tuple(dilation * (int(size) - 1) + 8 for size, dilation in sizes)

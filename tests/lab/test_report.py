@@ -1,0 +1,439 @@
+"""The report of a study."""
+
+import functools
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from unittest.mock import create_autospec
+from xml.etree import ElementTree
+
+import pytest
+import vl_convert
+
+from rezero.lab import TASKS, Point, Store, Study, Trial, Watcher, find_task, run_study, write_report, write_verdict
+from rezero.lab.report import summary_rows
+
+TASK = find_task("fc-digits")
+BUNDLE = functools.cache(vl_convert.javascript_bundle)  # takes a second
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
+# Attributes that a browser fetches from, or that lead away from the page.
+REFERENCES = {"src", "href", "xlink:href", "srcset", "data", "poster", "action", "formaction", "background", "manifest"}
+
+
+class Page(HTMLParser):
+    """A page taken apart: elements with attributes and text, which ``find`` selects by name.
+
+    Args:
+        text: HTML.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None], list[str]]] = []
+        self._open: list[int] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs), []))
+        if tag not in VOID:
+            self._open.append(len(self.elements) - 1)
+
+    def handle_endtag(self, tag: str) -> None:
+        while self._open and self.elements[self._open.pop()][0] != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        for index in self._open:
+            self.elements[index][2].append(data)
+
+    def find(self, tag: str) -> list[str]:
+        """The text of every element of that name."""
+        return ["".join(text) for name, _, text in self.elements if name == tag]
+
+    def attributes(self, tag: str) -> list[dict[str, str | None]]:
+        """The attributes of every element of that name."""
+        return [attributes for name, attributes, _ in self.elements if name == tag]
+
+
+def study(*arms: str, provenance: dict[str, str] | None = None, **changes: Any) -> Study:
+    small = {"arms": arms, "depth": 2, "width": 8, "epochs": 2, "batch_size": 500, "seeds": 2}
+    return Study("fc-digits", TASK.settings({**small, **changes}), {"command": "rezero compare"} | (provenance or {}))
+
+
+@contextmanager
+def made(folder: Path, asked: Study) -> Iterator[Store]:
+    """A study that has run, with its report."""
+    with Store.open(folder, asked) as store:
+        run_study(store, TASK, create_autospec(Watcher, instance=True))
+        write_report(store)
+        yield store
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Every file but the database, by name."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if not path.name.startswith("study.")}
+
+
+def page_of(folder: Path) -> Page:
+    return Page((folder / "report.html").read_text(encoding="utf-8"))
+
+
+def table_of(page: Page) -> list[list[str]]:
+    """The rows of the page's table, its head first."""
+    names = [name for name, _, _ in page.elements]
+    texts = ["".join(text) for _, _, text in page.elements]
+    rows: list[list[str]] = []
+    for name, text in zip(names, texts, strict=True):
+        if name == "tr":
+            rows.append([])
+        elif name in ("td", "th"):
+            rows[-1].append(text)
+    return rows
+
+
+def specs_of(page: Page) -> dict[str, Any]:
+    """The charts' specifications by the id of their place."""
+    script = page.find("script")[-1]
+    return {
+        json.loads(name): json.loads(spec)
+        for name, spec in re.findall(r'^vegaEmbed\("#" \+ CSS\.escape\((".*?")\), (\{.*\}), options\);$', script, re.M)
+    }
+
+
+@pytest.fixture(scope="module")
+def _one_bundle() -> Iterator[None]:
+    """Bundle the charts' JavaScript once for all reports of this module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vl_convert, "javascript_bundle", BUNDLE)
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a study of three arms, one of them gated, on two seeds."""
+    path = tmp_path_factory.mktemp("study")
+    with made(path, study("plain", "rezero", "pre-norm")):
+        return path
+
+
+def test_the_folder_holds_what_is_promised(folder: Path) -> None:
+    """A report is one page, a verdict, a summary, and each chart as SVG and PNG."""
+    charts = ["alpha_rezero", "train_loss", "val_accuracy"]
+    assert {*files(folder)} == {
+        "report.html",
+        "verdict.txt",
+        "summary.json",
+        *(f"{chart}.{ending}" for chart in charts for ending in ("svg", "png")),
+    }
+    assert page_of(folder).find("h1") == ["fc-digits: plain, rezero, pre-norm"]
+
+
+def test_report_is_the_same_bytes_again(folder: Path) -> None:
+    """Written twice more in this process and once in another, every file of the report has the same bytes."""
+    first = files(folder)
+    with Store.open(folder) as store:
+        for _ in range(2):
+            for name in first:
+                (folder / name).unlink()
+            write_report(store)
+            assert files(folder) == first
+    for name in first:
+        (folder / name).unlink()
+    command = [sys.executable, "-m", "rezero", "report", str(folder)]
+    odd = {**os.environ, "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "LC_ALL": "C", "COLUMNS": "40"}
+    done = subprocess.run(command, cwd=folder.parent, env=odd, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {name: content == first[name] for name, content in files(folder).items()} == dict.fromkeys(first, True)
+
+
+def test_page_fetches_nothing(folder: Path) -> None:
+    """No element, style or policy of the page lets a browser fetch anything."""
+    page = page_of(folder)
+    references = [(tag, key, v) for tag, attrs, _ in page.elements for key, v in attrs.items() if key in REFERENCES]
+    assert references == []
+    assert not {name for name, _, _ in page.elements} & {"link", "iframe", "frame", "object", "embed", "base", "img"}
+    styles = page.find("style") + [a["style"] or "" for _, a, _ in page.elements if "style" in a]
+    assert styles
+    assert [style for style in styles if re.search(r"@import|url\s*\(|image-set\s*\(", style)] == []
+    (policy,) = [
+        a["content"] or "" for a in page.attributes("meta") if a.get("http-equiv") == "Content-Security-Policy"
+    ]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == "'none'"
+    sources = {source for rule in rules.values() for source in rule.split()}
+    assert sources <= {"'none'", "'unsafe-inline'", "'unsafe-eval'", "data:"}
+
+
+def test_charts_carry_their_data(folder: Path) -> None:
+    """Every chart's data are in the page, none is loaded from an address."""
+    specs = specs_of(page_of(folder))
+    assert [*specs] == ["train_loss", "val_accuracy", "alpha_rezero"]
+    for spec in specs.values():
+        assert '"url"' not in json.dumps(spec)
+        assert sum(len(rows) for rows in spec["datasets"].values()) > 0
+
+
+def test_svg_files_fetch_nothing(folder: Path) -> None:
+    """The SVG files refer to nothing outside themselves."""
+    for path in folder.glob("*.svg"):
+        root = ElementTree.fromstring(path.read_text(encoding="utf-8"))  # noqa: S314 - our own file
+        values = [(key, value) for element in root.iter() for key, value in element.attrib.items()]
+        assert [pair for pair in values if pair[0].endswith(("href", "src")) and not pair[1].startswith("#")] == []
+        assert [value for _, value in values if re.search(r"url\((?!#)", value)] == []
+        assert {element.tag.rpartition("}")[2] for element in root.iter()}.isdisjoint({"script", "style", "image"})
+
+
+def test_charts_show_the_studys_numbers(folder: Path) -> None:
+    """The curves are median and range over seeds of each arm at each epoch; the map has each gate at each epoch."""
+    with Store.open(folder) as store:
+        results = store.results()
+    specs = specs_of(page_of(folder))
+    for name in ("train_loss", "val_accuracy"):
+        (rows,) = specs[name]["datasets"].values()
+        assert len(rows) == 3 * 2
+        for row in rows:
+            points = [p for r in results if r.trial.arm == row["arm"] for p in r.points if p.epoch == row["x"]]
+            low, high = sorted(point.metrics[name] for point in points)
+            assert (row["low"], row["median"], row["high"]) == (low, (low + high) / 2, high)
+    (cells,) = specs["alpha_rezero"]["datasets"].values()
+    assert {(cell["x"], cell["gate"]) for cell in cells} == {(x, gate) for x in (1.0, 2.0) for gate in (1, 2)}
+    for cell in cells:
+        points = [p for r in results if r.trial.arm == "rezero" for p in r.points if p.epoch == cell["x"]]
+        assert cell["size"] == sum(abs(point.alphas[cell["gate"] - 1]) for point in points) / 2
+        assert cell["size"] > 0
+
+
+def test_table_has_a_row_an_arm(folder: Path) -> None:
+    """The page's table is summary_rows(): one row an arm in the study's order, with its formula and its numbers."""
+    with Store.open(folder) as store:
+        results = store.results()
+        rows = summary_rows(store, results)
+    head, *body = table_of(page_of(folder))
+    assert head == [*rows[0]]
+    assert body == [[*row.values()] for row in rows]
+    assert [row[0] for row in body] == ["plain", "rezero", "pre-norm"]
+    for row in rows:
+        assert row["formula"] == TASK.arms[row["arm"]]
+        low, high = sorted(r.last.metrics["train_loss"] for r in results if r.trial.arm == row["arm"])
+        assert row["training loss (nats)"] == f"{(low + high) / 2:.3g} ({low:.3g} to {high:.3g})"
+        low, high = sorted(100 * r.last.metrics["val_accuracy"] for r in results if r.trial.arm == row["arm"])
+        assert row["validation accuracy"] == f"{(low + high) / 2:.1f} % ({low:.1f} to {high:.1f})"
+        seconds = [r.last.metrics["seconds"] / 6 for r in results if r.trial.arm == row["arm"]]
+        assert row["ms a step"] == f"{500 * sum(seconds):.1f}"
+        assert row["seeds"] == "2"
+
+
+def test_verdict_is_in_the_page_and_in_its_file(folder: Path) -> None:
+    """verdict.txt is write_verdict(), and the page has its paragraphs."""
+    with Store.open(folder) as store:
+        verdict = write_verdict(store.study, store.results())
+    assert (folder / "verdict.txt").read_text(encoding="utf-8") == verdict + "\n"
+    assert page_of(folder).find("p")[:3] == verdict.split("\n\n")
+
+
+def test_page_says_how_to_make_it_again(folder: Path) -> None:
+    """The page lists where the study comes from and every setting that has a value."""
+    page = page_of(folder)
+    facts = dict(zip(page.find("dt"), page.find("dd"), strict=True))
+    assert facts == {
+        "command": "rezero compare",
+        "arms": "plain, rezero, pre-norm",
+        "depth": "2",
+        "width": "8",
+        "epochs": "2",
+        "batch_size": "500",
+        "lr": "0.01",
+        "seeds": "2",
+        "device": "cpu",
+        "threads": "1",
+    }
+
+
+@pytest.mark.usefixtures("_one_bundle")
+def test_only_gated_arms_have_a_map_of_alpha(tmp_path: Path) -> None:
+    """Of all arms, those whose formula has an alpha have a map, and the others have none."""
+    with made(tmp_path, study(*TASK.arms, seeds=1, epochs=1)):
+        pass
+    gated = {f"alpha_{arm}" for arm, formula in TASK.arms.items() if "alpha" in formula}
+    assert gated == {"alpha_rezero", "alpha_skipinit"}
+    assert {*specs_of(page_of(tmp_path))} == {"train_loss", "val_accuracy", *gated}
+    assert {path.stem for path in tmp_path.glob("alpha*")} == gated
+    assert [row[0] for row in table_of(page_of(tmp_path))[1:]] == [*TASK.arms]
+
+
+def test_every_chart_has_its_place(folder: Path) -> None:
+    """Each chart's script finds an element with its name, and its caption names files that are there."""
+    page = page_of(folder)
+    places = [attributes["id"] for attributes in page.attributes("div") if attributes.get("class") == "chart"]
+    assert places == [*specs_of(page)]
+    captions = page.find("figcaption")
+    assert len(captions) == len(places)
+    for place, caption in zip(places, captions, strict=True):
+        assert caption.endswith(f"Files: {place}.svg, {place}.png.")
+        assert (folder / f"{place}.svg").exists()
+        assert (folder / f"{place}.png").exists()
+
+
+HOSTILE = "</title></script></style><b>&amp;\"'{{ 7 * 7 }}<!--<script>alert(1)"
+
+
+@pytest.mark.usefixtures("_one_bundle")
+def test_what_a_user_types_stays_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names and commands full of markup change no element of the page and are shown as they are."""
+    arms = {"plain": "f(x)", HOSTILE: f"f({HOSTILE})"}
+    monkeypatch.setitem(TASKS, "fc-digits", replace(TASK, arms=arms))
+    pages = []
+    for name, arm, typed in (("plain", "other", "harmless"), ("hostile", HOSTILE, HOSTILE)):
+        arms["other"] = "f(other)"
+        facts = {"command": f"rezero compare -o {typed}", typed: "key"}
+        with Store.open(tmp_path / name, study("plain", arm, provenance=facts)) as store:
+            for each in ("plain", arm):
+                trial = Trial(each, 0.01, 0)
+                store.begin(trial)
+                metrics = {"seconds": 1.0, "train_loss": 2.0, "val_accuracy": 0.5, "val_loss": 2.0}
+                store.add(trial, Point(3, 1.0, metrics, ()))
+                store.finish(trial, "finished")
+            write_report(store)
+        pages.append(page_of(tmp_path / name))
+    harmless, hostile = pages
+    names = [[(name, [*attributes]) for name, attributes, _ in page.elements] for page in pages]
+    assert names[0] == names[1]
+    assert hostile.find("title") == hostile.find("h1") == [f"fc-digits: plain, {HOSTILE}"]
+    assert hostile.find("dd")[0] == f"rezero compare -o {HOSTILE}"
+    assert HOSTILE in hostile.find("dt")
+    assert table_of(hostile)[2][:2] == [HOSTILE, f"f({HOSTILE})"]
+    assert len(harmless.find("script")) == len(hostile.find("script")) == 2
+    rows = [row for spec in specs_of(hostile).values() for data in spec["datasets"].values() for row in data]
+    assert Counter(row["arm"] for row in rows) == {"plain": 2, HOSTILE: 2}
+
+
+def test_summary_is_the_study_for_programs(folder: Path) -> None:
+    """summary.json is strict JSON with the task, the settings and the table."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"), parse_constant=refuse)
+    assert summary["task"] == "fc-digits"
+    assert summary["settings"] == {**vars(study().settings), "arms": ["plain", "rezero", "pre-norm"]}
+    with Store.open(folder) as store:
+        assert summary["arms"] == summary_rows(store, store.results())
+
+
+@pytest.mark.usefixtures("_one_bundle")
+def test_report_of_a_study_without_results(tmp_path: Path) -> None:
+    """A study that was stopped in its first trial has a report that says so."""
+    with Store.open(tmp_path, study("plain", "rezero")) as store:
+        store.begin(Trial("plain", 0.01, 0))
+        write_report(store)
+    page = page_of(tmp_path)
+    assert page.find("p")[0].endswith("Only 0 of 4 trials have ended so far.")
+    assert page.find("table") == []
+    assert list(tmp_path.glob("*.svg")) == []
+
+
+@pytest.mark.usefixtures("_one_bundle")
+def test_report_of_an_unfinished_study(tmp_path: Path) -> None:
+    """A study that was stopped shows the arms that it has, and says how many trials are missing."""
+    metrics = {"seconds": 1.0, "train_loss": 2.0, "val_accuracy": 0.5, "val_loss": 2.0}
+    with Store.open(tmp_path / "study", study("plain", "rezero")) as store:
+        trial = Trial("plain", 0.01, 0)
+        store.begin(trial)
+        store.add(trial, Point(3, 1.0, metrics, ()))
+        store.finish(trial, "finished")
+        store.begin(Trial("rezero", 0.01, 0))
+        write_report(store)
+    page = page_of(tmp_path / "study")
+    assert page.find("p")[0].endswith("Only 1 of 4 trials have ended so far.")
+    (row,) = table_of(page)[1:]
+    assert row[0] == "plain"
+    assert row[2].endswith("(one seed)")
+    assert row[-1] == "1"
+
+
+@pytest.mark.usefixtures("_one_bundle")
+def test_report_of_arms_that_diverged(tmp_path: Path) -> None:
+    """Where every arm diverged the report says so, counts the seeds, and its pictures are whole."""
+    with made(tmp_path, study("residual", "rezero", lr=1e30)):
+        pass
+    page = page_of(tmp_path)
+    assert "Every arm diverged." in page.find("p")[1]
+    assert [row[-1] for row in table_of(page)[1:]] == ["2, 2 diverged", "2, 2 diverged"]
+    assert all(row[2].startswith("diverged") for row in table_of(page)[1:])
+    assert_pictures_are_whole(tmp_path)
+
+
+@pytest.mark.usefixtures("_one_bundle")
+def test_report_of_one_arm_that_diverged(tmp_path: Path) -> None:
+    """An arm that diverged is in the table and in the legend's order, and the others' curves are drawn."""
+    with made(tmp_path, study("residual", "post-norm", depth=8, lr=1e6)) as store:
+        results = store.results()
+    assert {r.trial.arm: math.isfinite(r.last.metrics["train_loss"]) for r in results} == {
+        "residual": False,
+        "post-norm": True,
+    }
+    page = page_of(tmp_path)
+    assert [(row[0], row[-1]) for row in table_of(page)[1:]] == [("residual", "2, 2 diverged"), ("post-norm", "2")]
+    (rows,) = specs_of(page)["train_loss"]["datasets"].values()
+    assert {row["arm"] for row in rows} == {"post-norm"}
+    assert {*specs_of(page)} == {"train_loss", "val_accuracy"}
+    assert "post-norm ends lowest; every other arm diverged." in page.find("p")[1]
+    assert_pictures_are_whole(tmp_path)
+
+
+def assert_pictures_are_whole(folder: Path) -> None:
+    """Every chart of the page has its files, and every coordinate in them is a number."""
+    svgs = {path.stem: path for path in folder.glob("*.svg")}
+    assert {*svgs} == {*specs_of(page_of(folder))}
+    for path in svgs.values():
+        root = ElementTree.fromstring(path.read_text(encoding="utf-8"))  # noqa: S314 - our own file
+        geometry = [v for e in root.iter() for k, v in e.attrib.items() if k in {"d", "width", "height", "transform"}]
+        assert [value for value in geometry if "NaN" in value or "Infinity" in value] == [], path.name
+        assert path.with_suffix(".png").stat().st_size > 0
+
+
+@pytest.mark.usefixtures("_one_bundle")
+def test_report_does_not_touch_the_study(folder: Path) -> None:
+    """Making the report again changes nothing in study.sqlite."""
+    before = (folder / "study.sqlite").read_bytes()
+    with Store.open(folder) as store:
+        write_report(store)
+    assert (folder / "study.sqlite").read_bytes() == before
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path")
+@pytest.mark.parametrize("width", [400, 1280], ids=str)
+def test_browser_draws_every_chart(folder: Path, tmp_path: Path, width: int) -> None:
+    """In headless Chromium every chart of the page is an SVG with marks, not wider than the window, and named."""
+    assert CHROMIUM is not None
+    flags = ["--headless", "--no-sandbox", "--no-first-run", "--hide-scrollbars"]
+    flags += [f"--disable-{name}" for name in ("gpu", "background-networking", "component-update", "sync")]
+    where = [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900", "--virtual-time-budget=8000"]
+    command = [CHROMIUM, *flags, *where, "--dump-dom", (folder / "report.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    page = Page(done.stdout)
+    charts = specs_of(page_of(folder))
+    assert len(charts) == 3
+    for name, spec in charts.items():
+        start = next(i for i, (_, attributes, _) in enumerate(page.elements) if attributes.get("id") == name)
+        inside = page.elements[start + 1 :]
+        svgs = [i for i, (tag, _, _) in enumerate(inside) if tag in ("svg", "figcaption")]
+        tag, attributes, _ = inside[svgs[0]]
+        assert tag == "svg", name
+        assert 100 < float(attributes["width"] or 0) <= max(width, 500)
+        marks = [a for _, a, _ in inside[svgs[0] : svgs[1]] if (a.get("aria-label") or "").startswith("epoch: ")]
+        assert len(marks) >= 4, name
+        assert spec["description"] in [a.get("aria-label") for _, a, _ in page.elements[start : start + svgs[1]]]

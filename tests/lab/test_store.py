@@ -1,0 +1,410 @@
+"""A study on disk."""
+
+import json
+import math
+import os
+import sqlite3
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rezero.errors import UsageError
+from rezero.lab import Point, Settings, Store, Study, Trial, find_task
+
+TASK = find_task("fc-digits")
+PLAIN, REZERO = Trial("plain", 0.01, 0), Trial("rezero", 0.01, 0)
+
+
+def tiny(**changes: Any) -> Settings:
+    return TASK.settings({"arms": ("plain", "rezero"), "depth": 2, "width": 8, "epochs": 2, "seeds": 2, **changes})
+
+
+def study(**changes: Any) -> Study:
+    return Study("fc-digits", tiny(**changes), {"command": "rezero compare fc-digits", "date": "today"})
+
+
+def point(step: int = 1, *, loss: float = 2.0, alphas: tuple[float, ...] = ()) -> Point:
+    return Point(step, step / 12, {"seconds": 0.5, "train_loss": loss, "val_accuracy": 0.25, "val_loss": 2.5}, alphas)
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """Every path below a folder with its bytes, None for a folder."""
+    paths = sorted(folder.rglob("*"))
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in paths}
+
+
+def execute(path: Path, *statements: str) -> None:
+    with closing(sqlite3.connect(path)) as connection, connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    """A study that is closed and opened again has the same settings, provenance, trials and points, bit for bit."""
+    points = (point(12, loss=0.1 + 0.2, alphas=(0.1, -1e-300)), point(24, loss=1 / 3, alphas=(5e-324, 1e300)))
+    with Store.open(tmp_path / "a" / "b", study()) as store:
+        store.begin(REZERO)
+        for each in points:
+            store.add(REZERO, each)
+        store.finish(REZERO, "finished")
+    for asked in (study(), None):
+        with Store.open(tmp_path / "a" / "b", asked) as store:
+            assert store.study == study()
+            (result,) = store.results()
+            assert (result.trial, result.status, result.points) == (REZERO, "finished", points)
+            assert result.last == points[-1]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [tiny(), tiny(arms=("rezero",), lr=0.1 + 0.2), TASK.settings({"steps": 7}), TASK.defaults],
+    ids=["epochs", "float", "steps", "defaults"],
+)
+def test_settings_round_trip(tmp_path: Path, settings: Settings) -> None:
+    """All settings come back equal, so that the same command finds the same study."""
+    asked = Study("fc-digits", settings, {})
+    with Store.open(tmp_path / "study", asked) as store:
+        assert store.study == asked
+    with Store.open(tmp_path / "study", asked) as store:
+        assert store.study == asked
+
+
+def test_provenance_is_of_the_first_run(tmp_path: Path) -> None:
+    """A study keeps how it came about in its order, whatever later runs say of themselves."""
+    first = {"command": "rezero compare", "versions": "1", "date": "Monday"}
+    with Store.open(tmp_path, Study("fc-digits", tiny(), first)):
+        pass
+    with Store.open(tmp_path, Study("fc-digits", tiny(), {"date": "Tuesday", "command": "other"})) as store:
+        assert [*store.study.provenance.items()] == [*first.items()]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
+def test_values_that_are_not_finite_come_back_as_nan(tmp_path: Path, value: float) -> None:
+    """nan and infinities of a diverged trial are kept as nan, losses and alphas alike, and the rest as it was."""
+    with Store.open(tmp_path, study()) as store:
+        store.begin(REZERO)
+        store.add(REZERO, point(12, loss=value, alphas=(0.5, value)))
+        store.finish(REZERO, "diverged")
+    with Store.open(tmp_path) as store:
+        (result,) = store.results()
+    assert result.status == "diverged"
+    assert math.isnan(result.last.metrics["train_loss"])
+    assert result.last.metrics["val_loss"] == 2.5
+    assert result.last.alphas[0] == 0.5
+    assert math.isnan(result.last.alphas[1])
+    assert result.last.diverged
+
+
+def test_a_running_trial_is_no_result(tmp_path: Path) -> None:
+    """A trial counts as done, and appears among the results, when it has finished or diverged, not before."""
+    with Store.open(tmp_path, study()) as store:
+        for trial in (PLAIN, REZERO):
+            store.begin(trial)
+            store.add(trial, point())
+        assert store.done() == set()
+        assert store.results() == []
+        store.finish(REZERO, "finished")
+        assert store.done() == {REZERO}
+        assert [result.trial for result in store.results()] == [REZERO]
+        store.finish(PLAIN, "diverged")
+        assert store.done() == {PLAIN, REZERO}
+
+
+def test_begin_forgets_what_an_interrupted_trial_left(tmp_path: Path) -> None:
+    """A trial that begins again has no point of its earlier run, and no other trial loses any."""
+    with Store.open(tmp_path, study()) as store:
+        store.begin(PLAIN)
+        store.add(PLAIN, point(12, loss=1.0))
+        store.finish(PLAIN, "finished")
+        store.begin(REZERO)
+        store.add(REZERO, point(12, alphas=(0.1, 0.2, 0.3)))
+        store.add(REZERO, point(24, alphas=(0.1, 0.2, 0.3)))
+    with Store.open(tmp_path, study()) as store:
+        store.begin(REZERO)
+        store.add(REZERO, point(12, loss=3.0, alphas=(0.4,)))
+        store.finish(REZERO, "finished")
+        plain, rezero = store.results()
+    assert plain.points == (point(12, loss=1.0),)
+    assert rezero.points == (point(12, loss=3.0, alphas=(0.4,)),)
+
+
+def test_results_are_ordered_by_arm_and_seed(tmp_path: Path) -> None:
+    """Results come by arm in the study's order and then by seed, whenever they were run."""
+    order = [("plain", 1), ("rezero", 0), ("post-norm", 1), ("plain", 0), ("rezero", 1), ("post-norm", 0)]
+    with Store.open(tmp_path, study(arms=("rezero", "plain", "post-norm"))) as store:
+        for arm, seed in order:
+            trial = Trial(arm, 0.01, seed)
+            store.begin(trial)
+            store.add(trial, point())
+            store.finish(trial, "finished")
+        found = [(result.trial.arm, result.trial.seed) for result in store.results()]
+    assert found == [(arm, seed) for arm in ("rezero", "plain", "post-norm") for seed in (0, 1)]
+
+
+def test_a_point_is_on_disk_at_once(tmp_path: Path) -> None:
+    """Another connection sees each point as soon as it is added."""
+    with Store.open(tmp_path, study()) as store:
+        store.begin(PLAIN)
+        for step in (12, 24):
+            store.add(PLAIN, point(step))
+            with closing(sqlite3.connect(tmp_path / "study.sqlite")) as other:
+                assert other.execute("SELECT max(step) FROM metric").fetchone() == (step,)
+
+
+def test_closing_leaves_one_file(tmp_path: Path) -> None:
+    """A study that is closed is one file, study.sqlite."""
+    with Store.open(tmp_path, study()) as store:
+        store.begin(PLAIN)
+        store.add(PLAIN, point())
+    assert [*tree(tmp_path)] == ["study.sqlite"]
+
+
+def test_opening_a_study_changes_nothing(tmp_path: Path) -> None:
+    """Opening a study to read it, or with the settings that it has, leaves every byte."""
+    with Store.open(tmp_path, study()) as store:
+        store.begin(PLAIN)
+    before = tree(tmp_path)
+    for asked in (None, study()):
+        with Store.open(tmp_path, asked):
+            pass
+        assert tree(tmp_path) == before
+
+
+def test_a_creation_that_was_cut_off_goes_on(tmp_path: Path) -> None:
+    """An empty study.sqlite, which a kill during the creation leaves, becomes the study that is asked for."""
+    (tmp_path / "study.sqlite").touch()
+    with Store.open(tmp_path, study()) as store:
+        assert store.study == study()
+        assert store.done() == set()
+
+
+def test_a_creation_is_whole_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A creation that breaks off after some tables leaves none of them, and the study can be made afterwards."""
+    with monkeypatch.context() as patch:
+        patch.setattr("rezero.lab.store._SCHEMA", "CREATE TABLE study (key, value); CREATE TABLE study (key, value);")
+        with pytest.raises(UsageError, match="table study already exists"), Store.open(tmp_path, study()):
+            pass
+    with closing(sqlite3.connect(tmp_path / "study.sqlite")) as connection:
+        assert connection.execute("SELECT name FROM sqlite_master").fetchall() == []
+    with Store.open(tmp_path, study()) as store:
+        assert store.study == study()
+
+
+# Places where no study can be: how each is made, and what is said of it. Each function returns the folder to open.
+
+
+def another_study(root: Path) -> Path:
+    with Store.open(root / "study", study(depth=3, arms=("plain",))):
+        pass
+    return root / "study"
+
+
+def foreign_database(root: Path) -> Path:
+    execute(root / "study.sqlite", "CREATE TABLE bookmarks (url TEXT)", "INSERT INTO bookmarks VALUES ('x')")
+    return root
+
+
+def foreign_study_table(root: Path) -> Path:
+    execute(
+        root / "study.sqlite", "CREATE TABLE study (participant TEXT, age INT)", "INSERT INTO study VALUES ('x', 5)"
+    )
+    return root
+
+
+def foreign_key_value_table(root: Path) -> Path:
+    execute(
+        root / "study.sqlite", "CREATE TABLE study (key TEXT, value TEXT)", "INSERT INTO study VALUES ('a', '\"b\"')"
+    )
+    return root
+
+
+def foreign_text_table(root: Path) -> Path:
+    execute(
+        root / "study.sqlite", "CREATE TABLE study (key TEXT, value TEXT)", "INSERT INTO study VALUES ('a', 'not json')"
+    )
+    return root
+
+
+def garbage(root: Path) -> Path:
+    (root / "study.sqlite").write_bytes(b"this is no database at all\n" * 100)
+    return root
+
+
+def newer_schema(root: Path) -> Path:
+    with Store.open(root / "study", study()):
+        pass
+    execute(root / "study" / "study.sqlite", "UPDATE study SET value = '99' WHERE key = 'schema'")
+    return root / "study"
+
+
+def newer_settings(root: Path) -> Path:
+    with Store.open(root / "study", study()):
+        pass
+    statement = "UPDATE study SET value = json_set(value, '$.momentum', 0.9) WHERE key = 'settings'"
+    execute(root / "study" / "study.sqlite", statement, "UPDATE study SET value = '99' WHERE key = 'schema'")
+    return root / "study"
+
+
+def other_files(root: Path) -> Path:
+    (root / "thesis.tex").write_text("years of work")
+    return root
+
+
+def hidden_file(root: Path) -> Path:
+    (root / ".keep").touch()
+    return root
+
+
+def a_file(root: Path) -> Path:
+    (root / "file").write_text("text")
+    return root / "file"
+
+
+def below_a_file(root: Path) -> Path:
+    return a_file(root) / "study"
+
+
+def far_below_a_file(root: Path) -> Path:
+    return a_file(root) / "a" / "b"
+
+
+def database_is_a_folder(root: Path) -> Path:
+    (root / "study.sqlite").mkdir()
+    return root
+
+
+def below_proc(root: Path) -> Path:
+    if sys.platform != "linux":
+        pytest.skip("there is no /proc here")
+    return Path("/proc/rezero-study")
+
+
+NOT_A_STUDY = r"study\.sqlite is not a study, or is damaged"
+PLACES: list[tuple[Callable[[Path], Path], str]] = [
+    (
+        another_study,
+        r"holds another study \(arms plain there, plain,rezero asked; depth 3 there, 2 asked\): .*--output",
+    ),
+    (foreign_database, NOT_A_STUDY),
+    (foreign_study_table, NOT_A_STUDY),
+    (foreign_key_value_table, NOT_A_STUDY),
+    (foreign_text_table, NOT_A_STUDY),
+    (garbage, NOT_A_STUDY),
+    (newer_schema, r"written by another version of rezero: expected schema 1, got 99; update rezero, or choose"),
+    (newer_settings, r"written by another version of rezero: expected schema 1, got 99; update rezero, or choose"),
+    (other_files, r"expected an empty or new folder, or one that holds this study: .* holds other files"),
+    (hidden_file, r"expected an empty or new folder, or one that holds this study: .* holds other files"),
+    (a_file, r"expected a folder for the study, got a file: .*file"),
+    (below_a_file, r"cannot write to the output folder .*study: .*file is not a folder"),
+    (far_below_a_file, r"cannot write to the output folder .*b: .*file is not a folder"),
+    (database_is_a_folder, r"cannot write to the output folder|study\.sqlite is not a study"),
+    (below_proc, r"cannot write to the output folder /proc/rezero-study"),
+]
+NO_STUDY = r"expected a study in .*, found no study\.sqlite; `rezero compare` makes one"
+
+
+@pytest.mark.parametrize(("make", "message"), PLACES, ids=[make.__name__ for make, _ in PLACES])
+def test_a_place_that_cannot_be_used_stays_as_it_was(
+    tmp_path: Path, make: Callable[[Path], Path], message: str
+) -> None:
+    """Where no study can be made there is a UsageError of one line, and not a byte is written."""
+    folder = make(tmp_path)
+    before = tree(tmp_path)
+    with pytest.raises(UsageError, match=message) as caught, Store.open(folder, study()):
+        pass
+    assert "\n" not in str(caught.value)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(("make", "message"), PLACES[1:], ids=[make.__name__ for make, _ in PLACES[1:]])
+def test_reading_what_is_no_study_leaves_it(tmp_path: Path, make: Callable[[Path], Path], message: str) -> None:
+    """Where no study can be read there is a UsageError of one line, and not a byte is written."""
+    folder = make(tmp_path)
+    before = tree(tmp_path)
+    with pytest.raises(UsageError, match=f"{message}|{NO_STUDY}") as caught, Store.open(folder):
+        pass
+    assert "\n" not in str(caught.value)
+    assert tree(tmp_path) == before
+
+
+def test_reading_an_empty_database_is_an_error(tmp_path: Path) -> None:
+    """An empty study.sqlite holds no study to report on, and stays empty."""
+    (tmp_path / "study.sqlite").touch()
+    with pytest.raises(UsageError, match=NOT_A_STUDY), Store.open(tmp_path):
+        pass
+    assert tree(tmp_path) == {"study.sqlite": b""}
+
+
+def test_reading_nothing_creates_nothing(tmp_path: Path) -> None:
+    """Opening a folder that does not exist, or is empty, without a study creates nothing."""
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "absent"):
+        with pytest.raises(UsageError, match=NO_STUDY), Store.open(tmp_path / name):
+            pass
+    assert tree(tmp_path) == {"empty": None}
+
+
+def test_a_folder_without_permission_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that may not be written to is refused before anything is tried, for the folder itself and one below."""
+    tmp_path.chmod(0o555)
+    if os.access(tmp_path, os.W_OK):  # root may write anywhere
+        monkeypatch.setattr(os, "access", lambda *_: False)
+    for folder in (tmp_path, tmp_path / "study"):
+        with (
+            pytest.raises(UsageError, match=r"cannot write to the output folder .* that you may write to"),
+            Store.open(folder, study()),
+        ):
+            pass
+    tmp_path.chmod(0o755)
+    assert tree(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"depth": 5}, r"depth 2 there, 5 asked"),
+        ({"width": 4}, r"width 8 there, 4 asked"),
+        ({"epochs": 9}, r"epochs 2 there, 9 asked"),
+        ({"batch_size": 5}, r"batch_size 128 there, 5 asked"),
+        ({"lr": 0.011}, r"lr 0\.01 there, 0\.011 asked"),
+        ({"seeds": 3}, r"seeds 2 there, 3 asked"),
+        ({"arms": ("rezero", "plain")}, r"arms plain,rezero there, rezero,plain asked"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_another_setting_is_another_study(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    """Every setting that decides numbers tells two studies apart, and the error names it with both values."""
+    with Store.open(tmp_path, study()):
+        pass
+    with pytest.raises(UsageError, match=rf"holds another study \({message}\)"), Store.open(tmp_path, study(**change)):
+        pass
+
+
+def test_another_task_is_another_study(tmp_path: Path) -> None:
+    """A study of another task with equal settings is another study."""
+    with Store.open(tmp_path, study()):
+        pass
+    other = Study("fc-cifar10", tiny(), {})
+    with (
+        pytest.raises(UsageError, match=r"holds another study \(task fc-digits there, fc-cifar10 asked\)"),
+        Store.open(tmp_path, other),
+    ):
+        pass
+
+
+def test_a_study_can_be_read_where_it_could_not_be_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A study made with more cores, or on a device that is not here, can still be opened to report on it."""
+    with Store.open(tmp_path / "cores", study()):
+        pass
+    with Store.open(tmp_path / "device", study()):
+        pass
+    for name, key, value in (("cores", "threads", 10**6), ("device", "device", "cuda:99")):
+        path = tmp_path / name / "study.sqlite"
+        settings = json.dumps({**vars(tiny()), key: value})
+        execute(path, f"UPDATE study SET value = '{settings}' WHERE key = 'settings'")  # noqa: S608 - our own text
+        with Store.open(tmp_path / name) as store:
+            assert getattr(store.study.settings, key) == value

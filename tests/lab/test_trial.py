@@ -1,0 +1,262 @@
+"""One training run."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rezero.data.batches import TensorData
+from rezero.data.digits import load_digits
+from rezero.lab import Point, Settings, Task, Trial, find_task, run_trial
+from rezero.lab.trial import evaluate
+
+TASK = find_task("fc-digits")
+DATA = load_digits()
+PER_EPOCH = 3  # steps an epoch in batches of 500
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Any:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a matrix product differs in its last bits between thread counts
+    yield
+    torch.set_num_threads(threads)
+
+
+def tiny(**changes: Any) -> Settings:
+    length = {} if "steps" in changes else {"epochs": 2}
+    return TASK.settings({"depth": 2, "width": 8, "batch_size": 500, "seeds": 1, **length, **changes})
+
+
+def train(settings: Settings, arm: str, *, seed: int = 0, task: Task = TASK, data: TensorData = DATA) -> list[Point]:
+    return list(run_trial(task, settings, Trial(arm, settings.lr, seed), data, lambda _: None))
+
+
+def outcome(points: list[Point]) -> list[tuple[int, float, dict[str, float], tuple[float, ...]]]:
+    """Everything about the points but the time that they took."""
+    kept = ("train_loss", "val_loss", "val_accuracy")
+    return [(p.step, p.epoch, {name: p.metrics[name] for name in kept}, p.alphas) for p in points]
+
+
+@dataclass
+class Recorded:
+    """What a trial's model was at the start, and what it was trained on."""
+
+    start: dict[str, Tensor]
+    batches: list[Tensor]
+
+
+def record(settings: Settings, arm: str, *, seed: int = 0) -> Recorded:
+    """Train an arm and keep its initial weights and its training batches."""
+    recorded = Recorded({}, [])
+
+    def keep_batch(model: nn.Module, args: tuple[Tensor]) -> None:
+        if model.training:
+            recorded.batches.append(args[0].clone())
+
+    def build(data: TensorData, arm: str, settings: Settings) -> nn.Module:
+        model = TASK.build(data, arm, settings)
+        recorded.start = {name: value.clone() for name, value in model.state_dict().items()}
+        model.register_forward_pre_hook(keep_batch)
+        return model
+
+    train(settings, arm, seed=seed, task=replace(TASK, build=build))
+    return recorded
+
+
+@pytest.mark.parametrize("seed", [0, 3], ids=["seed0", "seed3"])
+def test_trial_is_a_plain_training_loop(seed: int) -> None:
+    """Losses, scores and alphas are those of a ReZero network and a training loop written out in plain torch."""
+    settings = tiny(depth=3, epochs=3, lr=0.02)
+    points = train(settings, "rezero", seed=seed)
+
+    torch.manual_seed(seed)
+    start = TASK.build(DATA, "rezero", settings).state_dict()
+    w_in, b_in = start["input.weight"].clone(), start["input.bias"].clone()
+    hidden = [start[f"blocks.{i}.branch.linear.{name}"].clone() for i in range(3) for name in ("weight", "bias")]
+    w_out, b_out = start["output.weight"].clone(), start["output.bias"].clone()
+    alphas = [torch.zeros(1) for _ in range(3)]
+    parameters = [w_in, b_in, *hidden, w_out, b_out, *alphas]
+    assert sum(p.numel() for p in parameters) == sum(p.numel() for p in start.values())
+    for parameter in parameters:
+        parameter.requires_grad_()
+
+    def network(x: Tensor) -> Tensor:
+        h = torch.relu(x @ w_in.T + b_in)
+        for alpha, w, b in zip(alphas, hidden[::2], hidden[1::2], strict=True):
+            h = h + alpha * torch.relu(h @ w.T + b)
+        return h @ w_out.T + b_out
+
+    optimizer = torch.optim.Adagrad(parameters, lr=0.02)
+    for epoch in range(3):
+        losses = []
+        for step in range(epoch * PER_EPOCH, (epoch + 1) * PER_EPOCH):
+            inputs, targets = DATA.batch(seed, step, 500)
+            loss = -network(inputs).log_softmax(-1)[torch.arange(len(targets)), targets].mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        with torch.no_grad():
+            output = network(DATA.val_inputs)
+        point = points[epoch]
+        assert (point.step, point.epoch) == ((epoch + 1) * PER_EPOCH, epoch + 1)
+        assert point.metrics["train_loss"] == pytest.approx(sum(losses) / PER_EPOCH, rel=1e-6)
+        assert point.metrics["val_loss"] == pytest.approx(F.cross_entropy(output, DATA.val_targets).item(), rel=1e-6)
+        right = (output.argmax(-1) == DATA.val_targets).sum().item()
+        assert point.metrics["val_accuracy"] == pytest.approx(right / 297, abs=1e-12)
+        assert point.alphas == pytest.approx([alpha.item() for alpha in alphas], rel=1e-5)
+    assert len(points) == 3
+    assert min(abs(alpha) for alpha in points[-1].alphas) > 1e-3  # so the branches have learned too
+
+
+@pytest.mark.parametrize("arm", TASK.arms, ids=str)
+def test_two_runs_are_bit_identical(arm: str) -> None:
+    """The same trial gives the same metrics and alphas, to the last bit, under any state of torch's generator."""
+    settings = tiny()
+    torch.manual_seed(1)
+    first = train(settings, arm)
+    torch.manual_seed(2)
+    torch.rand(5)
+    assert outcome(train(settings, arm)) == outcome(first)
+
+
+def test_seeds_differ() -> None:
+    """Another seed gives other weights and other batches."""
+    one, two = record(tiny(), "rezero", seed=0), record(tiny(), "rezero", seed=1)
+    assert not torch.equal(one.start["input.weight"], two.start["input.weight"])
+    assert not torch.equal(one.batches[0], two.batches[0])
+
+
+def test_seeds_are_paired() -> None:
+    """All arms of a seed see the same batches in the same order and start from the same input layer."""
+    recorded = {arm: record(tiny(), arm, seed=4) for arm in TASK.arms}
+    reference = recorded["rezero"]
+    assert len(reference.batches) == 2 * PER_EPOCH
+    for step, batch in enumerate(reference.batches):
+        assert torch.equal(batch, DATA.batch(4, step, 500)[0])
+    for arm, other in recorded.items():
+        assert len(other.batches) == len(reference.batches), arm
+        assert all(torch.equal(*pair) for pair in zip(other.batches, reference.batches, strict=True)), arm
+        for name in ("input.weight", "input.bias"):
+            assert torch.equal(other.start[name], reference.start[name]), arm
+
+
+def test_arms_start_from_the_same_hidden_weights() -> None:
+    """Arms whose hidden layers have the same initialisation start from the same hidden weights and output layer."""
+    starts = [record(tiny(), arm).start for arm in ("plain", "rezero", "pre-norm", "layerscale")]
+    tensors = [[p for name, p in start.items() if "linear.weight" in name or "output" in name] for start in starts]
+    assert len(tensors[0]) == 4
+    for other in tensors[1:]:
+        assert all(torch.equal(*pair) for pair in zip(tensors[0], other, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("length", "expected"),
+    [
+        ({"epochs": 2}, [(3, 1.0), (6, 2.0)]),
+        ({"steps": 6}, [(3, 1.0), (6, 2.0)]),
+        ({"steps": 5}, [(3, 1.0), (5, 5 / 3)]),
+        ({"steps": 2}, [(2, 2 / 3)]),
+        ({"steps": 7}, [(3, 1.0), (6, 2.0), (7, 7 / 3)]),
+    ],
+    ids=["epochs", "steps-whole", "steps-odd", "steps-short", "steps-one-over"],
+)
+def test_points_come_at_epoch_ends_and_at_the_end(length: dict[str, int], expected: list[tuple[int, float]]) -> None:
+    """There is a point after each epoch and one after the last step, once where they coincide."""
+    assert [(point.step, point.epoch) for point in train(tiny(**length), "plain")] == expected
+
+
+def test_shorter_training_is_a_prefix() -> None:
+    """Asking for fewer steps changes nothing about those that are made."""
+    assert outcome(train(tiny(epochs=3), "rezero"))[:2] == outcome(train(tiny(epochs=2), "rezero"))
+
+
+def test_train_loss_covers_the_steps_since_the_last_point() -> None:
+    """The last point of an unfinished epoch averages over that epoch's steps alone."""
+    first, last = (point.metrics["train_loss"] for point in train(tiny(steps=5), "plain"))
+    assert first == pytest.approx(sum(step_loss(step) for step in (1, 2, 3)) / 3, rel=1e-6)
+    assert last == pytest.approx(sum(step_loss(step) for step in (4, 5)) / 2, rel=1e-6)
+
+
+def step_loss(number: int) -> float:
+    """Loss of one step of the plain arm, counted from 1, of a model that has made the steps before it."""
+    torch.manual_seed(0)
+    model = TASK.build(DATA, "plain", tiny())
+    optimizer = torch.optim.Adagrad(model.parameters(), lr=0.01)
+    for step in range(number):
+        inputs, targets = DATA.batch(0, step, 500)
+        loss = F.cross_entropy(model(inputs), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return loss.item()
+
+
+def test_on_step_counts_every_step() -> None:
+    """on_step hears each step done, before the point that it ends with."""
+    heard: list[int] = []
+    settings = tiny(steps=5)
+    seen = [(p.step, [*heard]) for p in run_trial(TASK, settings, Trial("plain", 0.01, 0), DATA, heard.append)]
+    assert seen == [(3, [1, 2, 3]), (5, [1, 2, 3, 4, 5])]
+
+
+def test_seconds_grow_with_training() -> None:
+    """seconds count up from the start of the trial, and leave out what is done between two points."""
+    seconds = []
+    for point in run_trial(TASK, tiny(epochs=3), Trial("plain", 0.01, 0), DATA, lambda _: None):
+        seconds.append(point.metrics["seconds"])
+        time_passes()
+    assert 0 < seconds[0] < seconds[1] < seconds[2] < seconds[0] + 1.0
+
+
+def time_passes() -> None:
+    torch.linalg.svd(torch.rand(700, 700))
+
+
+@pytest.mark.parametrize("arm", ["residual", "rezero"], ids=str)
+def test_divergence_ends_the_trial(arm: str) -> None:
+    """A trial whose loss leaves the finite numbers ends at the point that says so."""
+    (point,) = train(tiny(epochs=4, lr=1e30), arm)
+    assert point.step == PER_EPOCH
+    assert not math.isfinite(point.metrics["train_loss"])
+    assert point.diverged
+    assert 0 <= point.metrics["val_accuracy"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("loss", "diverged"), [(1.0, False), (1e38, False), (math.inf, True), (math.nan, True)], ids=str
+)
+def test_diverged_means_not_finite(loss: float, diverged: bool) -> None:
+    """A point is diverged where its training loss is inf or nan, and not where it is large."""
+    assert Point(1, 1.0, {"train_loss": loss}, ()).diverged is diverged
+
+
+def test_evaluate_measures_in_eval_mode_and_returns_to_training() -> None:
+    """evaluate() switches dropout off, keeps no graph, and leaves the model in training mode."""
+    torch.manual_seed(0)
+    linear = nn.Linear(64, 10)
+    model = nn.Sequential(nn.Dropout(0.5), linear)
+    scores = evaluate(model, DATA)
+    assert model.training
+    assert all(module.training for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    output = linear(DATA.val_inputs)
+    assert scores == {
+        "val_loss": F.cross_entropy(output, DATA.val_targets).item(),
+        "val_accuracy": (output.argmax(-1) == DATA.val_targets).double().mean().item(),
+    }
+
+
+def test_rezero_ends_below_half_of_every_other_arm() -> None:
+    """At depth 64 and width 64, after 8 epochs, ReZero's training loss is below half of every other arm's."""
+    settings = TASK.settings({"epochs": 8, "seeds": 1})
+    assert (settings.depth, settings.width, settings.lr) == (64, 64, 0.01)
+    losses = {arm: train(settings, arm)[-1].metrics["train_loss"] for arm in settings.arms}
+    rezero = losses.pop("rezero")
+    assert sorted(losses) == ["plain", "post-norm", "pre-norm", "residual"]
+    assert {arm: loss for arm, loss in losses.items() if not rezero < loss / 2} == {}

@@ -1,0 +1,213 @@
+"""The outcome of a study in plain words."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from rezero.lab import Point, Study, Trial, TrialResult, find_task, write_verdict
+from rezero.lab.verdict import show_percent, show_value
+
+TASK = find_task("fc-digits")
+NAN = math.nan
+CAVEAT = "this says what happened at this setting, not which arm is better in general"
+
+# Losses by arm, one a seed; nan is a seed that diverged. The accuracies follow from them.
+LOSSES: dict[str, Mapping[str, Sequence[float]]] = {
+    "apart": {"plain": (2.0, 2.2, 2.1), "rezero": (0.2, 0.1, 0.3), "pre-norm": (0.6, 0.5, 0.4)},
+    "overlap": {"plain": (2.0, 2.2, 2.1), "rezero": (0.2, 0.1, 0.5), "pre-norm": (0.6, 0.5, 0.4)},
+    "touching": {"rezero": (0.2, 0.1, 0.4), "pre-norm": (0.6, 0.5, 0.4)},
+    "all-diverged": {"plain": (NAN, NAN, NAN), "rezero": (NAN, NAN, NAN)},
+    "others-diverged": {"plain": (NAN, NAN, NAN), "rezero": (0.2, 0.1, 0.3), "residual": (NAN, NAN, NAN)},
+    "one-seed-diverged": {"plain": (2.0, NAN, 2.1), "rezero": (0.2, 0.1, 0.3)},
+    "half-diverged": {"plain": (2.0, NAN), "rezero": (0.1, 0.2)},
+    "each-half-diverged": {"plain": (2.0, NAN), "rezero": (NAN, 0.2)},
+    "one-arm": {"rezero": (0.2, 0.1, 0.3)},
+    "one-arm-diverged": {"rezero": (NAN, NAN, NAN)},
+    "one-seed": {"plain": (2.0,), "rezero": (0.2,)},
+    "one-seed-equal": {"rezero": (0.2,), "skipinit": (0.2,)},
+    "one-seed-all-diverged": {"plain": (NAN,), "rezero": (NAN,)},
+    "same-network": {"rezero": (0.2, 0.1, 0.3), "skipinit": (0.2, 0.1, 0.3)},
+}
+
+
+def results(losses: Mapping[str, Sequence[float]]) -> list[TrialResult]:
+    found = []
+    for arm, values in losses.items():
+        for seed, loss in enumerate(values):
+            accuracy = 0.1 if math.isnan(loss) else 1 / (1 + loss)
+            metrics = {"seconds": 1.0, "train_loss": loss, "val_accuracy": accuracy, "val_loss": loss}
+            status = "diverged" if math.isnan(loss) else "finished"
+            found.append(TrialResult(Trial(arm, 0.01, seed), status, (Point(24, 2.0, metrics, ()),)))
+    return found
+
+
+def study(arms: tuple[str, ...], seeds: int) -> Study:
+    return Study("fc-digits", TASK.settings({"arms": arms, "seeds": seeds, "depth": 2, "width": 8, "epochs": 2}), {})
+
+
+def verdict(name: str) -> str:
+    losses = LOSSES[name]
+    return write_verdict(study((*losses,), len(next(iter(losses.values())))), results(losses))
+
+
+def test_verdict_is_golden() -> None:
+    """The whole verdict of a study whose best arms are apart, as it was written and read over on 2026-11-23."""
+    assert verdict("apart") == (
+        "fc-digits: 2 blocks of width 8, 2 epochs of batches of 128, 3 seeds. Every arm ran at one fixed learning "
+        "rate, 0.01: not tuned.\n\n"
+        "Training loss at the end, median over seeds and range: rezero 0.2 (0.1 to 0.3); pre-norm 0.5 (0.4 to 0.6); "
+        "plain 2.1 (2 to 2.2). rezero ends lowest, at 0.4 times the loss of the next arm, pre-norm; their ranges do "
+        "not overlap. On validation accuracy rezero comes first with 83.3 % and pre-norm second with 66.7 %; their "
+        "ranges do not overlap.\n\n"
+        "Another learning rate may change the order of the arms, and a range over 3 seeds is no interval: this says "
+        "what happened at this setting, not which arm is better in general."
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("overlap", "rezero and pre-norm come out lowest and their ranges overlap: 3 seeds do not part them."),
+        ("touching", "rezero and pre-norm come out lowest and their ranges overlap: 3 seeds do not part them."),
+        ("same-network", "rezero and skipinit come out lowest and their ranges overlap: 3 seeds do not part them."),
+        ("apart", "rezero ends lowest, at 0.4 times the loss of the next arm, pre-norm; their ranges do not overlap."),
+        ("all-diverged", "Every arm diverged."),
+        ("one-seed-all-diverged", "Every arm diverged."),
+        ("others-diverged", "rezero ends lowest; every other arm diverged."),
+        (
+            "one-seed-diverged",
+            "rezero ends lowest, at 0.0952 times the loss of the next arm, plain; their ranges do not",
+        ),
+        ("one-arm", "range: rezero 0.2 (0.1 to 0.3)."),
+        ("one-arm-diverged", "range: rezero diverged (diverged to diverged)."),
+        ("one-seed", "rezero 0.2 (one seed); plain 2 (one seed). rezero ends lowest, at 0.1 times the loss of"),
+    ],
+    ids=lambda value: value if " " not in value else "",
+)
+def test_verdict_says_what_came_out(name: str, expected: str) -> None:
+    """Each kind of outcome has its own sentence."""
+    assert expected in verdict(name)
+
+
+CLAIMS = [
+    "ends lowest",
+    "come out lowest",
+    "Every arm diverged",
+    "every other arm diverged",
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "claim"),
+    [
+        ("apart", "ends lowest"),
+        ("overlap", "come out lowest"),
+        ("touching", "come out lowest"),
+        ("all-diverged", "Every arm diverged"),
+        ("one-arm", None),
+        ("one-arm-diverged", None),
+    ],
+    ids=lambda value: str(value).replace(" ", "-"),
+)
+def test_verdict_claims_one_thing(name: str, claim: str | None) -> None:
+    """A verdict that claims one outcome claims no other, and one arm alone is compared with nothing."""
+    assert [other for other in CLAIMS if other in verdict(name)] == ([] if claim is None else [claim])
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_verdict_never_says_better_without_its_caveat(name: str) -> None:
+    """No outcome is called better, best, winning or significant outside the sentence that says it is not shown."""
+    text = verdict(name)
+    assert text.count(CAVEAT) == 1
+    assert "not tuned" in text
+    assert not re.search(
+        r"\b(better|best|wins?|winner|significant\w*|superior|outperforms?)\b", text.replace(CAVEAT, "")
+    )
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_verdict_ranks_every_arm_by_its_median(name: str) -> None:
+    """Every arm is listed once, lowest median first, those that diverged last."""
+    (listed,) = re.findall(r"median over seeds and range: (.*?)\. ?(?=[A-Za-z]|$)", verdict(name).split("\n\n")[1])
+    entries = [entry.split(" ")[:2] for entry in listed.split("; ")]
+    assert {arm for arm, _ in entries} == {*LOSSES[name]}
+    assert len(entries) == len(LOSSES[name])
+    medians = [math.inf if text == "diverged" else float(text) for _, text in entries]
+    assert medians == sorted(medians)
+
+
+def test_overlap_of_accuracies_is_their_own() -> None:
+    """Losses that are apart and accuracies that overlap are told apart, each by its own arms."""
+    found = results({"plain": (2.0, 2.2), "rezero": (0.2, 0.3)})
+    scores = {"plain": (0.9, 0.7), "rezero": (0.75, 0.65)}
+    for result in found:
+        result.last.metrics["val_accuracy"] = scores[result.trial.arm][result.trial.seed]
+    text = write_verdict(study(("plain", "rezero"), 2), found)
+    assert "the next arm, plain; their ranges do not overlap." in text
+    assert (
+        "On validation accuracy plain comes first with 80.0 % and rezero second with 70.0 %; their ranges overlap."
+        in text
+    )
+
+
+@pytest.mark.parametrize("ended", [0, 1, 3, 5], ids=str)
+def test_unfinished_study_says_so(ended: int) -> None:
+    """A study with trials missing says how many have ended, and one without results says nothing else."""
+    losses = {"plain": (2.0, 2.2, 2.1), "rezero": (0.2, 0.1, 0.3)}
+    asked = study((*losses,), 3)
+    text = write_verdict(asked, results(losses)[:ended])
+    assert text.split("\n\n")[0].endswith(f"Only {ended} of 6 trials have ended so far.")
+    assert len(text.split("\n\n")) == (3 if ended else 1)
+    assert "have ended so far" not in write_verdict(asked, results(losses))
+
+
+@pytest.mark.parametrize("name", ["one-seed", "one-seed-equal"])
+def test_one_seed_has_no_range(name: str) -> None:
+    """With one seed there is no range, so the verdict does not say that ranges overlap or do not."""
+    text = verdict(name)
+    assert "(one seed)" in text
+    assert not re.search(r"ranges (do not )?overlap", text)
+    assert "1 seeds" not in text
+
+
+@pytest.mark.parametrize("name", ["half-diverged", "each-half-diverged"])
+def test_an_arm_with_a_seed_that_converged_is_not_called_diverged(name: str) -> None:
+    """Where half of an arm's seeds diverged the verdict does not say that the arm diverged without a word more."""
+    text = verdict(name)
+    assert "every other arm diverged" not in text
+    assert "Every arm diverged" not in text
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"steps": 1}, "2 blocks of width 8, 1 step of batches of 128, 1 seed."),
+        ({"steps": 30}, "2 blocks of width 8, 30 steps of batches of 128, 1 seed."),
+        ({"epochs": 1, "depth": 1, "seeds": 2}, "1 block of width 8, 1 epoch of batches of 128, 2 seeds."),
+        ({"lr": 1e-5}, "at one fixed learning rate, 1e-05: not tuned."),
+    ],
+    ids=["step", "steps", "singular", "lr"],
+)
+def test_verdict_describes_the_study(given: dict[str, int], text: str) -> None:
+    """The first paragraph says how large and how long the study is, in the right number."""
+    settings = TASK.settings({"depth": 2, "width": 8, "seeds": 1, **given})
+    assert text in write_verdict(Study("fc-digits", settings, {}), [])
+
+
+@pytest.mark.parametrize(
+    ("value", "loss", "percent"),
+    [
+        (0.12345, "0.123", "12.3 %"),
+        (1.0, "1", "100.0 %"),
+        (17984.25, "1.8e+04", "1798425.0 %"),
+        (math.nan, "diverged", "none"),
+        (math.inf, "diverged", "none"),
+    ],
+    ids=str,
+)
+def test_numbers_have_three_digits(value: float, loss: str, percent: str) -> None:
+    """Losses have three digits, fractions one decimal of percent; what is not finite is a word."""
+    assert show_value(value) == loss
+    assert show_percent(value) == percent

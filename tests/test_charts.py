@@ -1,0 +1,195 @@
+"""Charts with one look."""
+
+import itertools
+import re
+import struct
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from rezero.charts import COLOURS, OTHER_COLOURS, curves, gate_map, save
+from rezero.layers.residuals import RESIDUALS
+
+ARMS = ["plain", "rezero"]
+
+
+def rows(arms: list[str] = ARMS, *, scale: float = 1.0) -> list[dict[str, Any]]:
+    medians = [(arm, epoch, scale * (i + 1) / epoch) for i, arm in enumerate(arms) for epoch in (1.0, 2.0, 3.0)]
+    return [{"arm": arm, "x": x, "median": m, "low": 0.9 * m, "high": 1.1 * m} for arm, x, m in medians]
+
+
+def loss_chart(arms: list[str] = ARMS, *, log: bool = True, points: list[dict[str, Any]] | None = None) -> Any:
+    data = rows(arms) if points is None else points
+    return curves(data, x="epoch", y="loss (nats)", arms=arms, log=log, percent=False, description="Loss of each arm.")
+
+
+def alpha_chart() -> Any:
+    cells = [{"gate": gate, "x": x, "size": gate * x} for gate in (1, 2, 3) for x in (1.0, 2.0)]
+    return gate_map(cells, x="epoch", description="Size of every gate.")
+
+
+CHARTS = {"log": loss_chart, "linear": lambda: loss_chart(log=False), "alpha": alpha_chart}
+
+
+@pytest.mark.parametrize("make", CHARTS.values(), ids=CHARTS)
+def test_saving_twice_gives_the_same_bytes(tmp_path: Path, make: Any) -> None:
+    """The same chart is the same SVG and PNG the second time in a process, and after other charts were drawn."""
+    files = save(make(), tmp_path / "first")
+    save(make(), tmp_path / "between")
+    save(loss_chart(["residual"]), tmp_path / "other")
+    again = save(make(), tmp_path / "second")
+    assert [file.name for file in files] == ["first.svg", "first.png"]
+    assert [file.read_bytes() for file in files] == [file.read_bytes() for file in again]
+
+
+def test_other_data_give_other_bytes(tmp_path: Path) -> None:
+    """A chart of other numbers is another file, so equal bytes mean something."""
+    here, there = (save(loss_chart(points=rows(scale=s)), tmp_path / f"times{s}") for s in (1, 2))
+    assert all(one.read_bytes() != two.read_bytes() for one, two in zip(here, there, strict=True))
+
+
+@pytest.mark.parametrize("make", CHARTS.values(), ids=CHARTS)
+def test_svg_ids_count_from_zero_and_resolve(tmp_path: Path, make: Any) -> None:
+    """The ids of an SVG are id0, id1, ... without a gap, and every reference has its target."""
+    svg = save(make(), tmp_path / "chart")[0].read_text(encoding="utf-8")
+    ids = re.findall(r'\bid="([^"]+)"', svg)
+    assert ids == [f"id{number}" for number in range(len(ids))]
+    used = re.findall(r"url\(#([^)]+)\)", svg) + re.findall(r'href="#([^"]+)"', svg)
+    assert {*used} <= {*ids}
+
+
+def test_the_charts_that_are_tested_have_ids(tmp_path: Path) -> None:
+    """At least one chart has an id that is referred to, so that the renumbering is put to the test."""
+    svgs = [save(make(), tmp_path / name)[0].read_text(encoding="utf-8") for name, make in CHARTS.items()]
+    assert any("url(#id0)" in svg for svg in svgs)
+
+
+@pytest.mark.parametrize("make", CHARTS.values(), ids=CHARTS)
+def test_files_are_what_their_names_say(tmp_path: Path, make: Any) -> None:
+    """The SVG is XML 720 units wide that names what it shows, the PNG has twice as many pixels."""
+    svg, png = save(make(), tmp_path / "chart")
+    root = ElementTree.fromstring(svg.read_text(encoding="utf-8"))  # noqa: S314 - our own file
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert root.get("width") == "720"
+    header = png.read_bytes()[:24]
+    assert header.startswith(b"\x89PNG\r\n\x1a\n")
+    width, height = struct.unpack(">II", header[16:24])
+    assert (width, height) == (1440, round(2 * float(root.attrib["height"])))
+
+
+def test_every_arm_has_a_colour_of_its_own() -> None:
+    """Each residual formula has its own colour, which no unknown arm can get."""
+    assert {*COLOURS} == {*RESIDUALS}
+    colours = [colour.upper() for colour in (*COLOURS.values(), *OTHER_COLOURS)]
+    assert len({*colours}) == len(colours)
+
+
+def colours_of(chart: Any) -> dict[str, str]:
+    """Arm to colour, the same in every layer of a chart."""
+    scales = [layer["encoding"]["color"]["scale"] for layer in chart.to_dict()["layer"]]
+    maps = [dict(zip(scale["domain"], scale["range"], strict=True)) for scale in scales]
+    assert all(found == maps[0] for found in maps)
+    return maps[0]
+
+
+@pytest.mark.parametrize("arms", [*itertools.permutations(["plain", "rezero", "pre-norm"], 2)], ids="-".join)
+def test_an_arm_keeps_its_colour(arms: tuple[str, ...]) -> None:
+    """An arm has the same colour whichever arms are beside it, in whatever order."""
+    assert colours_of(loss_chart([*arms])) == {arm: COLOURS[arm] for arm in arms}
+
+
+def test_an_unknown_arm_has_a_spare_colour() -> None:
+    """Arms that the table does not know are told apart too."""
+    found = colours_of(loss_chart(["mine", "rezero", "yours"]))
+    assert found == {"mine": OTHER_COLOURS[0], "rezero": COLOURS["rezero"], "yours": OTHER_COLOURS[1]}
+
+
+def test_arms_are_told_apart_without_colour() -> None:
+    """Neighbours in the legend have different dashes."""
+    layer = loss_chart(["plain", "residual", "post-norm", "rezero"]).to_dict()["layer"][1]
+    dashes = [tuple(dash) for dash in layer["encoding"]["strokeDash"]["scale"]["range"]]
+    assert len({*dashes}) == 4
+
+
+@pytest.mark.parametrize("log", [True, False], ids=["log", "linear"])
+def test_curves_show_median_and_range(tmp_path: Path, log: bool) -> None:
+    """The chart has the medians as lines, low to high as bands, its titles, and the scale that was asked for."""
+    spec = loss_chart(log=log).to_dict()
+    band, line = spec["layer"]
+    assert (band["mark"]["type"], line["mark"]["type"]) == ("area", "line")
+    assert (band["encoding"]["y"]["field"], band["encoding"]["y2"]["field"]) == ("low", "high")
+    assert (line["encoding"]["x"]["field"], line["encoding"]["y"]["field"]) == ("x", "median")
+    assert [*spec["datasets"].values()] == [rows()]
+    assert {layer["encoding"]["y"]["scale"].get("type", "linear") for layer in spec["layer"]} == {
+        "log" if log else "linear"
+    }
+    svg = save(loss_chart(log=log), tmp_path / "chart")[0].read_text(encoding="utf-8")
+    assert spec["description"] == "Loss of each arm."
+    for text in ("epoch", "loss (nats)", *ARMS):
+        assert text in svg
+
+
+def test_percent_axis(tmp_path: Path) -> None:
+    """Fractions are shown in percent where that is asked for."""
+    chart = curves(rows(scale=0.3), x="epoch", y="accuracy", arms=ARMS, log=False, percent=True, description="")
+    svg = save(chart, tmp_path / "chart")[0].read_text(encoding="utf-8")
+    assert re.search(r">\d+%<", svg)
+
+
+def test_gate_map_has_a_cell_a_gate_and_time(tmp_path: Path) -> None:
+    """The map has one cell for each gate at each time, of a colour for its size, the first gate lowest."""
+    svg = save(alpha_chart(), tmp_path / "chart")[0].read_text(encoding="utf-8")
+    label = r'aria-label="epoch: (\d); block, from the input: (\d); size: (\d)[^"]*"'
+    cells = re.findall(rf'{label}[^>]* d="M(\d+),(\d+)h[^>]*fill="([^"]+)"', svg)
+    found = {(int(x), int(gate)): (int(size), int(left), int(top), fill) for x, gate, size, left, top, fill in cells}
+    assert len(cells) == len(found) == 6
+    assert all(found[x, gate][0] == x * gate for x, gate in found)
+    assert len({fill for *_, fill in found.values()}) == len({size for size, *_ in found.values()})
+    assert found[1, 1][1] < found[2, 1][1]
+    assert found[1, 1][2] > found[1, 2][2] > found[1, 3][2]
+
+
+def test_a_dot_in_a_name_is_kept(tmp_path: Path) -> None:
+    """Two charts whose names differ after a dot are two pairs of files."""
+    names = [file.name for stem in ("lr0.1", "lr0.2") for file in save(alpha_chart(), tmp_path / stem)]
+    assert names == ["lr0.1.svg", "lr0.1.png", "lr0.2.svg", "lr0.2.png"]
+
+
+ONE = {"arm": "plain", "x": 1.0}
+ODD: dict[str, tuple[list[str], list[dict[str, Any]]]] = {
+    "no-point": (["plain"], []),
+    "zero": (["plain"], [{**ONE, "median": 0.0, "low": 0.0, "high": 0.0}]),
+    "falls-to-zero": (
+        ["plain"],
+        [{**ONE, "median": 1.0, "low": 0.5, "high": 2.0}, {**ONE, "x": 2.0, "median": 0.0, "low": 0.0, "high": 1.0}],
+    ),
+    "one-point": (["plain"], [{**ONE, "median": 2.0, "low": 2.0, "high": 2.0}]),
+    "huge": (["plain"], [{**ONE, "median": 1e38, "low": 1e-38, "high": 3e38}]),
+}
+
+
+@pytest.mark.parametrize(("arms", "points"), ODD.values(), ids=ODD)
+@pytest.mark.parametrize("log", [True, False], ids=["log", "linear"])
+def test_odd_numbers_still_make_a_picture(
+    tmp_path: Path, log: bool, arms: list[str], points: list[dict[str, Any]]
+) -> None:
+    """No data, one point, a loss of zero or a huge one give an SVG whose coordinates are numbers."""
+    svg, png = save(loss_chart(arms, log=log, points=points), tmp_path / "chart")
+    text = svg.read_text(encoding="utf-8")
+    geometry = re.findall(r'\b(?:d|width|height|viewBox|transform|x|y|x1|x2|y1|y2)="([^"]*)"', text)
+    assert geometry
+    assert [value for value in geometry if "NaN" in value or "Infinity" in value] == []
+    assert png.stat().st_size > 0
+
+
+def test_a_loss_of_zero_does_not_flatten_the_others(tmp_path: Path) -> None:
+    """On a logarithmic axis, which has no zero, the points above zero keep their heights and the axis its labels."""
+    medians = (1.0, 0.1, 0.0)
+    points = [{"arm": "plain", "x": float(x), "median": m, "low": m, "high": m} for x, m in enumerate(medians, 1)]
+    svg = save(loss_chart(["plain"], points=points), tmp_path / "chart")[0].read_text(encoding="utf-8")
+    marks = r'aria-label="epoch: (\d);[^"]*"[^>]*aria-roledescription="point" transform="translate\([\d.]+,([\d.]+)\)"'
+    height = {int(x): float(top) for x, top in re.findall(marks, svg)}
+    assert height[1] < height[2] - 10
+    assert re.search(r">0\.1</text>", svg)

@@ -1,0 +1,504 @@
+"""The command line."""
+
+import functools
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from unittest.mock import create_autospec
+
+import pytest
+import vl_convert
+
+from rezero.cli import run
+from rezero.lab import TASKS, Point, Settings, Store, Study, Trial, Watcher, find_task, run_study
+from rezero.progress import StudyProgress
+
+MODULE = [sys.executable, "-m", "rezero"]
+SCRIPT = [str(Path(sys.executable).with_name("rezero"))]
+SMALL = ["--depth", "2", "--width", "8", "--epochs", "2", "--seeds", "1", "--batch-size", "500"]
+TINY = ["--arms", "plain,rezero", *SMALL]
+ONE = ["--arms", "plain", *SMALL]
+LONG = ["--arms", "plain,rezero", "--depth", "2", "--width", "8", "--epochs", "60", "--seeds", "1"]
+TASK = find_task("fc-digits")
+BUNDLE = functools.cache(vl_convert.javascript_bundle)  # takes a second
+
+
+def tiny(**changes: Any) -> Study:
+    """The study that the options in TINY ask for."""
+    given = {"arms": ("plain", "rezero"), "depth": 2, "width": 8, "epochs": 2, "seeds": 1, "batch_size": 500}
+    return Study("fc-digits", TASK.settings({**given, **changes}), {})
+
+
+def call(
+    command: list[str], *arguments: str, cwd: Path, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **(env or {})}
+    return subprocess.run(
+        [*command, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """Every path below a folder with its bytes, None for a folder."""
+    paths = sorted(folder.rglob("*"))
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in paths}
+
+
+def numbers(folder: Path) -> list[Any]:
+    """All results of a study but the times."""
+    with Store.open(folder) as store:
+        return [
+            (r.trial, r.status, [(p.step, p.epoch, {**p.metrics, "seconds": 0}, p.alphas) for p in r.points])
+            for r in store.results()
+        ]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, empty, in a terminal of no width of its own; the charts' JavaScript is bundled only once."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr(vl_convert, "javascript_bundle", BUNDLE)
+    return folder
+
+
+# Requests that cannot be carried out: the arguments, and what the one line says. Names in capitals are places that
+# `furnish` makes. The first ones are those of the issue, point 3.
+ISSUE: dict[str, tuple[list[str], str]] = {
+    "unknown-task": (
+        ["compare", "fc-digit"],
+        r"no task is called 'fc-digit' \(did you mean 'fc-digits'\?\); choose from",
+    ),
+    "unknown-arm": (["compare", "fc-digits", "--arms", "rezro"], r"called 'rezro' \(did you mean 'rezero'\?\); choose"),
+    "unknown-value": (
+        ["compare", "fc-digits", "--device", "tpu9"],
+        r"device must be one that .* \(cpu.*\): got 'tpu9'",
+    ),
+    "no-arms": (["compare", "fc-digits", "--arms", ""], r"expected at least one arm, got ''; choose from plain"),
+    "depth-0": (["compare", "fc-digits", "--depth", "0"], r"depth must be a whole number, 1 or more: got 0"),
+    "width-negative": (["compare", "fc-digits", "--width", "-3"], r"width must be a whole number, 1 or more: got -3"),
+    "seeds-0": (["compare", "fc-digits", "--seeds", "0"], r"seeds must be a whole number, 1 or more: got 0"),
+    "lr-negative": (["compare", "fc-digits", "--lr", "-0.1"], r"lr must be a finite number above 0: got -0\.1"),
+    "epochs-text": (["compare", "fc-digits", "--epochs", "many"], r"--epochs: .*whole number.*\"many\""),
+    "output-not-writable": (
+        ["compare", "fc-digits", "--output", "/proc/study"],
+        r"cannot write to the output folder /proc",
+    ),
+    "output-below-file": (
+        ["compare", "fc-digits", "--output", "FILE/study"],
+        r"cannot write to the output folder .*FILE",
+    ),
+    "output-other-study": (
+        ["compare", "fc-digits", *TINY, "--output", "STUDY"],
+        r"STUDY holds another study \(depth 3 there, 2 asked\): choose another folder with --output",
+    ),
+}
+MORE: dict[str, tuple[list[str], str]] = {
+    "no-task": (["compare"], r"requires an argument"),
+    "unknown-command": (["train"], r'Unknown command "train"'),
+    "unknown-option": (["compare", "fc-digits", "--momentum", "1"], r"Unknown option: .?--momentum"),
+    "option-without-value": (["compare", "fc-digits", "--depth"], r"--depth requires an argument"),
+    "two-tasks": (["compare", "fc-digits", "fc-digits"], r"Unused Tokens|[Uu]nexpected"),
+    "arms-commas": (["compare", "fc-digits", "--arms", ","], r"expected at least one arm, got ','"),
+    "arm-twice": (["compare", "fc-digits", "--arms", "plain,plain"], r"expected each arm once, got 'plain' 2 times"),
+    "arm-undefined": (["compare", "fc-digits", "--arms", "fixup"], r"no arm of this task is called 'fixup'"),
+    "depth-half": (
+        ["compare", "fc-digits", "--depth", "2.5", "--epochs", "1", "--seeds", "1"],
+        r"--depth: .*whole number.*\"2\.5\"",
+    ),
+    "depth-text": (["compare", "fc-digits", "--depth", "two"], r"--depth: .*whole number.*\"two\""),
+    "epochs-half": (
+        ["compare", "fc-digits", "--epochs", "1.5", "--depth", "1", "--width", "8"],
+        r"--epochs: .*whole number.*\"1\.5\"",
+    ),
+    "epochs-0": (["compare", "fc-digits", "--epochs", "0"], r"epochs must be a whole number, 1 or more: got 0"),
+    "steps-0": (["compare", "fc-digits", "--steps", "0"], r"steps must be a whole number, 1 or more: got 0"),
+    "epochs-and-steps": (["compare", "fc-digits", "--epochs", "1", "--steps", "1"], r"once, as epochs or as steps"),
+    "batch-size-0": (["compare", "fc-digits", "--batch-size", "0"], r"batch-size must be a whole number.*: got 0"),
+    "lr-text": (["compare", "fc-digits", "--lr", "fast"], r"--lr: .*\"fast\""),
+    "lr-0": (["compare", "fc-digits", "--lr", "0"], r"lr must be a finite number above 0: got 0\.0"),
+    "lr-nan": (["compare", "fc-digits", "--lr", "nan"], r"lr must be a finite number above 0: got nan"),
+    "lr-inf": (["compare", "fc-digits", "--lr", "inf"], r"lr must be a finite number above 0: got inf"),
+    "threads-0": (["compare", "fc-digits", "--threads", "0"], r"threads must be a whole number, 1 or more: got 0"),
+    "threads-many": (["compare", "fc-digits", "--threads", "100000"], r"threads must be at most .*: got 100000"),
+    "device-meta": (["compare", "fc-digits", *TINY, "--device", "meta"], r"device must be .*: got 'meta'"),
+    "device-hpu": (["compare", "fc-digits", *TINY, "--device", "hpu"], r"device must be .*: got 'hpu'"),
+    "output-file": (["compare", "fc-digits", "--output", "FILE"], r"expected a folder for the study, got a file: FILE"),
+    "output-full": (["compare", "fc-digits", "--output", "FULL"], r"expected an empty or new folder.*FULL holds other"),
+    "output-garbage": (
+        ["compare", "fc-digits", "-o", "GARBAGE"],
+        r"GARBAGE.study\.sqlite is not a study, or is damaged",
+    ),
+    "report-nothing": (["report"], r"requires an argument"),
+    "report-absent": (["report", "nowhere"], r"expected a study in nowhere, found no study\.sqlite"),
+    "report-file": (["report", "FILE"], r"expected a study in FILE, found no study\.sqlite"),
+    "report-full": (["report", "FULL"], r"expected a study in FULL, found no study\.sqlite"),
+    "report-garbage": (["report", "GARBAGE"], r"GARBAGE.study\.sqlite is not a study, or is damaged"),
+    "report-cut": (["report", "CUT"], r"CUT.study\.sqlite is not a study, or is damaged"),
+    "compare-cut": (["compare", "fc-digits", *TINY, "-o", "CUT"], r"CUT.study\.sqlite is not a study, or is damaged"),
+    "report-blocked": (["report", "BLOCKED"], r"BLOCKED"),
+}
+
+
+def furnish(root: Path, wanted: list[str]) -> None:
+    """Make the places that arguments name in capitals."""
+    for name in {re.split(r"\W", argument)[0] for argument in wanted if argument[:1].isupper()}:
+        place = root / name
+        if name == "FILE":
+            place.write_text("text")
+            continue
+        place.mkdir()
+        if name == "FULL":
+            (place / "thesis.tex").write_text("years of work")
+        elif name == "GARBAGE":
+            (place / "study.sqlite").write_bytes(b"no database\n" * 100)
+        elif name == "STUDY":
+            with Store.open(place, tiny(depth=3)):
+                pass
+        else:
+            with Store.open(place, tiny()) as store:
+                run_study(store, TASK, create_autospec(Watcher, instance=True))
+        if name == "CUT":  # as a full disk or a broken copy leaves it
+            whole = (place / "study.sqlite").read_bytes()
+            (place / "study.sqlite").write_bytes(whole[: len(whole) // 2])
+        if name == "BLOCKED":
+            (place / "report.html").mkdir()
+
+
+@pytest.mark.parametrize(("arguments", "message"), [*ISSUE.values(), *MORE.values()], ids=[*ISSUE, *MORE])
+def test_bad_input_is_one_line(
+    here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    """What cannot be carried out is one line that names the fault, exit code 2, and not a byte written."""
+    furnish(here, arguments)
+    before = tree(here)
+    assert run(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith("rezero: ")
+    assert re.search(message, line), line
+    if "BLOCKED" not in arguments:  # a report may be half written where its place is taken
+        assert tree(here) == before
+
+
+@pytest.mark.parametrize(("arguments", "message"), ISSUE.values(), ids=ISSUE)
+def test_bad_input_of_a_real_process(here: Path, arguments: list[str], message: str) -> None:
+    """python -m rezero says the same: one line on stderr, no traceback, exit code 2, nothing written."""
+    furnish(here, arguments)
+    before = tree(here)
+    done = call(MODULE, *arguments, cwd=here)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(rf"rezero: .*{message}.*\n", done.stderr), done.stderr
+    assert tree(here) == before
+
+
+def test_console_script_is_the_module(here: Path) -> None:
+    """The command rezero and python -m rezero are one program."""
+    for arguments in (["--version"], ["compare", "fc-digits", "--epochs", "many"], ["train"]):
+        script, module = (call(command, *arguments, cwd=here) for command in (SCRIPT, MODULE))
+        assert (script.returncode, script.stdout, script.stderr) == (module.returncode, module.stdout, module.stderr)
+    assert tree(here) == {}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["compare", "--help"], ["report", "--help"], []],
+    ids=["help", "version", "compare-help", "report-help", "nothing"],
+)
+def test_help_does_not_wait_for_torch(here: Path, arguments: list[str]) -> None:
+    """Help and version exit with 0 and load neither torch nor any of the large packages of the lab."""
+    done = call([sys.executable, "-X", "importtime", "-m", "rezero"], *arguments, cwd=here)
+    assert done.returncode == 0
+    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    assert len(lines) == len(done.stderr.splitlines())
+    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in lines}
+    assert "rezero" in loaded
+    assert not loaded & {"torch", "numpy", "altair", "vl_convert", "sklearn", "scipy", "jinja2", "safetensors"}
+    if arguments == ["--version"]:
+        assert done.stdout == f"{version('rezero-torch')}\n"
+    else:
+        assert "Usage: rezero" in done.stdout
+    assert tree(here) == {}
+
+
+def help_text(capsys: pytest.CaptureFixture[str]) -> str:
+    assert run(["compare", "--help"]) == 0
+    return " ".join(re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
+
+
+def test_help_lists_the_tasks_and_arms_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """The tasks and arms in the help are those of the registry, no more and no fewer."""
+    text = help_text(capsys)
+    tasks = re.findall(r"What to train: (.*?)\. \[required\]", text)
+    assert [re.findall(r"([\w-]+) \([^)]*\)", listed) for listed in tasks] == [[*TASKS]]
+    arms = re.findall(r"separated by commas: ([^.]*)\.", text)
+    assert [listed.split(", ") for listed in arms] == [[*TASK.arms]]
+
+
+def test_help_has_an_option_for_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every setting of a study has an option with a description, and there is none more but the folder and the task."""
+    text = help_text(capsys)
+    options = set(re.findall(r"--([a-z-]+)", text)) - {"task", "output"}
+    assert options == {field.name.replace("_", "-") for field in fields(Settings)}
+
+
+# A program that runs the command line as if a package were not installed.
+WITHOUT = """
+import sys
+from importlib.machinery import PathFinder
+
+missing, find_spec = sys.argv.pop(1), PathFinder.find_spec
+
+def find_others(name, path=None, target=None):
+    return None if f"{name}.".startswith(f"{missing}.") else find_spec(name, path, target)
+
+PathFinder.find_spec = find_others
+from rezero.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("package", ["cyclopts", "rich", "altair", "vl_convert", "jinja2", "sklearn"])
+def test_a_missing_extra_is_one_line(here: Path, package: str) -> None:
+    """Without a package of the lab extra a study is refused in one line that says what to install."""
+    done = call([sys.executable, "-c", WITHOUT, package], "compare", "fc-digits", *TINY, cwd=here)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(rf"rezero: .*{package}.*pip install 'rezero-torch\[lab\]'\n", done.stderr), done.stderr
+    assert tree(here) == {}
+
+
+def test_another_missing_module_is_not_hidden(here: Path) -> None:
+    """A module that is missing through a fault of ours is a traceback, not a hint to install something."""
+    done = call([sys.executable, "-c", WITHOUT, "rezero.errors"], "--help", cwd=here)
+    assert done.returncode == 1
+    assert "ModuleNotFoundError" in done.stderr
+
+
+def test_compare_tells_progress_and_results_apart(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Progress is on stderr, a line a trial; the table, the verdict and the report's place are on stdout."""
+    assert run(["compare", "fc-digits", *TINY, "--output", "study"]) == 0
+    out, err = capsys.readouterr()
+    assert re.fullmatch(
+        r"plain +seed 0 +6 steps +training loss +\d\.\d+ +accuracy +\d+\.\d % +\d+\.\d s\n"
+        r"rezero +seed 0 +6 steps +training loss +\d\.\d+ +accuracy +\d+\.\d % +\d+\.\d s\n",
+        err,
+    ), err
+    head, *lines = out.splitlines()
+    assert head.split("  ")[0] == "arm"
+    assert [line.split()[0] for line in lines[:2]] == ["plain", "rezero"]
+    verdict = (here / "study" / "verdict.txt").read_text(encoding="utf-8")
+    assert "".join(verdict.split()) in "".join(out.split())
+    assert lines[-1] == f"report: {Path('study', 'report.html')}"
+    assert (here / "study" / "report.html").stat().st_size > 0
+
+    assert run(["compare", "fc-digits", *TINY, "--output", "study"]) == 0
+    again = capsys.readouterr()
+    assert again.out == out
+    assert again.err == "2 of 2 trials are in study already\n"
+
+    assert run(["report", "study"]) == 0
+    assert capsys.readouterr() == (out, "")
+
+
+def test_default_folder_follows_the_options(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Equal options share a folder under rezero-studies, in any order and with defaults spelt out; others do not."""
+
+    def folder(*options: str) -> str:
+        assert run(["compare", "fc-digits", *options]) == 0
+        return re.findall(r"report: (.*)\n", capsys.readouterr().out)[0]
+
+    first = folder(*TINY)
+    assert re.fullmatch(r"rezero-studies/fc-digits-[0-9a-f]{8}/report\.html", first)
+    turned = [part for i in range(len(TINY) - 2, -1, -2) for part in TINY[i : i + 2]]
+    assert folder(*turned, "--lr", "1e-2", "--device", "cpu", "--threads", "1") == first
+    assert [path.name for path in (here / "rezero-studies").iterdir()] == [Path(first).parent.name]
+    assert folder(*TINY, "--lr", "0.02") != first
+    assert len([*(here / "rezero-studies").iterdir()]) == 2
+
+
+def test_options_reach_the_study(here: Path) -> None:
+    """Every option of the command line arrives in the study's settings."""
+    options = (
+        "--arms pre-norm --depth 3 --width 7 --steps 2 --batch-size 50 --lr 0.125 --seeds 1 --device cpu --threads 1"
+    )
+    assert run(["compare", "fc-digits", *options.split(), "--output", "study"]) == 0
+    with Store.open(here / "study") as store:
+        assert store.study.settings == Settings(
+            arms=("pre-norm",),
+            depth=3,
+            width=7,
+            epochs=None,
+            steps=2,
+            batch_size=50,
+            lr=0.125,
+            seeds=1,
+            device="cpu",
+            threads=1,
+        )
+        (result,) = store.results()
+    assert (result.last.step, result.last.epoch) == (2, 2 / 30)
+
+
+@pytest.mark.parametrize("name", ["<b>&", "[/b]", "[red]x", "a 'é"], ids=str)
+def test_odd_folder_names(here: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    """A folder's name is shown as it is, when a study is made and when it goes on."""
+    for _ in range(2):
+        assert run(["compare", "fc-digits", *ONE, "--output", name]) == 0
+    out, err = capsys.readouterr()
+    assert err.endswith(f"1 of 1 trials are in {name} already\n")
+    assert out.endswith(f"report: {Path(name, 'report.html')}\n")
+
+
+def test_progress_lines_are_not_broken(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where stderr is no terminal a trial has one line, however long, and so has the folder."""
+    place = here / ("long-name-" * 12)
+    study = tiny(arms=("post-norm", "layerscale"))
+    with Store.open(place, study) as store:
+        point = Point(
+            120_000, 100.0, {"seconds": 1234.5, "train_loss": 1.234e-5, "val_accuracy": 1.0, "val_loss": 1.0}, ()
+        )
+        trials = [Trial(arm, 0.01, 0) for arm in study.settings.arms]
+        with StudyProgress(store) as progress:
+            for trial in trials:
+                progress.begin(trial, 120_000)
+                progress.step(120_000)
+                progress.point(point)
+                progress.finish(trial, point)
+        assert [line.split()[0] for line in capsys.readouterr().err.splitlines()] == ["post-norm", "layerscale"]
+        store.begin(trials[0])
+        store.add(trials[0], point)
+        store.finish(trials[0], "finished")
+        with StudyProgress(store):
+            pass
+    assert capsys.readouterr().err == f"1 of 2 trials are in {place} already\n"
+
+
+def test_report_names_its_command(here: Path) -> None:
+    """The page shows the command as a shell takes it, in text that is escaped."""
+    name = "<b>& 'x'"
+    done = call(SCRIPT, "compare", "fc-digits", *ONE, "--output", name, cwd=here)
+    assert (done.returncode, len(done.stderr.splitlines())) == (0, 1)
+    text = (here / name / "report.html").read_text(encoding="utf-8")
+    assert "<dd>rezero compare fc-digits --arms plain --depth 2" in text
+    assert "<b>&" not in text
+    assert "--output &#39;&lt;b&gt;&amp; " in text
+    with Store.open(here / name) as store:
+        facts = store.study.provenance
+    assert facts["command"].startswith("rezero compare fc-digits")
+    assert version("rezero-torch") in facts["versions"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", facts["date"])
+    assert facts["machine"]
+
+
+def stop_in_second_trial(folder: Path, stop: Callable[[subprocess.Popen[str]], None]) -> tuple[int, str, str]:
+    """Start a study as a user would and stop its process when its second trial has points of its own."""
+
+    def ready() -> bool:
+        if not (folder / "study.sqlite").exists():
+            return False
+        query = "SELECT status, count(step) FROM trial LEFT JOIN metric ON trial = id GROUP BY id ORDER BY id"
+        try:
+            with closing(sqlite3.connect(f"file:{folder / 'study.sqlite'}?mode=ro", uri=True)) as connection:
+                rows = connection.execute(query).fetchall()
+        except sqlite3.OperationalError:  # the tables are not there yet
+            return False
+        assert len(rows) < 2 or rows[1][0] == "running", "the second trial ended before it could be stopped"
+        return len(rows) == 2 and rows[1][1] > 0
+
+    process = subprocess.Popen(
+        [*MODULE, "compare", "fc-digits", *LONG, "--output", str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that starts the tests in the background has them ignore Ctrl-C, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not ready():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        stop(process)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    return process.returncode, out, err
+
+
+def states(folder: Path) -> list[tuple[str, str, int]]:
+    query = "SELECT arm, status, count(DISTINCT step) FROM trial LEFT JOIN metric ON trial = id GROUP BY id ORDER BY id"
+    with closing(sqlite3.connect(folder / "study.sqlite")) as connection:
+        return connection.execute(query).fetchall()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """The numbers of the long study, run in this process without a stop."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with Store.open(folder, tiny(epochs=60, batch_size=128)) as store:
+        run_study(store, TASK, create_autospec(Watcher, instance=True))
+    return numbers(folder)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_a_killed_study_goes_on_to_the_same_numbers(tmp_path: Path, undisturbed: list[Any]) -> None:
+    """After kill -9 in a trial the same command ends with the numbers of a study that was never disturbed."""
+    folder = tmp_path / "study"
+    code, out, _ = stop_in_second_trial(folder, subprocess.Popen.kill)
+    assert (code, out) == (-signal.SIGKILL, "")
+    (first, second) = states(folder)
+    assert first == ("plain", "finished", 60)
+    assert second[:2] == ("rezero", "running")
+    assert 0 < second[2] < 60
+    kept = numbers(folder)
+
+    done = call(MODULE, "compare", "fc-digits", *LONG, "--output", str(folder), cwd=tmp_path)
+    assert done.returncode == 0
+    told, trial = done.stderr.splitlines()
+    assert told.startswith("1 of 2 trials are in ")
+    assert trial.startswith("rezero  seed 0  720 steps")
+    assert numbers(folder)[:1] == kept
+    assert numbers(folder) == undisturbed
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    assert [row["arm"] for row in summary["arms"]] == ["plain", "rezero"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_ctrl_c_keeps_what_is_done(tmp_path: Path, undisturbed: list[Any]) -> None:
+    """Ctrl-C ends with code 130 and one line that says how to go on; the trial that had finished is kept."""
+    folder = tmp_path / "study"
+    code, out, err = stop_in_second_trial(folder, lambda process: process.send_signal(signal.SIGINT))
+    assert (code, out) == (130, "")
+    assert "Traceback" not in err
+    assert [(arm, status) for arm, status, _ in states(folder)] == [("plain", "finished"), ("rezero", "running")]
+    assert numbers(folder) == undisturbed[:1]
+    trial, *rest = [line for line in err.splitlines() if line]
+    assert trial.startswith("plain   seed 0  720 steps")
+    assert rest == ["rezero: stopped; finished trials are kept, and the same command goes on from there"]
+
+
+def test_ctrl_c_before_anything_runs(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C is code 130 and one line also where it comes before the first trial."""
+    monkeypatch.setattr("rezero.lab.run_study", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert run(["compare", "fc-digits", *TINY]) == 130
+    assert capsys.readouterr().err == (
+        "rezero: stopped; finished trials are kept, and the same command goes on from there\n"
+    )
