@@ -567,9 +567,8 @@ def test_two_processes_shard_and_replicate(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(work, (str(tmp_path),), nprocs=2)
 
 
-@every_start
-def test_hugging_face_init_and_checkpoints_keep_alpha(case: Case, start: float, tmp_path: Path) -> None:
-    """A PreTrainedModel's weight init leaves alpha at init_value, and save_pretrained brings a learned one back."""
+def pretrained(build: Callable[[], nn.Module], *, knows_gates: bool = False) -> Any:
+    """Build a tiny PreTrainedModel class around a layer; transformers is slow to import, hence inside."""
     from transformers import PretrainedConfig, PreTrainedModel
 
     class TinyConfig(PretrainedConfig):
@@ -577,29 +576,71 @@ def test_hugging_face_init_and_checkpoints_keep_alpha(case: Case, start: float, 
 
     class TinyModel(PreTrainedModel):
         config_class = TinyConfig
-        base_model_prefix = "model"
 
         def __init__(self, config: TinyConfig) -> None:
             super().__init__(config)
             self.embedding = nn.Linear(500, 500)
-            self.layer = case.build(start, 0.0)
+            self.layer = build()
             self.post_init()
 
         def forward(self, *x: Tensor) -> Any:
             return self.layer(*x)
 
-    model = TinyModel(TinyConfig())
+        def _init_weights(self, module: nn.Module) -> None:
+            super()._init_weights(module)
+            if knows_gates and isinstance(module, Gate):
+                module.reset_parameters()
+
+    return TinyModel
+
+
+@every_start
+def test_hugging_face_init_and_checkpoints_keep_alpha(case: Case, start: float, tmp_path: Path) -> None:
+    """A PreTrainedModel's weight init leaves alpha at init_value, and save_pretrained brings a learned one back."""
+    kind = pretrained(lambda: case.build(start, 0.0))
+    model = kind(kind.config_class())
     assert model.embedding.weight.std().item() == pytest.approx(0.02, rel=0.05)  # the init did run
     assert len(gates(model)) == len(gates(case.build(start, 0.0)))
     for gate in gates(model).values():
         assert torch.equal(gate.alpha, torch.full_like(gate.alpha, start))
     scramble_(model)
     model.save_pretrained(tmp_path)
-    loaded, info = TinyModel.from_pretrained(tmp_path, output_loading_info=True)
+    loaded, info = kind.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     assert all(torch.equal(p, loaded.get_parameter(name)) for name, p in model.named_parameters())
     assert torch.equal(first(loaded(*case.inputs())), first(model.eval()(*case.inputs())))
+
+
+@every_gated_layer
+def test_hugging_face_loads_alpha_in_float32(case: Case, tmp_path: Path) -> None:
+    """from_pretrained(dtype=bfloat16) loads the weights in bfloat16 and every alpha in float32, unrounded."""
+    kind = pretrained(lambda: case.build(0.0, 0.0))
+    model = kind(kind.config_class())
+    for gate in gates(model).values():
+        nn.init.constant_(gate.alpha, 0.1234567)
+    model.save_pretrained(tmp_path)
+    loaded = kind.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert loaded.embedding.weight.dtype == torch.bfloat16
+    assert gates(loaded)
+    for name, gate in gates(loaded).items():
+        assert torch.equal(gate.alpha, torch.full_like(gate.alpha, 0.1234567)), name
+        assert gate.alpha.dtype == torch.float32, name
+
+
+@pytest.mark.parametrize("saved", [False, True], ids=["missing", "saved"])
+def test_hugging_face_init_weights_may_reset_gates(saved: bool, tmp_path: Path) -> None:
+    """Where _init_weights resets gates, alphas that a checkpoint lacks start at init_value and saved ones stay."""
+    gated = pretrained(lambda: ReZero(nn.Linear(D, D), gate=Gate(D, init_value=0.25)), knows_gates=True)
+    plain = pretrained(lambda: nn.ModuleDict({"branch": nn.Linear(D, D)}))
+    model = (gated if saved else plain)(plain.config_class())
+    for gate in gates(model).values():
+        nn.init.constant_(gate.alpha, 0.75)
+    model.save_pretrained(tmp_path)
+    loaded, info = gated.from_pretrained(tmp_path, output_loading_info=True)
+    assert info["missing_keys"] == (set() if saved else {"layer.gate.alpha"})
+    assert torch.equal(loaded.layer.gate.alpha, torch.full((D,), 0.75 if saved else 0.25))
+    assert torch.equal(loaded.layer.branch.weight, model.get_parameter("layer.branch.weight"))
 
 
 # A CUDA device

@@ -303,6 +303,26 @@ def test_a_branch_that_cannot_be_run_is_judged_by_its_last_layer() -> None:
     ReZero(branch)
 
 
+@pytest.mark.parametrize("norm", [GemmaNorm, RMSNormPlusOne], ids=["own", "torch's"])
+def test_a_norm_by_1_plus_weight_is_not_blamed_where_the_branch_cannot_be_run(norm: Callable[[int], nn.Module]) -> None:
+    """A last layer whose zero parameters do not make its output zero is no reason to refuse, without a run either."""
+
+    class TwoInputs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.norm = nn.Linear(4, 4), norm(4)
+
+        def forward(self, x: Tensor, other: Tensor) -> Tensor:
+            y: Tensor = self.norm(self.linear(x) + other)
+            return y
+
+    block = ReZero(TwoInputs())
+    y = block(torch.randn(2, 4), torch.randn(2, 4))
+    (y * torch.randn_like(y)).sum().backward()
+    assert block.gate.alpha.grad is not None
+    assert block.gate.alpha.grad.any()
+
+
 def test_an_error_of_the_branch_does_not_escape() -> None:
     """A branch that fails on the probe is judged by its last layer: refused if that is zero, never with its error."""
 

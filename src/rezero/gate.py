@@ -57,12 +57,15 @@ class Gate(nn.Module):
             raise ValueError(f"dim must be at least 1, or None for a single scale: got {dim}")
         if not math.isfinite(init_value):
             raise ValueError(f"init_value must be a finite number: got {init_value}; 0.0 starts as the identity")
+        dtype = dtype or gate_dtype()
+        if abs(init_value) > torch.finfo(dtype).max:
+            raise ValueError(f"init_value must fit into {dtype}: got {init_value}")
         if activation not in (None, "tanh"):
             raise ValueError(f"activation must be None or 'tanh': got {activation!r}")
         self.init_value = init_value
         self.activation = activation
         self.branches = 1
-        self.alpha = nn.Parameter(torch.empty(dim or 1, device=device, dtype=dtype or gate_dtype()))
+        self.alpha = nn.Parameter(torch.empty(dim or 1, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -19,8 +19,8 @@ class _Version010(nn.Module):
     @property
     def resweight(self) -> nn.Parameter:
         """The tied ``alpha``, ``(1,)``, under its name in 0.1.0."""
-        if len(self.gates) > 1:
-            raise AttributeError('resweight is one alpha a layer: with share="sublayer" use rezero.gates(layer)')
+        if len(self.gates) > 1:  # a layer built with share="sublayer" has no such thing
+            raise AttributeError
         return cast(nn.Parameter, self.gates[0].alpha)
 
     @staticmethod

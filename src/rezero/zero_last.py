@@ -1,5 +1,6 @@
 """Find a branch that outputs only zeros because of how its last layer was initialised."""
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -7,22 +8,19 @@ from torch import Tensor, nn
 
 __all__ = ["find_zero_last"]
 
-# The input a layer of each kind takes, from its own attributes: a zero output is judged by running the layer.
+# The inputs a layer of each kind takes, from its own attributes: a zero output is judged by running the layer.
 # Zero parameters prove nothing: some norms multiply by 1 + weight.
-_PROBES: tuple[tuple[type[nn.Module], Callable[..., tuple[int, ...]]], ...] = (
-    (nn.Linear, lambda layer: (2, layer.in_features)),
-    (nn.Conv1d, lambda layer: (2, layer.in_channels, *_room(layer))),
-    (nn.Conv2d, lambda layer: (2, layer.in_channels, *_room(layer))),
-    (nn.Conv3d, lambda layer: (2, layer.in_channels, *_room(layer))),
-    (nn.ConvTranspose1d, lambda layer: (2, layer.in_channels, *_room(layer))),
-    (nn.ConvTranspose2d, lambda layer: (2, layer.in_channels, *_room(layer))),
-    (nn.ConvTranspose3d, lambda layer: (2, layer.in_channels, *_room(layer))),
-    (nn.BatchNorm1d, lambda layer: (2, layer.num_features)),
-    (nn.BatchNorm2d, lambda layer: (2, layer.num_features, 8, 8)),
-    (nn.BatchNorm3d, lambda layer: (2, layer.num_features, 8, 8, 8)),
-    (nn.GroupNorm, lambda layer: (2, layer.num_channels, 8, 8)),
-    (nn.LayerNorm, lambda layer: (2, *layer.normalized_shape)),
-    (nn.RMSNorm, lambda layer: (2, *layer.normalized_shape)),
+_PROBES: tuple[tuple[tuple[type[nn.Module], ...], Callable[..., list[tuple[int, ...]]]], ...] = (
+    ((nn.Linear,), lambda layer: [(2, layer.in_features), (2, 3, layer.in_features)]),
+    (
+        (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+        lambda layer: [(2, layer.in_channels, *_room(layer))],
+    ),
+    ((nn.BatchNorm1d,), lambda layer: [(2, layer.num_features), (2, layer.num_features, 8)]),
+    ((nn.BatchNorm2d,), lambda layer: [(2, layer.num_features, 8, 8)]),
+    ((nn.BatchNorm3d,), lambda layer: [(2, layer.num_features, 8, 8, 8)]),
+    ((nn.GroupNorm,), lambda layer: [(2, layer.num_channels, 8, 8), (2, layer.num_channels, 8)]),
+    ((nn.LayerNorm, nn.RMSNorm), lambda layer: [(2, *layer.normalized_shape), (2, 3, *layer.normalized_shape)]),
 )
 
 
@@ -41,6 +39,9 @@ def find_zero_last(branch: nn.Module) -> str | None:
         (layers that are not torch's, the meta device).
     """
     layers = [(name, layer) for name, layer in branch.named_modules() if _owns_parameters(layer)]
+    parameters = list(branch.parameters())
+    if any(p.is_meta or isinstance(p, nn.parameter.UninitializedParameter) for p in parameters):
+        return None
     suspects = [(name, layer) for name, layer in layers if _is_zero(layer) and _outputs_zeros(layer, probe_of=layer)]
     if not suspects:
         return None
@@ -56,30 +57,29 @@ def _owns_parameters(layer: nn.Module) -> bool:
 
 
 def _is_zero(layer: nn.Module) -> bool:
-    own = list(layer.parameters(recurse=False))
-    judgeable = not any(p.is_meta or isinstance(p, nn.parameter.UninitializedParameter) for p in own)
-    return judgeable and not any(bool(p.any()) for p in own)
+    return not any(bool(p.any()) for p in layer.parameters(recurse=False))
 
 
 def _outputs_zeros(module: nn.Module, *, probe_of: nn.Module) -> bool | None:
-    """Tell whether the module is zero on random input of the shape that ``probe_of`` takes; None if it can't be run."""
-    shape = next((make(probe_of) for kind, make in _PROBES if isinstance(probe_of, kind)), None)
-    if shape is None:
-        return None
+    """Tell whether the module is zero on random input of a shape that ``probe_of`` takes; None if it can't be run."""
+    shapes = next((make(probe_of) for kinds, make in _PROBES if isinstance(probe_of, kinds)), [])
+    for shape in shapes:
+        try:
+            output = _run_copy(module, shape)
+        except Exception:  # noqa: S112 - a branch of the user's may raise anything: it stays unjudged
+            continue
+        first = output[0] if isinstance(output, tuple) else output
+        return not bool(first.any()) if isinstance(first, Tensor) else None
+    return None
+
+
+def _run_copy(module: nn.Module, shape: tuple[int, ...]) -> object:
+    """Run a copy of the module in evaluation mode, so that nothing of the original can change."""
     parameter = next(module.parameters())
-    generator = torch.Generator().manual_seed(0)
-    probe = torch.randn(shape, generator=generator).to(parameter.device, parameter.dtype)
-    modes = [(part, part.training) for part in module.modules()]
-    try:
-        with torch.no_grad(), torch.random.fork_rng():
-            output = module.eval()(probe)
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError):
-        return None  # the branch wants other arguments: it stays unjudged
-    finally:
-        for part, training in modes:
-            part.training = training
-    first = output[0] if isinstance(output, tuple) else output
-    return not bool(first.any()) if isinstance(first, Tensor) else None
+    probe = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
+    devices = [parameter.device] if parameter.is_cuda else []
+    with torch.no_grad(), torch.random.fork_rng(devices):
+        return copy.deepcopy(module).eval()(probe.to(parameter.device, parameter.dtype))
 
 
 def _room(layer: "nn.modules.conv._ConvNd") -> tuple[int, ...]:

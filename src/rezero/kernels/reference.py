@@ -13,7 +13,9 @@ def gate(f: Tensor, alpha: Tensor) -> Tensor:
 
 def gated_residual(x: Tensor, f: Tensor, alpha: Tensor) -> Tensor:
     """Return ``x + alpha * f``, formed in the widest dtype and rounded once to that of ``x + f``."""
-    return (x + _like_rank(alpha, f) * f).to(torch.promote_types(x.dtype, f.dtype))
+    dtype = torch.promote_types(x.dtype, f.dtype)
+    widest = torch.promote_types(dtype, alpha.dtype)
+    return (x + _like_rank(alpha.to(widest), f) * f).to(dtype)
 
 
 def _like_rank(alpha: Tensor, f: Tensor) -> Tensor:

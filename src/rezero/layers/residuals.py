@@ -179,4 +179,5 @@ def residual_block(
             return Residual(branch, pre_norm=norm(), scale=scale)
         case "deepnorm":
             return Residual(branch, post_norm=norm(), skip_scale=depth**0.25)
-    raise ValueError(f"no residual block is called {residual!r}: choose from {', '.join(RESIDUALS)}")
+    offered = ", ".join(name for name in RESIDUALS if name not in ("plain-norm", "fixup"))
+    raise ValueError(f"no residual block is called {residual!r}: choose from {offered}")
