@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from statistics import median
+from statistics import geometric_mean, median
 
 import altair as alt
 import torch
@@ -107,6 +107,31 @@ def summarise(rows: list[dict[str, str]]) -> list[dict[str, float | int | str | 
     return table
 
 
+def judge(table: list[dict[str, float | int | str | None]]) -> dict[str, dict[str, float | int]]:
+    """Count for each rule where it rose above its start or diverged, and by how much it misses the cell's best loss."""
+    verdicts = {}
+    for rule in RULES:
+        cells = [row for row in table if row["rule"] == rule]
+        jumps = sum(row["jump"] is None or float(row["jump"]) > 1.05 for row in cells)
+        misses = [
+            float(row["last_loss"])
+            / min(float(other["last_loss"] or math.inf) for other in table if _same_cell(row, other))
+            for row in cells
+            if row["last_loss"] is not None
+        ]
+        verdicts[rule] = {
+            "jumped": jumps,
+            "cells": len(cells),
+            "mean_miss": geometric_mean(misses),
+            "worst": max(misses),
+        }
+    return verdicts
+
+
+def _same_cell(row: dict[str, float | int | str | None], other: dict[str, float | int | str | None]) -> bool:
+    return (row["depth"], row["optimizer"]) == (other["depth"], other["optimizer"])
+
+
 def draw(table: list[dict[str, float | int | str | None]]) -> alt.FacetChart:
     """Draw the loss at the end against depth, a panel an optimizer; a cell that diverged is left out."""
     rows = [row for row in table if row["last_loss"] is not None]
@@ -136,6 +161,9 @@ if __name__ == "__main__":
     run_missing(FOLDER / "runs.csv", parser.parse_args().jobs)
     table = summarise(read_rows(FOLDER / "runs.csv"))
     draw(table).save(FOLDER / "last_loss.svg")
-    write_result("summary", table, folder=FOLDER)
+    verdicts = judge(table)
+    write_result("summary", {"cells": table, "rules": verdicts}, folder=FOLDER)
     for cell in table:
         print(*(f"{value:.4g}" if isinstance(value, float) else value for value in cell.values()), sep="\t")
+    for rule, verdict in verdicts.items():
+        print(f"{rule:16}", *(f"{name} {value:.3g}" for name, value in verdict.items()))

@@ -363,19 +363,18 @@ def test_a_folder_without_permission_is_refused(tmp_path: Path, monkeypatch: pyt
     assert tree(tmp_path) == {}
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"depth": 5}, r"depth 2 there, 5 asked"),
-        ({"width": 4}, r"width 8 there, 4 asked"),
-        ({"epochs": 9}, r"epochs 2 there, 9 asked"),
-        ({"batch_size": 5}, r"batch_size 128 there, 5 asked"),
-        ({"lr": 0.011}, r"lr 0\.01 there, 0\.011 asked"),
-        ({"seeds": 3}, r"seeds 2 there, 3 asked"),
-        ({"arms": ("rezero", "plain")}, r"arms plain,rezero there, rezero,plain asked"),
-    ],
-    ids=lambda value: str(value) if isinstance(value, dict) else "",
-)
+CHANGES: list[tuple[dict[str, Any], str]] = [
+    ({"depth": 5}, r"depth 2 there, 5 asked"),
+    ({"width": 4}, r"width 8 there, 4 asked"),
+    ({"epochs": 9}, r"epochs 2 there, 9 asked"),
+    ({"batch_size": 5}, r"batch_size 128 there, 5 asked"),
+    ({"lr": 0.011}, r"lr 0\.01 there, 0\.011 asked"),
+    ({"seeds": 3}, r"seeds 2 there, 3 asked"),
+    ({"arms": ("rezero", "plain")}, r"arms plain,rezero there, rezero,plain asked"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), CHANGES, ids=[next(iter(change)) for change, _ in CHANGES])
 def test_another_setting_is_another_study(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     """Every setting that decides numbers tells two studies apart, and the error names it with both values."""
     with Store.open(tmp_path, study()):

@@ -62,7 +62,11 @@ def test_unknown_task_is_one_line(name: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("given", "message"), WRONG_SETTINGS, ids=[str(given) for given, _ in WRONG_SETTINGS])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    WRONG_SETTINGS,
+    ids=[",".join(f"{k}={v}" for k, v in given.items()) for given, _ in WRONG_SETTINGS],
+)
 def test_wrong_setting_is_one_line(given: dict[str, Any], message: str) -> None:
     """Each value that no study can have is a UsageError of one line with what was expected and what came."""
     with pytest.raises(UsageError, match=message) as caught:

@@ -68,10 +68,10 @@ def record(settings: Settings, arm: str, *, seed: int = 0) -> Recorded:
     return recorded
 
 
-@pytest.mark.parametrize("seed", [0, 3], ids=["seed0", "seed3"])
-def test_trial_is_a_plain_training_loop(seed: int) -> None:
+@pytest.mark.parametrize(("seed", "lr"), [(0, 0.02), (3, 0.02), (0, 0.4)], ids=["seed0", "seed3", "rate-above-1/depth"])
+def test_trial_is_a_plain_training_loop(seed: int, lr: float) -> None:
     """Losses, scores and alphas are those of a ReZero network and a training loop written out in plain torch."""
-    settings = tiny(depth=3, epochs=3, lr=0.02)
+    settings = tiny(depth=3, epochs=3, lr=lr)
     points = train(settings, "rezero", seed=seed)
 
     torch.manual_seed(seed)
@@ -91,7 +91,7 @@ def test_trial_is_a_plain_training_loop(seed: int) -> None:
             h = h + alpha * torch.relu(h @ w.T + b)
         return h @ w_out.T + b_out
 
-    optimizer = torch.optim.Adagrad(parameters, lr=0.02)
+    optimizer = torch.optim.Adagrad(parameters, lr=lr)
     for epoch in range(3):
         losses = []
         for step in range(epoch * PER_EPOCH, (epoch + 1) * PER_EPOCH):

@@ -66,26 +66,25 @@ def test_verdict_is_golden() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("overlap", "rezero and pre-norm come out lowest and their ranges overlap: 3 seeds do not part them."),
-        ("touching", "rezero and pre-norm come out lowest and their ranges overlap: 3 seeds do not part them."),
-        ("same-network", "rezero and skipinit come out lowest and their ranges overlap: 3 seeds do not part them."),
-        ("apart", "rezero ends lowest, at 0.4 times the loss of the next arm, pre-norm; their ranges do not overlap."),
-        ("all-diverged", "Every arm diverged."),
-        ("one-seed-all-diverged", "Every arm diverged."),
-        ("others-diverged", "rezero ends lowest; every other arm diverged."),
-        (
-            "one-seed-diverged",
-            "rezero ends lowest, at 0.0952 times the loss of the next arm, plain; their ranges do not",
-        ),
-        ("one-arm", "range: rezero 0.2 (0.1 to 0.3)."),
-        ("one-arm-diverged", "range: rezero diverged (diverged to diverged)."),
-        ("one-seed", "rezero 0.2 (one seed); plain 2 (one seed). rezero ends lowest, at 0.1 times the loss of"),
-    ],
-    ids=lambda value: value if " " not in value else "",
-)
+SENTENCES = [
+    ("overlap", "rezero and pre-norm come out lowest and their ranges overlap: 3 seeds do not part them."),
+    ("touching", "rezero and pre-norm come out lowest and their ranges overlap: 3 seeds do not part them."),
+    ("same-network", "rezero and skipinit come out lowest and their ranges overlap: 3 seeds do not part them."),
+    ("apart", "rezero ends lowest, at 0.4 times the loss of the next arm, pre-norm; their ranges do not overlap."),
+    ("all-diverged", "Every arm diverged."),
+    ("one-seed-all-diverged", "Every arm diverged."),
+    ("others-diverged", "rezero ends lowest; every other arm diverged."),
+    (
+        "one-seed-diverged",
+        "rezero ends lowest, at 0.0952 times the loss of the next arm, plain; their ranges do not",
+    ),
+    ("one-arm", "range: rezero 0.2 (0.1 to 0.3)."),
+    ("one-arm-diverged", "range: rezero diverged (diverged to diverged)."),
+    ("one-seed", "rezero 0.2 (one seed); plain 2 (one seed). rezero ends lowest, at 0.1 times the loss of"),
+]
+
+
+@pytest.mark.parametrize(("name", "expected"), SENTENCES, ids=[name for name, _ in SENTENCES])
 def test_verdict_says_what_came_out(name: str, expected: str) -> None:
     """Each kind of outcome has its own sentence."""
     assert expected in verdict(name)
