@@ -259,6 +259,12 @@ def test_refuses_a_model_without_parameters() -> None:
         param_groups(nn.ReLU(), lr=0.1, weight_decay=0.1)
 
 
+def test_refuses_parameters_in_place_of_the_model() -> None:
+    """What other libraries take, model.parameters(), is refused: gates are not to be told among bare parameters."""
+    with pytest.raises(TypeError, match="expected the model itself, .*: got generator"):
+        param_groups(nn.Linear(2, 2).parameters(), lr=0.1, weight_decay=0.1)  # type: ignore[arg-type]
+
+
 def test_leaves_the_model_alone() -> None:
     """Grouping changes no parameter and gives the parameters themselves, not copies."""
     model = MLP(3, 4, 5, 2)

@@ -116,6 +116,16 @@ def test_the_package_is_typed() -> None:
     assert Path(rezero.__file__).with_name("py.typed").exists()
 
 
+@pytest.mark.parametrize("name", rezero.__all__)
+def test_names_are_resolved_when_first_used(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that the package does not hold yet is found, and kept for the next time."""
+    expected = getattr(rezero, name)
+    monkeypatch.delattr(rezero, name)
+    assert name not in vars(rezero)
+    assert getattr(rezero, name) is expected
+    assert vars(rezero)[name] is expected
+
+
 def test_lazy_names_survive_a_reload() -> None:
     """Reloading the package resolves its names again."""
     assert importlib.reload(rezero).ReZero is residual.ReZero

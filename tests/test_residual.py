@@ -330,8 +330,8 @@ def test_refuses_a_branch_that_changes_the_shape(branch: nn.Module, shape: tuple
 
 
 def test_refuses_a_gate_of_another_width() -> None:
-    """A channel gate that does not fit the last axis is refused at the call, and says how to build one that does."""
-    with pytest.raises(ValueError, match=r"got \(3,\); build the gate as Gate\(\) or Gate\(dim=4\)"):
+    """A channel gate that does not fit the last axis is refused at the call, and both widths are named."""
+    with pytest.raises(ValueError, match=r"alpha must have shape \(1,\), or .*\(4,\).*got \(3,\)"):
         ReZero(nn.Linear(4, 4), gate=Gate(3))(torch.randn(2, 4))
 
 
@@ -359,10 +359,17 @@ def zero_then(*more: nn.Module) -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), layer, *more)
 
 
+class Noise(nn.Module):
+    """Adds noise, in evaluation too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.randn_like(x)
+
+
 @pytest.mark.parametrize(
     "branch",
-    [nn.Linear(4, 4), zero_then(nn.Sigmoid())],
-    ids=["not suspected", "suspected and run"],
+    [nn.Linear(4, 4), zero_then(nn.Sigmoid()), zero_then(Noise())],
+    ids=["not suspected", "suspected and run", "drawing when run"],
 )
 def test_constructor_draws_no_random_number(branch: nn.Module) -> None:
     """Building a block around a branch leaves torch's random state as it was."""
@@ -391,7 +398,7 @@ def test_constructor_leaves_the_branch_as_it_was(refused: bool) -> None:
 
 
 def test_constructor_leaves_counting_buffers_alone() -> None:
-    """A branch that counts its calls in a buffer or a hook has counted none after construction."""
+    """A branch that counts its calls in a buffer has counted none after construction."""
 
     class Counting(nn.Module):
         def __init__(self) -> None:

@@ -85,7 +85,8 @@ def compare(
     and the charts as SVG and PNG. A study that was stopped goes on when the same command is given again.
 
     Args:
-        task: What to train: fc-digits (a fully connected network on scikit-learn's digits, in half a minute).
+        task: What to train: fc-digits (a fully connected network on scikit-learn's digits, with Adagrad, in half a
+            minute).
         arms: Residual formulas to compare, separated by commas: plain, plain-norm, residual, post-norm, pre-norm,
             rezero, skipinit, layerscale, deepnorm.
         depth: Number of residual blocks.
@@ -118,7 +119,7 @@ def compare(
     settings = chosen.settings({name: value for name, value in given.items() if value is not None})
     key = sha256(repr(settings).encode()).hexdigest()[:8]
     folder = output or Path("rezero-studies") / f"{task}-{key}"
-    with _open(folder, Study(task, settings, provenance())) as store:
+    with _open(folder, Study(task, settings, {**provenance(), **chosen.recipe})) as store:
         with StudyProgress(store) as progress:
             run_study(store, chosen, progress)
         _tell(store)

@@ -42,7 +42,8 @@ def gated_residual(x: Tensor, f: Tensor, alpha: Tensor) -> Tensor:
         )
     if alpha.shape != (1,) and alpha.shape != x.shape[-1:]:
         raise ValueError(
-            f"alpha must have shape (1,), or one entry a feature of the last axis, {tuple(x.shape[-1:])}: "
-            f"got {tuple(alpha.shape)}; build the gate as Gate() or Gate(dim={x.shape[-1] if x.ndim else 1})"
+            f"alpha must have shape (1,), or {tuple(x.shape[-1:])}, one entry a feature of the last axis: got "
+            f"{tuple(alpha.shape)}; a gate has one scale, Gate(), or one a feature of the last axis, which is not the "
+            "channel of an (N, C, H, W) image"
         )
     return kernels.gated_residual(x, f, alpha)

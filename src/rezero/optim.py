@@ -16,8 +16,9 @@ def param_groups(
     r"""Split a model's parameters into groups for any torch optimizer.
 
     ``decayed`` holds the parameters with two or more axes, ``undecayed`` those with at most one (biases, norms), and
-    ``gates`` every `rezero.Gate`, whatever its shape. Each parameter is in exactly one group; empty groups are left
-    out. A decayed gate shrinks even without a gradient: 0.5 falls to 0.18 in 1,000 AdamW steps.
+    ``gates`` every `rezero.Gate`, whatever its shape. Each parameter is in exactly one group, frozen ones too, so that
+    they can be thawed later; empty groups are left out. A decayed gate shrinks even without a gradient: 0.5 falls to
+    0.18 in 1,000 AdamW steps.
 
     The default rate of the gates is ``min(lr, 1 / L)`` with ``L`` the number of gated branches. A sign-like first step
     (Adam, Adagrad) moves every ``alpha`` by its whole rate at once and changes the output by about ``(1 + rate) ** L``,
@@ -33,6 +34,7 @@ def param_groups(
         Groups with the keys ``name``, ``params``, ``lr`` and ``weight_decay``.
 
     Raises:
+        TypeError: If ``model`` is not a module.
         ValueError: If the model has no parameters, or a rate or the decay is negative or not finite.
 
     Example:
@@ -46,6 +48,10 @@ def param_groups(
         gates 0.005 0.0
         >>> optimizer = torch.optim.AdamW(groups)
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"expected the model itself, to tell its gates from other parameters: got {type(model).__name__}"
+        )
     given = {"lr": lr, "weight_decay": weight_decay, "alpha_lr": 0.0 if alpha_lr is None else alpha_lr}
     for name, value in given.items():
         if not (math.isfinite(value) and value >= 0):

@@ -91,8 +91,8 @@ def page_of(folder: Path) -> Page:
     return Page((folder / "report.html").read_text(encoding="utf-8"))
 
 
-def table_of(page: Page) -> list[list[str]]:
-    """The rows of the page's table, its head first."""
+def table_of(page: Page) -> list[dict[str, str]]:
+    """The rows of the page's table, column title to text."""
     names = [name for name, _, _ in page.elements]
     texts = ["".join(text) for _, _, text in page.elements]
     rows: list[list[str]] = []
@@ -101,7 +101,7 @@ def table_of(page: Page) -> list[list[str]]:
             rows.append([])
         elif name in ("td", "th"):
             rows[-1].append(text)
-    return rows
+    return [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
 
 
 def specs_of(page: Page) -> dict[str, Any]:
@@ -221,18 +221,16 @@ def test_table_has_a_row_an_arm(folder: Path) -> None:
     with Store.open(folder) as store:
         results = store.results()
         rows = summary_rows(store, results)
-    head, *body = table_of(page_of(folder))
-    assert head == [*rows[0]]
-    assert body == [[*row.values()] for row in rows]
-    assert [row[0] for row in body] == ["plain", "rezero", "pre-norm"]
+    assert [[*row.items()] for row in table_of(page_of(folder))] == [[*row.items()] for row in rows]
+    assert [row["arm"] for row in rows] == ["plain", "rezero", "pre-norm"]
     for row in rows:
         assert row["formula"] == TASK.arms[row["arm"]]
         low, high = sorted(r.last.metrics["train_loss"] for r in results if r.trial.arm == row["arm"])
         assert row["training loss (nats)"] == f"{(low + high) / 2:.3g} ({low:.3g} to {high:.3g})"
         low, high = sorted(100 * r.last.metrics["val_accuracy"] for r in results if r.trial.arm == row["arm"])
         assert row["validation accuracy"] == f"{(low + high) / 2:.1f} % ({low:.1f} to {high:.1f})"
-        seconds = [r.last.metrics["seconds"] / 6 for r in results if r.trial.arm == row["arm"]]
-        assert row["ms a step"] == f"{500 * sum(seconds):.1f}"
+        low, high = sorted(1000 * r.last.metrics["seconds"] / 6 for r in results if r.trial.arm == row["arm"])
+        assert row["ms a step"] == f"{(low + high) / 2:.1f} ({low:.1f} to {high:.1f})"
         assert row["seeds"] == "2"
 
 
@@ -271,7 +269,7 @@ def test_only_gated_arms_have_a_map_of_alpha(tmp_path: Path) -> None:
     assert gated == {"alpha_rezero", "alpha_skipinit"}
     assert {*specs_of(page_of(tmp_path))} == {"train_loss", "val_accuracy", *gated}
     assert {path.stem for path in tmp_path.glob("alpha*")} == gated
-    assert [row[0] for row in table_of(page_of(tmp_path))[1:]] == [*TASK.arms]
+    assert [row["arm"] for row in table_of(page_of(tmp_path))] == [*TASK.arms]
 
 
 def test_every_chart_has_its_place(folder: Path) -> None:
@@ -314,23 +312,33 @@ def test_what_a_user_types_stays_text(tmp_path: Path, monkeypatch: pytest.Monkey
     assert hostile.find("title") == hostile.find("h1") == [f"fc-digits: plain, {HOSTILE}"]
     assert hostile.find("dd")[0] == f"rezero compare -o {HOSTILE}"
     assert HOSTILE in hostile.find("dt")
-    assert table_of(hostile)[2][:2] == [HOSTILE, f"f({HOSTILE})"]
+    assert [(row["arm"], row["formula"]) for row in table_of(hostile)][1:] == [(HOSTILE, f"f({HOSTILE})")]
     assert len(harmless.find("script")) == len(hostile.find("script")) == 2
     rows = [row for spec in specs_of(hostile).values() for data in spec["datasets"].values() for row in data]
     assert Counter(row["arm"] for row in rows) == {"plain": 2, HOSTILE: 2}
 
 
-def test_summary_is_the_study_for_programs(folder: Path) -> None:
-    """summary.json is strict JSON with the task, the settings and the table."""
+def strict_json(path: Path) -> Any:
+    """What a JSON file holds, which has no NaN and no infinity."""
 
     def refuse(constant: str) -> None:
         raise AssertionError(constant)
 
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"), parse_constant=refuse)
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+def test_summary_is_the_study_for_programs(folder: Path) -> None:
+    """summary.json has the task, the settings, where they come from, and the last numbers of every trial."""
+    summary = strict_json(folder / "summary.json")
     assert summary["task"] == "fc-digits"
     assert summary["settings"] == {**vars(study().settings), "arms": ["plain", "rezero", "pre-norm"]}
+    assert summary["provenance"] == {"command": "rezero compare"}
     with Store.open(folder) as store:
-        assert summary["arms"] == summary_rows(store, store.results())
+        results = store.results()
+    assert len(results) == 6
+    assert summary["results"] == [
+        {**vars(r.trial), "status": "finished", "steps": 6, **r.last.metrics} for r in results
+    ]
 
 
 @pytest.mark.usefixtures("_one_bundle")
@@ -358,10 +366,10 @@ def test_report_of_an_unfinished_study(tmp_path: Path) -> None:
         write_report(store)
     page = page_of(tmp_path / "study")
     assert page.find("p")[0].endswith("Only 1 of 4 trials have ended so far.")
-    (row,) = table_of(page)[1:]
-    assert row[0] == "plain"
-    assert row[2].endswith("(one seed)")
-    assert row[-1] == "1"
+    (row,) = table_of(page)
+    assert row["arm"] == "plain"
+    assert row["training loss (nats)"].endswith("(one seed)")
+    assert row["seeds"] == "1"
 
 
 @pytest.mark.usefixtures("_one_bundle")
@@ -371,8 +379,10 @@ def test_report_of_arms_that_diverged(tmp_path: Path) -> None:
         pass
     page = page_of(tmp_path)
     assert "Every arm diverged." in page.find("p")[1]
-    assert [row[-1] for row in table_of(page)[1:]] == ["2, 2 diverged", "2, 2 diverged"]
-    assert all(row[2].startswith("diverged") for row in table_of(page)[1:])
+    assert [row["seeds"] for row in table_of(page)] == ["2, 2 diverged", "2, 2 diverged"]
+    assert all(row["training loss (nats)"].startswith("diverged") for row in table_of(page))
+    trials = strict_json(tmp_path / "summary.json")["results"]
+    assert [(trial["status"], trial["train_loss"]) for trial in trials] == 4 * [("diverged", None)]
     assert_pictures_are_whole(tmp_path)
 
 
@@ -386,7 +396,7 @@ def test_report_of_one_arm_that_diverged(tmp_path: Path) -> None:
         "post-norm": True,
     }
     page = page_of(tmp_path)
-    assert [(row[0], row[-1]) for row in table_of(page)[1:]] == [("residual", "2, 2 diverged"), ("post-norm", "2")]
+    assert {row["arm"]: row["seeds"] for row in table_of(page)} == {"residual": "2, 2 diverged", "post-norm": "2"}
     (rows,) = specs_of(page)["train_loss"]["datasets"].values()
     assert {row["arm"] for row in rows} == {"post-norm"}
     assert {*specs_of(page)} == {"train_loss", "val_accuracy"}

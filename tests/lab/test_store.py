@@ -6,8 +6,10 @@ import os
 import sqlite3
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -192,6 +194,20 @@ def test_a_creation_is_whole_or_nothing(tmp_path: Path, monkeypatch: pytest.Monk
         assert connection.execute("SELECT name FROM sqlite_master").fetchall() == []
     with Store.open(tmp_path, study()) as store:
         assert store.study == study()
+
+
+def test_two_creations_at_once_make_one_study(tmp_path: Path) -> None:
+    """Where the same command starts twice at the same moment both find the one study, every time."""
+    barrier = Barrier(2)
+
+    def create(number: int) -> Study:
+        barrier.wait()
+        with Store.open(tmp_path / str(number), study()) as store:
+            return store.study
+
+    with ThreadPoolExecutor(2) as pool:
+        for number in range(20):
+            assert [*pool.map(create, [number, number])] == [study(), study()]
 
 
 # Places where no study can be: how each is made, and what is said of it. Each function returns the folder to open.

@@ -151,15 +151,47 @@ def test_overlap_of_accuracies_is_their_own() -> None:
     )
 
 
-@pytest.mark.parametrize("ended", [0, 1, 3, 5], ids=str)
+UNFINISHED = {"plain": (2.0, 2.2, 2.1), "rezero": (0.2, 0.1, 0.3)}
+
+
+@pytest.mark.parametrize("ended", [0, 1, 3, 4, 5], ids=str)
 def test_unfinished_study_says_so(ended: int) -> None:
-    """A study with trials missing says how many have ended, and one without results says nothing else."""
-    losses = {"plain": (2.0, 2.2, 2.1), "rezero": (0.2, 0.1, 0.3)}
-    asked = study((*losses,), 3)
-    text = write_verdict(asked, results(losses)[:ended])
-    assert text.split("\n\n")[0].endswith(f"Only {ended} of 6 trials have ended so far.")
-    assert len(text.split("\n\n")) == (3 if ended else 1)
-    assert "have ended so far" not in write_verdict(asked, results(losses))
+    """A study with trials missing says how many have ended, and claims nothing while no seed has all its arms."""
+    asked = study((*UNFINISHED,), 3)
+    paragraphs = write_verdict(asked, results(UNFINISHED)[:ended]).split("\n\n")
+    assert paragraphs[0].endswith(f"Only {ended} of 6 trials have ended so far.")
+    assert len(paragraphs) == (3 if ended > 3 else 1)
+    assert "have ended so far" not in write_verdict(asked, results(UNFINISHED))
+
+
+@pytest.mark.parametrize("seeds", [1, 2], ids=str)
+def test_unfinished_study_compares_paired_seeds(seeds: int) -> None:
+    """Arms are compared on the seeds that all of them have, as a study of those seeds alone would be."""
+    text = write_verdict(study((*UNFINISHED,), 3), results(UNFINISHED)[: 3 + seeds])
+    fewer = {arm: losses[:seeds] for arm, losses in UNFINISHED.items()}
+    alone = write_verdict(study((*UNFINISHED,), seeds), results(fewer))
+    noun = "seed" if seeds == 1 else "seeds"
+    prefix = f"Compared on the {seeds} {noun} that every arm has finished. "
+    assert text.split("\n\n")[1] == prefix + alone.split("\n\n")[1]
+    assert text.split("\n\n")[2] == alone.split("\n\n")[2]
+
+
+def test_an_arm_without_results_is_not_passed_over() -> None:
+    """Where one of three arms has not begun there is no comparison of the other two."""
+    found = results({"plain": (2.0,), "rezero": (0.2,)})
+    text = write_verdict(study(("plain", "rezero", "pre-norm"), 1), found)
+    assert text.endswith("Only 2 of 3 trials have ended so far.")
+
+
+@pytest.mark.parametrize("name", ["others-diverged", "all-diverged", "half-diverged", "one-seed-diverged"])
+def test_accuracies_are_compared_where_all_seeds_converged(name: str) -> None:
+    """An arm with a seed that diverged has no part in the comparison of accuracies, and one arm alone has none."""
+    assert "validation accuracy" not in verdict(name)
+
+
+def test_equal_accuracies_are_level() -> None:
+    """Two arms with the same median accuracy share the first place."""
+    assert "On validation accuracy rezero and skipinit come first, level at 83.3 %." in verdict("same-network")
 
 
 @pytest.mark.parametrize("name", ["one-seed", "one-seed-equal"])
@@ -210,3 +242,27 @@ def test_numbers_have_three_digits(value: float, loss: str, percent: str) -> Non
     """Losses have three digits, fractions one decimal of percent; what is not finite is a word."""
     assert show_value(value) == loss
     assert show_percent(value) == percent
+
+
+def test_diverged_arms_have_no_rank_in_accuracy() -> None:
+    """An accuracy is compared only between arms that never left the finite numbers."""
+    asked = study(("plain", "rezero"), 1)
+    point = Point(3, 1.0, {"train_loss": math.nan, "val_loss": math.nan, "val_accuracy": 0.1, "seconds": 1.0}, ())
+    ended = [TrialResult(Trial(arm, 0.01, 0), "diverged", (point,)) for arm in ("plain", "rezero")]
+    text = write_verdict(asked, ended)
+    assert "Every arm diverged." in text
+    assert "accuracy" not in text
+
+
+def test_equal_accuracies_have_no_winner() -> None:
+    """Two arms with the same median accuracy are level."""
+    asked = study(("plain", "rezero"), 1)
+    ended = [
+        TrialResult(
+            Trial(arm, 0.01, 0),
+            "finished",
+            (Point(3, 1.0, {"train_loss": loss, "val_loss": 1.0, "val_accuracy": 0.5, "seconds": 1.0}, ()),),
+        )
+        for arm, loss in (("plain", 2.0), ("rezero", 1.0))
+    ]
+    assert "rezero come first, level at 50.0 %" in write_verdict(asked, ended)

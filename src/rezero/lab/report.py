@@ -50,7 +50,7 @@ def _write(store: Store, results: list[TrialResult]) -> Path:
         charts.save(chart, store.folder / name)
     verdict = write_verdict(store.study, results)
     (store.folder / "verdict.txt").write_text(verdict + "\n", encoding="utf-8")
-    summary = {**asdict(store.study), "arms": summary_rows(store, results)}
+    summary = {**asdict(store.study), "results": _summarise(results)}
     (store.folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     specs = {
         name: json.dumps(chart.to_dict(), sort_keys=True).replace("<", "\\u003c") for name, (_, chart) in drawn.items()
@@ -91,14 +91,27 @@ def summary_rows(store: Store, results: list[TrialResult]) -> list[dict[str, str
         rows.append(
             {
                 "arm": arm,
-                "formula": formulas[arm],
                 "training loss (nats)": _with_range(loss, show_value),
                 "validation accuracy": _with_range(accuracy, show_percent),
-                "ms a step": f"{pace.median:.1f}",
+                "ms a step": _with_range(pace, "{:.1f}".format),
                 "seeds": f"{len(trials)}" + (f", {diverged} diverged" if diverged else ""),
+                "formula": formulas[arm],
             }
         )
     return rows
+
+
+def _summarise(results: list[TrialResult]) -> list[dict[str, object]]:
+    """Reduce each trial to its last numbers; None stands for one that is not finite."""
+    return [
+        {
+            **asdict(result.trial),
+            "status": result.status,
+            "steps": result.last.step,
+            **{name: value if math.isfinite(value) else None for name, value in result.last.metrics.items()},
+        }
+        for result in results
+    ]
 
 
 def _with_range(values: Spread, show: Any) -> str:
@@ -112,7 +125,7 @@ def _draw(store: Store, results: list[TrialResult]) -> dict[str, tuple[str, alt.
     seeds = "median over seeds, band from the lowest to the highest seed"
     drawn: dict[str, tuple[str, alt.TopLevelMixin]] = {}
     plots = [
-        ("train_loss", "Training loss", "training loss (nats)", True, False),
+        ("train_loss", "Training loss", "training loss (nats, log scale)", True, False),
         ("val_accuracy", "Validation accuracy", "validation accuracy", False, True),
     ]
     for name, title, axis, log, percent in plots:

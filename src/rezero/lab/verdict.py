@@ -19,9 +19,14 @@ def write_verdict(study: Study, results: list[TrialResult]) -> str:
     Returns:
         Paragraphs separated by empty lines.
     """
+    shared = set.intersection(*({r.trial.seed for r in results if r.trial.arm == arm} for arm in study.settings.arms))
+    paired = [result for result in results if result.trial.seed in shared]
     paragraphs = [_describe(study, results)]
-    if results:
-        paragraphs += [_compare(results), _limits(study)]
+    if paired:
+        common = (
+            "" if paired == results else f"Compared on the {_count(len(shared), 'seed')} that every arm has finished. "
+        )
+        paragraphs += [common + _compare(paired), _limits(len(shared))]
     return "\n\n".join(paragraphs)
 
 
@@ -77,21 +82,22 @@ def _rank(losses: dict[str, Spread], ranked: list[str]) -> str:
 
 
 def _validate(results: list[TrialResult]) -> str:
-    scores = {arm: spread(r.last.metrics["val_accuracy"] for r in trials) for arm, trials in by_arm(results).items()}
+    survivors = {arm: trials for arm, trials in by_arm(results).items() if all(r.status == "finished" for r in trials)}
+    scores = {arm: spread(r.last.metrics["val_accuracy"] for r in trials) for arm, trials in survivors.items()}
+    if len(scores) < 2:
+        return ""
     ranked = sorted(scores, key=lambda arm: -scores[arm].median)
     best, second = (scores[arm] for arm in ranked[:2])
-    if best.n == 1:
-        ranges = ""
-    else:
-        ranges = "; their ranges overlap" if best.low <= second.high else "; their ranges do not overlap"
+    if best.median == second.median:
+        return f"On validation accuracy {ranked[0]} and {ranked[1]} come first, level at {show_percent(best.median)}."
+    ranges = "" if best.n == 1 else f"; their ranges {'overlap' if best.low <= second.high else 'do not overlap'}"
     return (
         f"On validation accuracy {ranked[0]} comes first with {show_percent(best.median)} and {ranked[1]} second with "
         f"{show_percent(second.median)}{ranges}."
     )
 
 
-def _limits(study: Study) -> str:
-    seeds = study.settings.seeds
+def _limits(seeds: int) -> str:
     spread_is_no_interval = f"a range over {seeds} seeds is no interval" if seeds > 1 else "one seed has no interval"
     return (
         f"Another learning rate may change the order of the arms, and {spread_is_no_interval}: this says what happened "
