@@ -20,7 +20,7 @@ setup: .venv/.dev
 
 .venv/.dev: .venv/.lab
 	$(INSTALL) --editable '.[dev]'
-	$(INSTALL) --no-deps --upgrade --target .cache/rezero-0.1.0 rezero==0.1.0  # the tests hold ours against it
+	$(INSTALL) --no-deps --upgrade --target .venv/rezero-0.1.0 rezero==0.1.0  # the tests hold ours against it
 	touch $@
 
 demo: .venv/.lab

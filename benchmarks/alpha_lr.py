@@ -95,15 +95,21 @@ def run_missing(path: Path, jobs: int) -> None:
 
 
 def summarise(rows: list[dict[str, str]]) -> list[dict[str, float | int | str | None]]:
-    """Reduce the seeds to medians: the jump is the worst loss over the first; None stands for a loss that diverged."""
+    """Reduce the seeds of complete cells to medians: jump, the worst loss over the first; None is a divergence."""
     table: list[dict[str, float | int | str | None]] = []
+    grouped: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for row in rows:
+        grouped.setdefault((row["depth"], row["optimizer"]), []).append(row)
+    complete = {cell for cell, runs in grouped.items() if len(runs) == len(RULES) * len(SEEDS)}
     for depth, optimizer, rule in itertools.product(DEPTHS, OPTIMIZERS, RULES):
-        runs = [row for row in rows if (row["depth"], row["optimizer"], row["rule"]) == (str(depth), optimizer, rule)]
+        if (str(depth), optimizer) not in complete:
+            continue
+        runs = [run for run in grouped[str(depth), optimizer] if run["rule"] == rule]
         jump = median(float(run["worst_loss"]) / float(run["first_loss"]) for run in runs)
         last = median(float(run["last_loss"]) for run in runs)
-        row: dict[str, float | int | str | None] = {"depth": depth, "optimizer": optimizer, "rule": rule}
-        row["jump"], row["last_loss"] = (value if math.isfinite(value) else None for value in (jump, last))
-        table.append(row)
+        cell: dict[str, float | int | str | None] = {"depth": depth, "optimizer": optimizer, "rule": rule}
+        cell["jump"], cell["last_loss"] = (value if math.isfinite(value) else None for value in (jump, last))
+        table.append(cell)
     return table
 
 
@@ -157,8 +163,11 @@ def draw(table: list[dict[str, float | int | str | None]]) -> alt.FacetChart:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
+    parser.add_argument("--summary", action="store_true", help="only summarise the runs that are there")
+    arguments = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
-    run_missing(FOLDER / "runs.csv", parser.parse_args().jobs)
+    if not arguments.summary:
+        run_missing(FOLDER / "runs.csv", arguments.jobs)
     table = summarise(read_rows(FOLDER / "runs.csv"))
     draw(table).save(FOLDER / "last_loss.svg")
     verdicts = judge(table)

@@ -261,7 +261,7 @@ def test_refuses_a_model_without_parameters() -> None:
 
 def test_refuses_parameters_in_place_of_the_model() -> None:
     """What other libraries take, model.parameters(), is refused: gates are not to be told among bare parameters."""
-    with pytest.raises(TypeError, match="expected the model itself, .*: got generator"):
+    with pytest.raises(TypeError, match=r"expected the model itself, .*: got generator"):
         param_groups(nn.Linear(2, 2).parameters(), lr=0.1, weight_decay=0.1)  # type: ignore[arg-type]
 
 

@@ -69,7 +69,7 @@ def test_dropout_acts_on_the_branch_in_training_only() -> None:
 @pytest.mark.parametrize("dropout", [-0.1, 1.5], ids=str)
 def test_refuses_a_dropout_that_is_no_probability(dropout: float) -> None:
     """A dropout outside 0 to 1 is an error."""
-    with pytest.raises(ValueError, match="dropout probability has to be between 0 and 1"):
+    with pytest.raises(ValueError, match="dropout must be a probability from 0 to 1"):
         ReZero(nn.Linear(2, 2), dropout=dropout)
 
 
@@ -413,3 +413,42 @@ def test_constructor_leaves_counting_buffers_alone() -> None:
     branch = Counting()
     ReZero(branch)
     assert branch.calls == 0
+
+
+@pytest.mark.parametrize("mode", ["train", "no_grad"])
+def test_refuses_a_branch_that_changes_its_input_in_place(mode: str) -> None:
+    """An in-place first operation would change the skip as well, so it is an error and not another function."""
+    block = ReZero(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 4)))
+    with torch.set_grad_enabled(mode == "train"), pytest.raises(ValueError, match="changes its input in place"):
+        block(torch.randn(3, 4))
+
+
+@pytest.mark.parametrize("output", [[], {}, None, ()], ids=["list", "dict", "None", "empty tuple"])
+def test_refuses_a_branch_that_returns_no_tensor(output: object) -> None:
+    """What cannot be added is refused with its type."""
+
+    class Odd(nn.Module):
+        def forward(self, _: torch.Tensor) -> object:
+            return output
+
+    with pytest.raises(TypeError, match=f"must return a tensor.*got {type(output).__name__}"):
+        ReZero(Odd())(torch.randn(3, 4))
+
+
+@pytest.mark.parametrize("dim", [None, 4])
+def test_refuses_a_branch_behind_a_closed_gate_of_its_own(dim: int | None) -> None:
+    """A branch that ends in a closed gate is as dead as one that ends in a zero linear."""
+    with pytest.raises(ValueError, match="outputs only zeros because of 1"):
+        ReZero(nn.Sequential(nn.Linear(4, 4), Gate(dim)))
+
+
+def test_the_gate_is_judged_by_its_value() -> None:
+    """A gate that was opened by hand accepts a zero branch, and one that underflowed to zero does not."""
+    zero = nn.Linear(4, 4)
+    nn.init.zeros_(zero.weight)
+    nn.init.zeros_(zero.bias)
+    opened = Gate()
+    nn.init.ones_(opened.alpha)
+    ReZero(zero, gate=opened)
+    with pytest.raises(ValueError, match="outputs only zeros"):
+        ReZero(zero, gate=Gate(init_value=1e-60))

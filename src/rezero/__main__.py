@@ -1,5 +1,6 @@
 """The command ``rezero``."""
 
+import io
 import sys
 from importlib.util import find_spec
 
@@ -12,6 +13,10 @@ def main() -> None:
         print(f"rezero: the command line needs {', '.join(missing)}: pip install 'rezero-torch[lab]'", file=sys.stderr)
         sys.exit(2)
     from rezero.cli import run
+
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a folder's name may not be text in this locale
 
     sys.exit(run(sys.argv[1:]))
 

@@ -5,6 +5,7 @@
 import os
 import platform
 import shlex
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -54,7 +55,7 @@ def run(arguments: list[str]) -> int:
     """
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
-    except (CycloptsError, UsageError) as error:
+    except (CycloptsError, UsageError, OSError, sqlite3.Error) as error:
         print(f"rezero: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -163,7 +164,7 @@ def provenance() -> dict[str, str]:
     import torch
 
     facts = {
-        "command": shlex.join(["rezero", *sys.argv[1:]]),
+        "command": shlex.join(["rezero", *sys.argv[1:]]).encode("utf-8", "backslashreplace").decode(),
         "commit": _commit(),
         "versions": f"rezero {version('rezero-torch')}, torch {torch.__version__}, Python {platform.python_version()}",
         "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()}",

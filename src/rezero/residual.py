@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from rezero.functional import gated_residual
@@ -27,8 +28,8 @@ class ReZero(nn.Module):
 
     Raises:
         TypeError: If ``branch`` is not a module or ``gate`` is not a `Gate`.
-        ValueError: If the gate starts at zero and the branch's last layer is zero too: both gradients are then zero
-            for ever. At the call: if the branch changes the shape of its input.
+        ValueError: If ``dropout`` is no probability, or the gate starts at zero and the branch's last layer is zero
+            too: both gradients are then zero for ever. At the call: if the branch changes the shape of its input.
 
     References:
         Bachlechner et al. (2020), arXiv:2003.04887, eq. 1.
@@ -46,8 +47,10 @@ class ReZero(nn.Module):
             raise TypeError(f"branch must be an nn.Module: got {type(branch).__name__}")
         if gate is not None and not isinstance(gate, Gate):
             raise TypeError(f"gate must be a rezero.Gate: got {type(gate).__name__}")
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"dropout must be a probability from 0 to 1: got {dropout}")
         gate = Gate() if gate is None else gate
-        if gate.init_value == 0 and (culprit := find_zero_last(branch)) is not None:
+        if _is_closed(gate) and (culprit := find_zero_last(branch)) is not None:
             raise ValueError(
                 f"the branch outputs only zeros because of {culprit}, and alpha starts at zero: the gradients of both "
                 "would be zero for ever; initialise that layer as usual, or start alpha elsewhere with "
@@ -68,10 +71,36 @@ class ReZero(nn.Module):
         Returns:
             The sum, in the shape of ``x`` and the dtype of ``x + branch(x)``; where the branch returns a tuple, that
             tuple with the sum as its first item.
+
+        Raises:
+            TypeError: If the branch returns neither a tensor nor a tuple that begins with one.
+            ValueError: If the branch changes ``x`` in place, or returns another shape.
         """
+        version = _version(x)
         output = self.branch(x, *args, **kwargs)
+        if version is not None and version != _version(x):
+            raise ValueError(
+                "the branch changes its input in place, and with it the skip: make its first operation an ordinary "
+                "one, such as nn.ReLU(inplace=False)"
+            )
+        first = output[0] if isinstance(output, tuple) and output else output
+        if not isinstance(first, Tensor):
+            raise TypeError(
+                "a residual branch must return a tensor, or a tuple whose first item is one: got "
+                f"{type(output).__name__}; wrap it in a module that returns the tensor to be added"
+            )
+        y = gated_residual(x, self.dropout(first), self.gate.scale)
         if not isinstance(output, tuple):
-            return gated_residual(x, self.dropout(output), self.gate.scale)
-        y = gated_residual(x, self.dropout(output[0]), self.gate.scale)
+            return y
         named = hasattr(output, "_fields")
         return type(output)(y, *output[1:]) if named else (y, *output[1:])
+
+
+def _version(x: Tensor) -> int | None:
+    """Count the in-place changes of a tensor; None where torch does not."""
+    return None if torch.compiler.is_compiling() or x.is_inference() else x._version
+
+
+def _is_closed(gate: Gate) -> bool:
+    alpha = gate.alpha
+    return gate.init_value == 0 if alpha.is_meta else not bool(alpha.any())

@@ -27,26 +27,31 @@ _PROBES: tuple[tuple[tuple[type[nn.Module], ...], Callable[..., list[tuple[int, 
 def find_zero_last(branch: nn.Module) -> str | None:
     """Name the layer because of which a branch outputs only zeros at initialisation.
 
-    A layer is suspected when its parameters and its output on random input are all zero. Then the branch itself is run,
-    if the shape of its input can be read from its first layer: a zero layer that does not silence the branch is not
-    blamed. A branch that cannot be run is judged by its last layer.
+    A layer is suspected when its parameters are all zero. Then a copy of the branch is run on random input, if the
+    shape of that can be read from its first layer: a zero layer that does not silence the branch is not blamed. A
+    branch that cannot be run is judged by its last layer alone, on random input likewise.
 
     Args:
         branch: A residual branch, ``(*, D) -> (*, D)``.
 
     Returns:
         The layer, as ``"fc2: Linear(...)"``, or None if the branch is alive or cannot be judged without an input
-        (layers that are not torch's, the meta device).
+        (other arguments than one tensor and no zero layer at its end, lazy layers, the meta device).
     """
     layers = [(name, layer) for name, layer in branch.named_modules() if _owns_parameters(layer)]
     parameters = list(branch.parameters())
     if any(p.is_meta or isinstance(p, nn.parameter.UninitializedParameter) for p in parameters):
         return None
-    suspects = [(name, layer) for name, layer in layers if _is_zero(layer) and _outputs_zeros(layer, probe_of=layer)]
+    try:
+        suspects = [(name, layer) for name, layer in layers if _is_zero(layer)]
+    except RuntimeError:  # fake tensors have no values to look at
+        return None
     if not suspects:
         return None
     silent = _outputs_zeros(branch, probe_of=layers[0][1])
-    if silent is False or (silent is None and suspects[-1] != layers[-1]):
+    if silent is None:
+        silent = suspects[-1] == layers[-1] and _outputs_zeros(layers[-1][1], probe_of=layers[-1][1])
+    if not silent:
         return None
     name, layer = suspects[-1]
     return f"{name}: {layer}" if name else repr(layer)

@@ -75,13 +75,18 @@ def test_settings_round_trip(tmp_path: Path, settings: Settings) -> None:
         assert store.study == asked
 
 
-def test_provenance_is_of_the_first_run(tmp_path: Path) -> None:
-    """A study keeps how it came about in its order, whatever later runs say of themselves."""
+def test_provenance_names_each_machine_and_version(tmp_path: Path) -> None:
+    """A study keeps how it came about, and says when it went on under another version, commit or machine."""
     first = {"command": "rezero compare", "versions": "1", "date": "Monday"}
     with Store.open(tmp_path, Study("fc-digits", tiny(), first)):
         pass
-    with Store.open(tmp_path, Study("fc-digits", tiny(), {"date": "Tuesday", "command": "other"})) as store:
+    with Store.open(tmp_path, Study("fc-digits", tiny(), {**first, "date": "Tuesday", "command": "other"})) as store:
         assert [*store.study.provenance.items()] == [*first.items()]
+    continued = [*first.items(), ("continued Tuesday", "versions: 2")]
+    with Store.open(tmp_path, Study("fc-digits", tiny(), {**first, "versions": "2", "date": "Tuesday"})) as store:
+        assert [*store.study.provenance.items()] == continued
+    with Store.open(tmp_path) as store:
+        assert [*store.study.provenance.items()] == continued
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
@@ -196,18 +201,31 @@ def test_a_creation_is_whole_or_nothing(tmp_path: Path, monkeypatch: pytest.Monk
         assert store.study == study()
 
 
-def test_two_creations_at_once_make_one_study(tmp_path: Path) -> None:
-    """Where the same command starts twice at the same moment both find the one study, every time."""
-    barrier = Barrier(2)
+def test_two_commands_at_once_are_one_and_a_refusal(tmp_path: Path) -> None:
+    """Where the same command starts twice at the same moment one makes the study and the other is told, every time."""
+    start, end = Barrier(2), Barrier(2)
 
-    def create(number: int) -> Study:
-        barrier.wait()
-        with Store.open(tmp_path / str(number), study()) as store:
-            return store.study
+    def create(number: int) -> str:
+        start.wait()
+        try:
+            with Store.open(tmp_path / str(number), study()) as store:
+                end.wait()
+                return store.study.task
+        except UsageError as error:
+            end.wait()
+            return str(error)
 
     with ThreadPoolExecutor(2) as pool:
         for number in range(20):
-            assert [*pool.map(create, [number, number])] == [study(), study()]
+            refused, made = sorted(pool.map(create, [number, number]), reverse=True, key=len)
+            assert made == "fc-digits"
+            assert refused.startswith("another process works on the study in ")
+
+
+def test_a_study_can_be_read_while_it_runs(tmp_path: Path) -> None:
+    """The report of a study can be made while another process works on it."""
+    with Store.open(tmp_path, study()), Store.open(tmp_path) as reader:
+        assert reader.study == study()
 
 
 # Places where no study can be: how each is made, and what is said of it. Each function returns the folder to open.
@@ -317,7 +335,10 @@ PLACES: list[tuple[Callable[[Path], Path], str]] = [
     (a_file, r"expected a folder for the study, got a file: .*file"),
     (below_a_file, r"cannot write to the output folder .*study: .*file is not a folder"),
     (far_below_a_file, r"cannot write to the output folder .*b: .*file is not a folder"),
-    (database_is_a_folder, r"cannot write to the output folder|study\.sqlite is not a study"),
+    (
+        database_is_a_folder,
+        r"cannot write to the output folder|cannot read the output folder|study\.sqlite is not a study",
+    ),
     (below_proc, r"cannot write to the output folder /proc/rezero-study"),
 ]
 NO_STUDY = r"expected a study in .*, found no study\.sqlite; `rezero compare` makes one"

@@ -225,15 +225,16 @@ def test_divergence_ends_the_trial(arm: str) -> None:
     assert point.step == PER_EPOCH
     assert not math.isfinite(point.metrics["train_loss"])
     assert point.diverged
-    assert 0 <= point.metrics["val_accuracy"] <= 1
+    assert math.isnan(point.metrics["val_accuracy"])
 
 
 @pytest.mark.parametrize(
     ("loss", "diverged"), [(1.0, False), (1e38, False), (math.inf, True), (math.nan, True)], ids=str
 )
 def test_diverged_means_not_finite(loss: float, diverged: bool) -> None:
-    """A point is diverged where its training loss is inf or nan, and not where it is large."""
-    assert Point(1, 1.0, {"train_loss": loss}, ()).diverged is diverged
+    """A point is diverged where its training or validation loss is inf or nan, and not where it is large."""
+    assert Point(1, 1.0, {"train_loss": loss, "val_loss": 1.0}, ()).diverged is diverged
+    assert Point(1, 1.0, {"train_loss": 1.0, "val_loss": loss}, ()).diverged is diverged
 
 
 def test_evaluate_measures_in_eval_mode_and_returns_to_training() -> None:

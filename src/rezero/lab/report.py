@@ -145,13 +145,14 @@ def _draw(store: Store, results: list[TrialResult]) -> dict[str, tuple[str, alt.
 def _curve_rows(results: list[TrialResult], metric: str) -> list[dict[str, Any]]:
     rows = []
     for arm, trials in by_arm(results).items():
-        columns: dict[float, list[float]] = defaultdict(list)
-        for point in (point for result in trials for point in result.points):
-            if math.isfinite(point.metrics[metric]):
-                columns[point.epoch].append(point.metrics[metric])
-        for epoch, values in sorted(columns.items()):
+        curves = [{point.epoch: point.metrics[metric] for point in result.points} for result in trials]
+        for epoch in sorted(set().union(*curves)):
+            # A trial that diverged has no value from then on, and counts as infinite.
+            values = [curve.get(epoch, math.nan) for curve in curves]
             at = spread(values)
-            rows.append({"arm": arm, "x": epoch, "median": at.median, "low": at.low, "high": at.high})
+            if math.isfinite(at.median):
+                high = max(value for value in values if math.isfinite(value))
+                rows.append({"arm": arm, "x": epoch, "median": at.median, "low": at.low, "high": high})
     return rows
 
 
@@ -169,5 +170,6 @@ def _gate_cells(results: list[TrialResult]) -> dict[str, list[dict[str, Any]]]:
 
 def _describe(caption: str, rows: list[dict[str, Any]]) -> str:
     """Append where each curve ends, so that the chart can be read aloud."""
-    ends = {row["arm"]: row["median"] for row in rows}
-    return f"{caption} At the end: {', '.join(f'{arm} {value:.3g}' for arm, value in ends.items())}."
+    ends = {row["arm"]: (row["x"], row["median"]) for row in rows}
+    listed = ", ".join(f"{arm} {value:.3g} at epoch {x:g}" for arm, (x, value) in ends.items())
+    return f"{caption} Where each curve ends: {listed}."

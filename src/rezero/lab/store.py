@@ -5,10 +5,12 @@ import math
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from rezero.errors import UsageError
 from rezero.lab.task import Settings
@@ -17,6 +19,9 @@ from rezero.lab.trial import Point, Trial
 __all__ = ["Store", "Study", "TrialResult"]
 
 SCHEMA_VERSION = 1
+DATABASE = "study.sqlite"
+LOCK = ".lock"  # held by the process that runs the study
+METRICS = {"train_loss", "val_loss", "val_accuracy", "seconds"}
 _SCHEMA = """
 CREATE TABLE study (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE trial (
@@ -95,31 +100,39 @@ class Store:
         Raises:
             UsageError: If the folder cannot be used, holds something else, or holds another study.
         """
-        path = folder / "study.sqlite"
-        exists = path.exists()
-        if not exists and study is None:
-            raise UsageError(f"expected a study in {folder}, found no study.sqlite; `rezero compare` makes one")
-        if not exists:
-            _check_new_folder(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(path, timeout=10)
-        except (OSError, sqlite3.Error) as error:
-            raise UsageError(f"cannot write to the output folder {folder}: {error}") from error
-        try:
-            if study is not None:
-                _write_schema(connection, study, folder)
+        path = folder.absolute() / DATABASE
+        with ExitStack() as stack:
+            try:
+                if not path.exists():
+                    if study is None:
+                        raise UsageError(
+                            f"expected a study in {folder}, found no study.sqlite; `rezero compare` makes one"
+                        )
+                    _check_new_folder(folder)
+                    folder.mkdir(parents=True, exist_ok=True)
+                connection = stack.enter_context(closing(sqlite3.connect(path, timeout=10)))
+                if study is not None and not _is_empty(connection, folder):
+                    _check_same(_read_study(connection, folder), study, folder)
+                if study is not None:
+                    stack.enter_context(FileLock(path.with_name(LOCK), timeout=0))
+                    stack.callback(path.with_name(LOCK).unlink, missing_ok=True)
+                    _write_schema(connection, study, folder)
+            except Timeout as error:
+                raise UsageError(f"another process works on the study in {folder}: wait for it, or stop it") from error
+            except (OSError, sqlite3.Error) as error:
+                purpose = "read" if study is None else "write to"
+                raise UsageError(f"cannot {purpose} the output folder {folder}: {error}") from error
             held = _read_study(connection, folder)
             if study is not None:
                 _check_same(held, study, folder)
+                held = _note_continuation(connection, held, study)
             yield cls(folder, connection, held)
-        finally:
-            connection.close()
 
     def done(self) -> set[Trial]:
         """Return the trials that need not be run again."""
-        rows = self._connection.execute("SELECT arm, lr, seed FROM trial WHERE status IN ('finished', 'diverged')")
-        return {Trial(*row) for row in rows}
+        with _damage_named(self.folder):
+            rows = self._connection.execute("SELECT arm, lr, seed FROM trial WHERE status IN ('finished', 'diverged')")
+            return {Trial(*row) for row in rows}
 
     def begin(self, trial: Trial) -> None:
         """Record that a trial starts, forgetting what an interrupted one left."""
@@ -156,9 +169,13 @@ class Store:
     def results(self) -> list[TrialResult]:
         """Return the trials that ended, by arm in the study's order and then by seed."""
         order = {arm: position for position, arm in enumerate(self.study.settings.arms)}
-        rows = self._connection.execute("SELECT id, arm, lr, seed, status FROM trial WHERE status != 'running'")
-        ended = [TrialResult(Trial(arm, lr, seed), status, self._points(row)) for row, arm, lr, seed, status in rows]
-        return sorted(ended, key=lambda result: (order[result.trial.arm], result.trial.seed))
+        query = "SELECT id, arm, lr, seed, status FROM trial WHERE status IN ('finished', 'diverged')"
+        with _damage_named(self.folder):
+            rows = self._connection.execute(query)
+            ended = [
+                TrialResult(Trial(arm, lr, seed), status, self._points(row)) for row, arm, lr, seed, status in rows
+            ]
+            return sorted(ended, key=lambda result: (order[result.trial.arm], result.trial.seed))
 
     def _points(self, row: int) -> tuple[Point, ...]:
         metrics: dict[tuple[int, float], dict[str, float]] = {}
@@ -169,6 +186,8 @@ class Store:
         query = "SELECT step, value FROM alpha WHERE trial = ? ORDER BY step, gate"
         for step, value in self._connection.execute(query, (row,)):
             alphas.setdefault(step, []).append(math.nan if value is None else value)
+        if not metrics or any(named.keys() != METRICS for named in metrics.values()):
+            raise ValueError(f"a trial that ended lacks some of {', '.join(sorted(METRICS))}")
         return tuple(Point(step, epoch, named, tuple(alphas.get(step, ()))) for (step, epoch), named in metrics.items())
 
 
@@ -184,20 +203,25 @@ def _check_new_folder(folder: Path) -> None:
     """Refuse a place where no study can begin, before anything is written."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"expected a folder for the study, got a file: {folder}")
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and any(not file.name.startswith((LOCK, DATABASE)) for file in folder.iterdir()):
         raise UsageError(f"expected an empty or new folder, or one that holds this study: {folder} holds other files")
     parent = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
         raise UsageError(f"cannot write to the output folder {folder}: {parent} is not a folder that you may write to")
 
 
+def _is_empty(connection: sqlite3.Connection, folder: Path) -> bool:
+    with _damage_named(folder):
+        return bool(connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,))
+
+
 def _write_schema(connection: sqlite3.Connection, study: Study, folder: Path) -> None:
     """Write what the study is into a database that holds nothing yet: a new one, or one whose creation was cut off."""
     facts = {"schema": SCHEMA_VERSION, "task": study.task, "settings": asdict(study.settings), **study.provenance}
     rows = [(key, json.dumps(value)) for key, value in facts.items()]
+    if not _is_empty(connection, folder):
+        return
     with _damage_named(folder), connection:
-        if connection.execute("SELECT count(*) FROM sqlite_master").fetchone() != (0,):
-            return
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("BEGIN IMMEDIATE")
         for statement in filter(str.strip, _SCHEMA.split(";")):
@@ -210,7 +234,8 @@ def _damage_named(folder: Path) -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{folder / 'study.sqlite'} is not a study, or is damaged: {error!r}") from error
+        detail = f"{type(error).__name__}: {error}"
+        raise UsageError(f"{folder / 'study.sqlite'} is not a study, or is damaged: {detail}") from error
 
 
 def _read_study(connection: sqlite3.Connection, folder: Path) -> Study:
@@ -226,6 +251,20 @@ def _read_study(connection: sqlite3.Connection, folder: Path) -> Study:
     with _damage_named(folder):
         settings = facts.pop("settings")
         return Study(facts.pop("task"), Settings(**{**settings, "arms": tuple(settings["arms"])}), facts)
+
+
+def _note_continuation(connection: sqlite3.Connection, held: Study, asked: Study) -> Study:
+    """Record that a study goes on under another version, commit or machine than it began with."""
+    changed = [
+        name for name in ("commit", "versions", "machine") if held.provenance.get(name) != asked.provenance.get(name)
+    ]
+    if not changed or not held.provenance:
+        return held
+    note = "; ".join(f"{name}: {asked.provenance.get(name, 'unknown')}" for name in changed)
+    title = f"continued {asked.provenance.get('date', '')}".strip()
+    with connection:
+        connection.execute("INSERT OR IGNORE INTO study VALUES (?, ?)", (title, json.dumps(note)))
+    return replace(held, provenance={**held.provenance, title: note})
 
 
 def _check_same(held: Study, asked: Study, folder: Path) -> None:

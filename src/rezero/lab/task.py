@@ -17,6 +17,8 @@ from rezero.lab.arm import near
 from rezero.layers import MLP
 from rezero.layers.residuals import RESIDUALS
 
+LARGEST = 1_000_000
+
 __all__ = ["TASKS", "Settings", "Task", "find_task"]
 
 
@@ -51,8 +53,9 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("depth", "width", "batch_size", "seeds", "threads", "epochs", "steps"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name.replace('_', '-')} must be a whole number, 1 or more: got {value}")
+            if value is not None and not 1 <= value <= LARGEST:
+                bound = "1 or more" if value < 1 else f"at most {LARGEST:,}"
+                raise UsageError(f"{name.replace('_', '-')} must be a whole number, {bound}: got {value}")
         if (self.epochs is None) == (self.steps is None):
             raise UsageError("give the length of training once, as epochs or as steps")
         if not (math.isfinite(self.lr) and self.lr > 0):

@@ -51,8 +51,8 @@ class Point:
 
     @property
     def diverged(self) -> bool:
-        """Whether the training loss has left the finite numbers."""
-        return not math.isfinite(self.metrics["train_loss"])
+        """Whether a loss has left the finite numbers."""
+        return not (math.isfinite(self.metrics["train_loss"]) and math.isfinite(self.metrics["val_loss"]))
 
 
 def run_trial(
@@ -110,10 +110,11 @@ def evaluate(model: nn.Module, data: TensorData) -> dict[str, float]:
         data: Data with a validation part.
 
     Returns:
-        ``val_loss`` (nats) and ``val_accuracy`` (fraction).
+        ``val_loss`` (nats) and ``val_accuracy`` (fraction; nan where the loss is not finite).
     """
     model.eval()
     output = model(data.val_inputs)
     model.train()
+    loss = F.cross_entropy(output, data.val_targets).item()
     right = (output.argmax(-1) == data.val_targets).double().mean().item()
-    return {"val_loss": F.cross_entropy(output, data.val_targets).item(), "val_accuracy": right}
+    return {"val_loss": loss, "val_accuracy": right if math.isfinite(loss) else math.nan}

@@ -73,7 +73,9 @@ def _rank(losses: dict[str, Spread], ranked: list[str]) -> str:
     if not math.isfinite(other.median):
         survived = any(math.isfinite(values.low) for values in rest)
         return f"{best} ends lowest; {f'the others {half}' if survived else 'every other arm diverged'}."
-    times = show_value(first.median / other.median) if other.median else "1"
+    if first.median == other.median:
+        return f"{best} and {second} come out lowest, level at {show_value(first.median)}."
+    times = show_value(first.median / other.median)
     if first.n == 1:
         return f"{best} ends lowest, at {times} times the loss of the next arm, {second}; one seed shows no spread."
     if first.high >= other.low:

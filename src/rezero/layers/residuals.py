@@ -86,6 +86,9 @@ class LayerScale(nn.Module):
         device: Device of the parameter.
         dtype: Dtype of the parameter.
 
+    Raises:
+        ValueError: If ``dim`` is below 1.
+
     References:
         Touvron et al. (2021), arXiv:2103.17239, eq. 4 and sec. 2.
 
@@ -98,6 +101,8 @@ class LayerScale(nn.Module):
         self, dim: int, *, depth: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> None:
         super().__init__()
+        if dim < 1:
+            raise ValueError(f"dim must be at least 1: got {dim}")
         self.init_value = 0.1 if depth <= 18 else 1e-5 if depth <= 24 else 1e-6
         self.scale = nn.Parameter(torch.empty(dim, device=device, dtype=dtype))
         self.reset_parameters()
