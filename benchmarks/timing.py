@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ import torch
 
 __all__ = ["interleave", "ratios", "write_result"]
 
+COMMIT = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
 RESULTS = Path(__file__).parents[1] / "results" / "bench"
 
 
@@ -47,6 +49,7 @@ def write_result(name: str, tables: object, *, folder: Path = RESULTS) -> Path:
     facts = {
         "command": " ".join(["python", *sys.argv]),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "commit": subprocess.run(COMMIT, capture_output=True, text=True, check=False).stdout.strip() or "unknown",
         "versions": f"torch {torch.__version__}, Python {platform.python_version()}",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
         "tables": tables,
