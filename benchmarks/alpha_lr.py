@@ -10,6 +10,7 @@ import argparse
 import csv
 import itertools
 import math
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -25,6 +26,7 @@ from rezero.layers import MLP
 from rezero.optim import param_groups
 
 FOLDER = Path(__file__).parents[1] / "results" / "alpha_lr"
+PICTURE = Path(__file__).parents[1] / "docs" / "images" / "alpha-lr.svg"
 STEPS, WIDTH, BATCH, SEEDS = 150, 32, 128, (0, 1, 2)
 DEPTHS = (8, 64, 512, 2048)
 OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], float]] = {
@@ -170,6 +172,7 @@ if __name__ == "__main__":
         run_missing(FOLDER / "runs.csv", arguments.jobs)
     table = summarise(read_rows(FOLDER / "runs.csv"))
     draw(table).save(FOLDER / "last_loss.svg")
+    shutil.copy(FOLDER / "last_loss.svg", PICTURE)  # a page's pictures must lie beside it
     verdicts = judge(table)
     write_result("summary", {"cells": table, "rules": verdicts}, folder=FOLDER)
     for cell in table:

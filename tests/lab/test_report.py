@@ -404,6 +404,44 @@ def test_report_of_one_arm_that_diverged(tmp_path: Path) -> None:
     assert_pictures_are_whole(tmp_path)
 
 
+def record(store: Store, trial: Trial, losses: tuple[float, ...], alphas: tuple[tuple[float, ...], ...] = ()) -> None:
+    """Put a trial with these losses, one an epoch, into a study."""
+    store.begin(trial)
+    for epoch, loss in enumerate(losses, 1):
+        metrics = {"seconds": 1.0 * epoch, "train_loss": loss, "val_accuracy": 0.1 * epoch, "val_loss": loss}
+        store.add(trial, Point(3 * epoch, float(epoch), metrics, alphas[epoch - 1] if alphas else ()))
+    store.finish(trial, "finished" if math.isfinite(losses[-1]) else "diverged")
+
+
+@pytest.mark.usefixtures("_one_bundle")
+def test_a_seed_that_diverged_counts_to_the_end_of_the_curve(tmp_path: Path) -> None:
+    """From where one seed of three diverged the curve is the median of all three, not of those that are left."""
+    with Store.open(tmp_path, study("plain", seeds=3, epochs=3)) as store:
+        for seed, losses in enumerate([(4.0, 2.0, 1.0), (5.0, math.nan), (6.0, 3.0, 1.5)]):
+            record(store, Trial("plain", 0.01, seed), losses)
+        write_report(store)
+    (rows,) = specs_of(page_of(tmp_path))["train_loss"]["datasets"].values()
+    assert [(row["x"], row["median"], row["low"]) for row in rows] == [
+        (1.0, 5.0, 4.0),
+        (2.0, 3.0, 2.0),
+        (3.0, 1.5, 1.0),
+    ]
+    assert_pictures_are_whole(tmp_path)
+
+
+@pytest.mark.usefixtures("_one_bundle")
+def test_a_gate_that_diverged_does_not_blot_the_map(tmp_path: Path) -> None:
+    """Gates that are no numbers at the end of a trial leave the colours of the earlier ones apart."""
+    with Store.open(tmp_path, study("rezero", seeds=1)) as store:
+        record(store, Trial("rezero", 0.01, 0), (1.0, math.nan), ((0.1, 0.5), (math.nan, math.nan)))
+        write_report(store)
+    assert_pictures_are_whole(tmp_path)
+    svg = (tmp_path / "alpha_rezero.svg").read_text(encoding="utf-8")
+    first = re.findall(r'aria-label="epoch: 1; block, from the input: [12];[^>]*fill="([^"]+)"', svg)
+    assert len(first) == len({*first}) == 2
+    assert "Infinity" not in json.dumps(specs_of(page_of(tmp_path)))
+
+
 def assert_pictures_are_whole(folder: Path) -> None:
     """Every chart of the page has its files, and every coordinate in them is a number."""
     svgs = {path.stem: path for path in folder.glob("*.svg")}

@@ -201,3 +201,13 @@ def test_data_are_loaded_once(tmp_path: Path) -> None:
     with Store.open(tmp_path, study()) as store:
         run_study(store, replace(TASK, load=load), silent())
     load.assert_called_once_with()
+
+
+def test_a_finished_study_does_not_go_on(tmp_path: Path) -> None:
+    """The same command under another version, when there is nothing left to run, is no continuation of the study."""
+    first = Study("fc-digits", study(seeds=1).settings, {"versions": "1", "date": "Monday"})
+    later = Study("fc-digits", study(seeds=1).settings, {"versions": "2", "date": "Tuesday"})
+    run(tmp_path, first)
+    run(tmp_path, later)
+    with Store.open(tmp_path) as store:
+        assert store.study == first

@@ -227,6 +227,17 @@ def test_verdict_describes_the_study(given: dict[str, int], text: str) -> None:
     assert text in write_verdict(Study("fc-digits", settings, {}), [])
 
 
+def test_a_trial_that_diverged_is_not_ranked_by_the_loss_before() -> None:
+    """An arm whose last step left the finite numbers, so that only its validation shows it, does not end lowest."""
+    found = results({"plain": (0.1,), "rezero": (0.2,)})
+    last = found[0].last
+    broken = Point(last.step, last.epoch, {**last.metrics, "val_loss": NAN, "val_accuracy": NAN}, ())
+    found[0] = TrialResult(found[0].trial, "diverged", (broken,))
+    text = write_verdict(study(("plain", "rezero"), 1), found)
+    assert "plain ends lowest" not in text
+    assert "rezero ends lowest; every other arm diverged." in text
+
+
 @pytest.mark.parametrize(
     ("value", "loss", "percent"),
     [
