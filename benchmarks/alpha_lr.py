@@ -158,7 +158,9 @@ def draw(table: list[dict[str, float | int | str | None]]) -> alt.FacetChart:
         )
         .properties(width=220, height=260)
     )
-    chart: alt.FacetChart = line.facet(alt.Column("optimizer:N", title=None), data=alt.InlineData(values=rows))
+    chart: alt.FacetChart = line.facet(
+        facet=alt.Facet("optimizer:N", title=None), columns=2, data=alt.InlineData(values=rows)
+    )
     return chart
 
 

@@ -163,8 +163,10 @@ def _gate_cells(results: list[TrialResult]) -> dict[str, list[dict[str, Any]]]:
         for point in (point for result in trials for point in result.points):
             for gate, value in enumerate(point.alphas, 1):
                 sizes[point.epoch, gate].append(abs(value))
-        if sizes:
-            cells[arm] = [{"x": x, "gate": gate, "size": spread(v).median} for (x, gate), v in sorted(sizes.items())]
+        medians = {place: spread(values).median for place, values in sorted(sizes.items())}
+        finite = [{"x": x, "gate": gate, "size": size} for (x, gate), size in medians.items() if math.isfinite(size)]
+        if finite:
+            cells[arm] = finite
     return cells
 
 
