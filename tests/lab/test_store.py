@@ -81,9 +81,11 @@ def test_provenance_names_each_machine_and_version(tmp_path: Path) -> None:
     with Store.open(tmp_path, Study("fc-digits", tiny(), first)):
         pass
     with Store.open(tmp_path, Study("fc-digits", tiny(), {**first, "date": "Tuesday", "command": "other"})) as store:
+        store.begin(REZERO)
         assert [*store.study.provenance.items()] == [*first.items()]
     continued = [*first.items(), ("continued Tuesday", "versions: 2")]
     with Store.open(tmp_path, Study("fc-digits", tiny(), {**first, "versions": "2", "date": "Tuesday"})) as store:
+        store.begin(REZERO)
         assert [*store.study.provenance.items()] == continued
     with Store.open(tmp_path) as store:
         assert [*store.study.provenance.items()] == continued

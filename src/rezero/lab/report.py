@@ -85,7 +85,7 @@ def summary_rows(store: Store, results: list[TrialResult]) -> list[dict[str, str
     rows = []
     for arm, trials in by_arm(results).items():
         last = [result.last for result in trials]
-        loss, accuracy = (spread(p.metrics[name] for p in last) for name in ("train_loss", "val_accuracy"))
+        loss, accuracy = (spread(r.final(name) for r in trials) for name in ("train_loss", "val_accuracy"))
         pace = spread(1000 * p.metrics["seconds"] / p.step for p in last)
         diverged = sum(result.status == "diverged" for result in trials)
         rows.append(

@@ -70,6 +70,10 @@ class TrialResult:
         """The last point."""
         return self.points[-1]
 
+    def final(self, metric: str) -> float:
+        """Return a metric at the end; nan for a trial that diverged, whatever it had reached before."""
+        return math.nan if self.status == "diverged" else self.last.metrics[metric]
+
 
 class Store:
     """The records of one study. Each point is committed as it comes, so a run that is killed loses only its last trial.
@@ -78,11 +82,13 @@ class Store:
         folder: The study's folder.
         connection: Connection to its database.
         study: What the study is.
+        asked: The same study as the present command describes it, with its own provenance; None to read only.
     """
 
-    def __init__(self, folder: Path, connection: sqlite3.Connection, study: Study) -> None:
+    def __init__(self, folder: Path, connection: sqlite3.Connection, study: Study, asked: Study | None = None) -> None:
         self.folder = folder
         self.study = study
+        self._asked = asked
         self._connection = connection
 
     @classmethod
@@ -125,8 +131,7 @@ class Store:
             held = _read_study(connection, folder)
             if study is not None:
                 _check_same(held, study, folder)
-                held = _note_continuation(connection, held, study)
-            yield cls(folder, connection, held)
+            yield cls(folder, connection, held, asked=study)
 
     def done(self) -> set[Trial]:
         """Return the trials that need not be run again."""
@@ -136,6 +141,8 @@ class Store:
 
     def begin(self, trial: Trial) -> None:
         """Record that a trial starts, forgetting what an interrupted one left."""
+        if self._asked is not None:
+            self.study = _note_continuation(self._connection, self.study, self._asked)
         with self._connection as connection:
             found = connection.execute("SELECT id FROM trial WHERE (arm, lr, seed) = (?, ?, ?)", _key(trial)).fetchone()
             for table in ("metric", "alpha"):

@@ -53,7 +53,7 @@ def _describe(study: Study, results: list[TrialResult]) -> str:
 
 
 def _compare(results: list[TrialResult]) -> str:
-    losses = {arm: spread(r.last.metrics["train_loss"] for r in trials) for arm, trials in by_arm(results).items()}
+    losses = {arm: spread(r.final("train_loss") for r in trials) for arm, trials in by_arm(results).items()}
     ranked = sorted(losses, key=lambda arm: losses[arm].median)
     listed = "; ".join(f"{arm} {show_value(losses[arm].median)} ({_range(losses[arm])})" for arm in ranked)
     text = f"Training loss at the end, median over seeds and range: {listed}."
@@ -85,7 +85,7 @@ def _rank(losses: dict[str, Spread], ranked: list[str]) -> str:
 
 def _validate(results: list[TrialResult]) -> str:
     survivors = {arm: trials for arm, trials in by_arm(results).items() if all(r.status == "finished" for r in trials)}
-    scores = {arm: spread(r.last.metrics["val_accuracy"] for r in trials) for arm, trials in survivors.items()}
+    scores = {arm: spread(r.final("val_accuracy") for r in trials) for arm, trials in survivors.items()}
     if len(scores) < 2:
         return ""
     ranked = sorted(scores, key=lambda arm: -scores[arm].median)
