@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rezero import Gate, ReZero, gates
 from rezero.layers import MLP, MLPBlock
@@ -452,3 +453,9 @@ def test_the_gate_is_judged_by_its_value() -> None:
     ReZero(zero, gate=opened)
     with pytest.raises(ValueError, match="outputs only zeros"):
         ReZero(zero, gate=Gate(init_value=1e-60))
+
+
+def test_is_built_and_run_on_fake_tensors() -> None:
+    """Under FakeTensorMode, which plans memory without values, a block is built and keeps the shape."""
+    with FakeTensorMode():
+        assert ReZero(nn.Linear(4, 4))(torch.randn(2, 4)).shape == (2, 4)
