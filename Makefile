@@ -27,7 +27,8 @@ demo: .venv/.lab
 	$(BIN)/rezero compare fc-digits
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --cov
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests src -n 2 --cov
+	OMP_NUM_THREADS=1 $(BIN)/pytest README.md docs -n 2 --dist loadfile  # the blocks of a page build on each other
 	$(BIN)/coverage report --fail-under=95 --include='$(shell echo $(CORE:%=src/rezero/%.py) | tr " " ",")'
 
 lint: setup
@@ -44,12 +45,15 @@ check: lint types test docs
 
 bench: setup
 	$(BIN)/python benchmarks/block.py
+	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/import_time.py
 
 gpu: setup
 	$(BIN)/python -c 'import torch; assert torch.cuda.is_available(), "make gpu needs a CUDA device, torch finds none"'
 	$(BIN)/pytest -m gpu
 	$(BIN)/python benchmarks/block.py --device cuda
+	$(BIN)/python benchmarks/training_step.py --device cuda
 
 clean:
 	rm -rf .venv .cache .coverage .mypy_cache .pytest_cache .ruff_cache site

@@ -5,23 +5,29 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import fields
+from dataclasses import fields, replace
+from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
+from threading import Thread
 from typing import Any
-from unittest.mock import create_autospec
+from unittest.mock import Mock, create_autospec
 
 import pytest
 import vl_convert
 
 from rezero.cli import run
+from rezero.data.digits import load_digits
+from rezero.data.sources import SOURCES, Source
 from rezero.lab import TASKS, Point, Settings, Store, Study, Trial, Watcher, find_task, run_study
 from rezero.progress import StudyProgress
 
@@ -32,13 +38,14 @@ TINY = ["--arms", "plain,rezero", *SMALL]
 ONE = ["--arms", "plain", *SMALL]
 LONG = ["--arms", "plain,rezero", "--depth", "2", "--width", "8", "--epochs", "60", "--seeds", "1"]
 TASK = find_task("fc-digits")
+DATA = load_digits()
 BUNDLE = functools.cache(vl_convert.javascript_bundle)  # takes a second
 
 
 def tiny(**changes: Any) -> Study:
     """The study that the options in TINY ask for."""
     given = {"arms": ("plain", "rezero"), "depth": 2, "width": 8, "epochs": 2, "seeds": 1, "batch_size": 500}
-    return Study("fc-digits", TASK.settings({**given, **changes}), {})
+    return Study("fc-digits", TASK.settings({**given, **changes}), {}, DATA.name)
 
 
 def call(
@@ -143,6 +150,77 @@ MORE: dict[str, tuple[list[str], str]] = {
         ["compare", "fc-digits", "-o", "GARBAGE"],
         r"GARBAGE.study\.sqlite is not a study, or is damaged",
     ),
+    "warmup-negative": (
+        ["compare", "fc-digits", "--warmup", "-1"],
+        r"warmup must be a whole number of steps, 0 or more: got -1",
+    ),
+    "warmup-half": (["compare", "fc-digits", "--warmup", "1.5"], r"--warmup: .*whole number.*\"1\.5\""),
+    "warmup-whole-run": (
+        ["compare", "fc-digits", *TINY, "--warmup", "6"],
+        r"warmup must be shorter than the run of 6 steps: got 6",
+    ),
+    "clip-0": (["compare", "fc-digits", "--clip", "0"], r"clip must be a finite number above 0: got 0\.0"),
+    "clip-nan": (["compare", "fc-digits", "--clip", "nan"], r"clip must be a finite number above 0: got nan"),
+    "alpha-lr-0": (["compare", "fc-digits", "--alpha-lr", "0"], r"alpha-lr must be a finite number above 0: got 0\.0"),
+    "precision-fp8": (["compare", "fc-digits", "--precision", "fp8"], r"precision must be float32 or bf16: got 'fp8'"),
+    "accumulate-0": (["compare", "fc-digits", "--accumulate", "0"], r"accumulate must be a whole number.*: got 0"),
+    "accumulate-many": (
+        ["compare", "fc-digits", "--accumulate", "9", "--batch-size", "8"],
+        r"batch-size must be at least processes times accumulate, 9, .*: got 8",
+    ),
+    "measure-every-0": (["compare", "fc-digits", "--measure-every", "0"], r"measure-every must be .*1 or more: got 0"),
+    "optimizer-nonsense": (
+        ["compare", "fc-digits", "--optimizer", "nonsense"],
+        r"no optimizer is called 'nonsense'; choose from .*Adagrad",
+    ),
+    "optimizer-near": (
+        ["compare", "fc-digits", "--optimizer", "AdamV"],
+        r"no optimizer is called 'AdamV' \(did you mean 'Adam",
+    ),
+    "optimizer-option": (
+        ["compare", "fc-digits", "--optimizer", "SGD momentum=much"],
+        r"optimizer 'SGD momentum=much': ",
+    ),
+    "optimizer-lr": (
+        ["compare", "fc-digits", "--optimizer", "SGD lr=1"],
+        r"the learning rate has an option of its own, --lr",
+    ),
+    "schedule-nonsense": (
+        ["compare", "fc-digits", "--schedule", "nonsense"],
+        r"no schedule is called 'nonsense'; choose from .*StepLR",
+    ),
+    "schedule-incomplete": (["compare", "fc-digits", "--schedule", "StepLR"], r"schedule 'StepLR': .*step_size"),
+    "heads-of-digits": (
+        ["compare", "fc-digits", "--heads", "2"],
+        r"fc-digits has no option heads: leave --heads out",
+    ),
+    "context-of-digits": (["compare", "fc-digits", "--context", "8"], r"fc-digits has no option context"),
+    "data-of-digits": (["compare", "fc-digits", "--data", "FILE"], r"fc-digits has no option data"),
+    "data-of-enwik8": (["compare", "lm-enwik8", "--data", "FILE"], r"lm-enwik8 has no option data"),
+    "width-and-heads": (
+        ["compare", "lm-text", "--data", "TEXT", "--width", "10", "--heads", "4"],
+        r"width must be a multiple of heads: got 10 and 4",
+    ),
+    "heads-odd": (
+        ["compare", "lm-text", "--data", "TEXT", "--width", "6", "--heads", "2", "--context", "8"],
+        r"even width.*3",
+    ),
+    "data-absent": (["compare", "lm-text", "--data", "nowhere.txt"], r"nowhere\.txt is not there: expected a file"),
+    "data-empty": (["compare", "lm-text", "--data", "EMPTY"], r"EMPTY is empty: expected text"),
+    "data-short": (
+        ["compare", "lm-text", "--data", "FILE"],
+        r"FILE has \d+ bytes, one window of context 128 needs 129",
+    ),
+    "data-folder": (["compare", "lm-text", "--data", "FULL"], r"FULL has no text: expected files that end in \.txt"),
+    "resnet-arm": (["compare", "resnet-cifar10", "--arms", "deepnorm"], r"no arm of this task is called 'deepnorm'"),
+    "checkpoint-every-0": (["compare", "fc-digits", "--checkpoint-every", "0"], r"--checkpoint-every.* 0"),
+    "checkpoint-every-negative": (["compare", "fc-digits", "--checkpoint-every", "-1"], r"--checkpoint-every.* 0"),
+    "newer-schema": (
+        ["compare", "fc-digits", *TINY, "-o", "NEWER"],
+        r"NEWER was written by a newer version of rezero: expected schema 2, got 99; update rezero",
+    ),
+    "report-newer-schema": (["report", "NEWER"], r"NEWER was written by a newer version of rezero"),
+    "download-nothing": (["download"], r"requires an argument"),
     "report-nothing": (["report"], r"requires an argument"),
     "report-absent": (["report", "nowhere"], r"expected a study in nowhere, found no study\.sqlite"),
     "report-file": (["report", "FILE"], r"expected a study in FILE, found no study\.sqlite"),
@@ -154,12 +232,25 @@ MORE: dict[str, tuple[list[str], str]] = {
 }
 
 
+def stop_after_step(place: Path, arm: str, last: int) -> None:
+    """Run the study that TINY asks for until a trial's checkpoint at a step is there, as Ctrl-C would leave it."""
+    watcher = create_autospec(Watcher, instance=True)
+
+    def step(number: int) -> None:
+        if watcher.begin.call_args.args[0].arm == arm and number > last:
+            raise KeyboardInterrupt
+
+    watcher.step.side_effect = step
+    with pytest.raises(KeyboardInterrupt), Store.open(place, tiny()) as store:
+        run_study(store, TASK, DATA, watcher, checkpoint_every=1e-9)
+
+
 def furnish(root: Path, wanted: list[str]) -> None:
     """Make the places that arguments name in capitals."""
     for name in {re.split(r"\W", argument)[0] for argument in wanted if argument[:1].isupper()}:
         place = root / name
-        if name == "FILE":
-            place.write_text("text")
+        if name in ("FILE", "EMPTY", "TEXT"):
+            place.write_text({"FILE": "text", "EMPTY": "", "TEXT": "some words of text " * 100}[name])
             continue
         place.mkdir()
         if name == "FULL":
@@ -169,9 +260,14 @@ def furnish(root: Path, wanted: list[str]) -> None:
         elif name == "STUDY":
             with Store.open(place, tiny(depth=3)):
                 pass
+        elif name == "NEWER":
+            with Store.open(place, tiny()):
+                pass
+            with closing(sqlite3.connect(place / "study.sqlite")) as connection, connection:
+                connection.execute("UPDATE study SET value = '99' WHERE key = 'schema'")
         else:
             with Store.open(place, tiny()) as store:
-                run_study(store, TASK, create_autospec(Watcher, instance=True))
+                run_study(store, TASK, DATA, create_autospec(Watcher, instance=True))
         if name == "CUT":  # as a full disk or a broken copy leaves it
             whole = (place / "study.sqlite").read_bytes()
             (place / "study.sqlite").write_bytes(whole[: len(whole) // 2])
@@ -228,7 +324,17 @@ def test_help_does_not_wait_for_torch(here: Path, arguments: list[str]) -> None:
     assert len(lines) == len(done.stderr.splitlines())
     loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in lines}
     assert "rezero" in loaded
-    assert not loaded & {"torch", "numpy", "altair", "vl_convert", "sklearn", "scipy", "jinja2", "safetensors"}
+    assert not loaded & {
+        "torch",
+        "numpy",
+        "accelerate",
+        "altair",
+        "vl_convert",
+        "sklearn",
+        "scipy",
+        "jinja2",
+        "safetensors",
+    }
     if arguments == ["--version"]:
         assert done.stdout == f"{version('rezero-torch')}\n"
     else:
@@ -244,17 +350,195 @@ def help_text(capsys: pytest.CaptureFixture[str]) -> str:
 def test_help_lists_the_tasks_and_arms_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     """The tasks and arms in the help are those of the registry, no more and no fewer."""
     text = help_text(capsys)
-    tasks = re.findall(r"What to train: (.*?)\. \[required\]", text)
-    assert [re.findall(r"([\w-]+) \([^)]*\)", listed) for listed in tasks] == [[*TASKS]]
-    arms = re.findall(r"separated by commas: ([^.]*)\.", text)
-    assert [listed.split(", ") for listed in arms] == [[*TASK.arms]]
+    (tasks,) = re.findall(r"TASK is one of (.*?) Options that are left out", text)
+    assert re.findall(r"• ([\w-]+): \w", tasks) == [*TASKS]
+    (arms,) = re.findall(r"separated by commas: ([^.]*)\.", text)
+    assert {*arms.split(", ")} == {arm for task in TASKS.values() for arm in task.arms}
+    assert len(arms.split(", ")) == len({*arms.split(", ")})
 
 
 def test_help_has_an_option_for_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
-    """Every setting of a study has an option with a description, and there is none more but the folder and the task."""
-    text = help_text(capsys)
-    options = set(re.findall(r"--([a-z-]+)", text)) - {"task", "output"}
-    assert options == {field.name.replace("_", "-") for field in fields(Settings)}
+    """Every setting has an option, but the processes, which torchrun has; beside them only what decides no number."""
+    assert run(["compare", "--help"]) == 0
+    options = set(re.findall(r"^│ \*? *(?:TASK )?--([a-z-]+)", capsys.readouterr().out, re.MULTILINE))
+    decides_nothing = {"task", "output", "checkpoint-every"}
+    settings = {field.name.replace("_", "-") for field in fields(Settings)} - {"processes"}
+    assert options == settings | decides_nothing
+
+
+@pytest.mark.parametrize("set_to", [None, "", "elsewhere"], ids=["unset", "empty", "without-them"])
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [
+        ("fc-cifar10", "cifar10"),
+        ("resnet-cifar10", "cifar10"),
+        ("lm-enwik8", "enwik8"),
+        ("lm-text", "tinyshakespeare"),
+    ],
+)
+def test_missing_data_name_their_command(
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    task: str,
+    name: str,
+    set_to: str | None,
+) -> None:
+    """Where a task's data are neither in REZERO_DATA nor in the cache one line says what to run to get them."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(here / "cache"))
+    monkeypatch.delenv("REZERO_DATA", raising=False)
+    if set_to is not None:
+        monkeypatch.setenv("REZERO_DATA", set_to and str(here / set_to))
+    (here / "elsewhere").mkdir()
+    assert run(["compare", task, "--threads", "1"]) == 2
+    out, err = capsys.readouterr()
+    (line,) = err.splitlines()
+    assert out == ""
+    assert re.search(rf"^rezero: no {name} here: .*; get it with `rezero download {name}`", line), line
+    assert [*tree(here)] == ["elsewhere"]
+
+
+def test_a_data_folder_that_is_none_is_named(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """REZERO_DATA that names no folder is an error of its own, not a reason to look elsewhere."""
+    monkeypatch.setenv("REZERO_DATA", str(here / "nowhere"))
+    assert run(["compare", "fc-cifar10", "--threads", "1"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"rezero: REZERO_DATA must name a folder .*, got '.*nowhere': .*", line), line
+    assert tree(here) == {}
+
+
+def test_data_are_loaded_once(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All trials of a study share one load of the data."""
+    load = Mock(side_effect=TASK.load)
+    monkeypatch.setitem(TASKS, "fc-digits", replace(TASK, load=load))
+    assert run(["compare", "fc-digits", *TINY, "-o", "study"]) == 0
+    assert len(numbers(here / "study")) == 2
+    load.assert_called_once()
+
+
+def test_a_checkpoint_says_where_it_goes_on(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A study that was stopped says what is there and from which step it goes on, and ends as if it had not been."""
+    stop_after_step(here / "stopped", "rezero", 4)
+    assert run(["compare", "fc-digits", *TINY, "-o", "stopped"]) == 0
+    told, begun, ended = capsys.readouterr().err.splitlines()
+    assert told == "1 of 2 trials are in stopped already"
+    assert begun == "rezero  seed 0  goes on from step 4"
+    assert ended.startswith("rezero  seed 0  6 steps  training loss ")
+    assert run(["compare", "fc-digits", *TINY, "-o", "undisturbed"]) == 0
+    assert numbers(here / "stopped") == numbers(here / "undisturbed")
+
+
+def test_a_damaged_checkpoint_is_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A checkpoint that was cut is one line and exit code 2; nothing is lost, and what the line advises mends it."""
+    assert run(["compare", "fc-digits", *TINY, "-o", "undisturbed"]) == 0
+    stop_after_step(here / "study", "rezero", 4)
+    kept = numbers(here / "study")
+    (tensors,) = (here / "study").glob("checkpoints/*/step-*/tensors.safetensors")
+    tensors.write_bytes(tensors.read_bytes()[:-1])
+    checkpoints = tree(here / "study" / "checkpoints")
+    capsys.readouterr()
+    assert run(["compare", "fc-digits", *TINY, "-o", "study"]) == 2
+    out, err = capsys.readouterr()
+    told, *_, line = err.splitlines()
+    assert (out, told) == ("", "1 of 2 trials are in study already")
+    assert re.match(r"rezero: study.checkpoints.rezero-lr0\.01-seed0.step-000000004.tensors\.safetensors .*trunc", line)
+    assert "Traceback" not in err
+    assert numbers(here / "study") == kept
+    assert tree(here / "study" / "checkpoints") == checkpoints
+    assert not (here / "study" / "report.html").exists()
+
+    (folder,) = re.findall(r"delete (\S+) to start this trial again$", line)
+    shutil.rmtree(folder)
+    assert run(["compare", "fc-digits", *TINY, "-o", "study"]) == 0
+    assert "goes on" not in capsys.readouterr().err
+    assert numbers(here / "study") == numbers(here / "undisturbed")
+
+
+def test_a_study_of_text(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A language model on a text of one's own is compared in bits a byte, and the page shows what it writes."""
+    (here / "my text.txt").write_text("to be or not to be, that is the question. " * 100)
+    sizes = "--depth 1 --width 16 --heads 2 --context 16 --steps 4 --warmup 1 --measure-every 2 --threads 1"
+    options = [*sizes.split(), "--arms", "pre-norm,rezero", "--data", "my text.txt", "-o", "study"]
+    assert run(["compare", "lm-text", *options]) == 0
+    out, err = capsys.readouterr()
+    for arm, line in zip(("pre-norm", "rezero"), err.splitlines(), strict=True):
+        assert re.fullmatch(
+            rf"{arm} +seed 0 +4 steps +training loss +\d\.\d+ +validation loss +\d+\.\d\d\d bits a byte +\d+\.\d s",
+            line,
+        ), line
+    assert "validation loss (bits a byte)" in out.splitlines()[0]
+    page = (here / "study" / "report.html").read_text(encoding="utf-8")
+    assert len(re.findall(r"^<pre>", page, re.MULTILINE)) == 2
+    with Store.open(here / "study") as store:
+        assert store.study.data.startswith("my text.txt")
+        assert [[point.step for point in result.points] for result in store.results()] == [[2, 4], [2, 4]]
+
+
+@pytest.fixture
+def served(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Source]:
+    """A text on a server of this machine, and an empty cache."""
+    content = b"all the world's a stage. " * 1000
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(here / "cache"))
+    monkeypatch.delenv("REZERO_DATA", raising=False)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}/input.txt"
+        checksum = f"sha256:{sha256(content).hexdigest()}"
+        source = Source("tinyshakespeare", url, {"tinyshakespeare/input.txt": checksum})
+        monkeypatch.setitem(SOURCES, "tinyshakespeare", source)
+        monkeypatch.setattr("rezero.data.text.TINY_SHAKESPEARE", source)
+        yield source
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.usefixtures("served")
+def test_what_is_downloaded_is_found(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """rezero download puts a data set where compare looks for it, says where, and the second time fetches nothing."""
+    path = here / "cache" / "rezero" / "tinyshakespeare" / "input.txt"
+    for _ in range(2):
+        assert run(["download", "tinyshakespeare"]) == 0
+        assert capsys.readouterr().out == f"tinyshakespeare: {path}\n"
+        assert path.stat().st_size == 25_000
+    sizes = "--depth 1 --width 8 --heads 2 --context 16 --steps 2 --warmup 0 --threads 1 --arms rezero"
+    assert run(["compare", "lm-text", *sizes.split(), "-o", "study"]) == 0
+    with Store.open(here / "study") as store:
+        assert store.study.data == "tinyshakespeare"
+
+
+@pytest.mark.parametrize("fault", ["other-bytes", "no-server"])
+def test_a_download_that_fails_leaves_nothing(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, served: Source, fault: str
+) -> None:
+    """Where the address cannot be reached or gives other bytes the last line says so, and no data set is there."""
+    changes: dict[str, Any] = {
+        "other-bytes": {"files": {"tinyshakespeare/input.txt": f"sha256:{'0' * 64}"}},
+        "no-server": {"url": "http://127.0.0.1:9/input.txt"},  # the discard port
+    }[fault]
+    monkeypatch.setitem(SOURCES, "tinyshakespeare", replace(served, **changes))
+    assert run(["download", "tinyshakespeare"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    said = {"other-bytes": r"gave something else", "no-server": r"could not fetch"}[fault]
+    assert re.search(rf"^rezero: .*{said}.*by hand", err.splitlines()[-1]), err
+    assert "Traceback" not in err
+    assert [path for path in here.rglob("*") if path.is_file()] == []
 
 
 # A program that runs the command line as if a package were not installed.
@@ -273,7 +557,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("package", ["cyclopts", "rich", "altair", "vl_convert", "jinja2", "sklearn"])
+@pytest.mark.parametrize("package", ["accelerate", "cyclopts", "rich", "altair", "vl_convert", "jinja2", "sklearn"])
 def test_a_missing_extra_is_one_line(here: Path, package: str) -> None:
     """Without a package of the lab extra a study is refused in one line that says what to install."""
     done = call([sys.executable, "-c", WITHOUT, package], "compare", "fc-digits", *TINY, cwd=here)
@@ -294,8 +578,8 @@ def test_compare_tells_progress_and_results_apart(here: Path, capsys: pytest.Cap
     assert run(["compare", "fc-digits", *TINY, "--output", "study"]) == 0
     out, err = capsys.readouterr()
     assert re.fullmatch(
-        r"plain +seed 0 +6 steps +training loss +\d\.\d+ +accuracy +\d+\.\d % +\d+\.\d s\n"
-        r"rezero +seed 0 +6 steps +training loss +\d\.\d+ +accuracy +\d+\.\d % +\d+\.\d s\n",
+        r"plain +seed 0 +6 steps +training loss +\d\.\d+ +validation accuracy +\d+\.\d % +\d+\.\d s\n"
+        r"rezero +seed 0 +6 steps +training loss +\d\.\d+ +validation accuracy +\d+\.\d % +\d+\.\d s\n",
         err,
     ), err
     head, *lines = out.splitlines()
@@ -334,9 +618,11 @@ def test_default_folder_follows_the_options(here: Path, capsys: pytest.CaptureFi
 def test_options_reach_the_study(here: Path) -> None:
     """Every option of the command line arrives in the study's settings."""
     options = (
-        "--arms pre-norm --depth 3 --width 7 --steps 2 --batch-size 50 --lr 0.125 --seeds 1 --device cpu --threads 1"
+        "--arms pre-norm --depth 3 --width 7 --steps 2 --batch-size 50 --lr 0.125 --seeds 1 --device cpu --threads 1 "
+        "--alpha-lr 0.25 --warmup 1 --clip 0.5 --precision bf16 --accumulate 2 --measure-every 1 "
+        "--optimizer 'SGD momentum=0.9' --schedule 'StepLR step_size=1' --checkpoint-every 5"
     )
-    assert run(["compare", "fc-digits", *options.split(), "--output", "study"]) == 0
+    assert run(["compare", "fc-digits", *shlex.split(options), "--output", "study"]) == 0
     with Store.open(here / "study") as store:
         assert store.study.settings == Settings(
             arms=("pre-norm",),
@@ -345,13 +631,21 @@ def test_options_reach_the_study(here: Path) -> None:
             epochs=None,
             steps=2,
             batch_size=50,
+            accumulate=2,
             lr=0.125,
+            alpha_lr=0.25,
+            optimizer="SGD momentum=0.9",
+            schedule="StepLR step_size=1",
+            warmup=1,
+            clip=0.5,
+            precision="bf16",
+            measure_every=1,
             seeds=1,
             device="cpu",
             threads=1,
         )
         (result,) = store.results()
-    assert (result.last.step, result.last.epoch) == (2, 2 / 30)
+    assert [(point.step, point.epoch) for point in result.points] == [(1, 1 / 30), (2, 2 / 30)]
 
 
 @pytest.mark.parametrize("name", ["<b>&", "[/b]", "[red]x", "a 'é"], ids=str)
@@ -373,9 +667,9 @@ def test_progress_lines_are_not_broken(here: Path, capsys: pytest.CaptureFixture
             120_000, 100.0, {"seconds": 1234.5, "train_loss": 1.234e-5, "val_accuracy": 1.0, "val_loss": 1.0}, ()
         )
         trials = [Trial(arm, 0.01, 0) for arm in study.settings.arms]
-        with StudyProgress(store) as progress:
+        with StudyProgress(store, TASK.quality) as progress:
             for trial in trials:
-                progress.begin(trial, 120_000)
+                progress.begin(trial, 120_000, 0)
                 progress.step(120_000)
                 progress.point(point)
                 progress.finish(trial, point)
@@ -383,7 +677,7 @@ def test_progress_lines_are_not_broken(here: Path, capsys: pytest.CaptureFixture
         store.begin(trials[0])
         store.add(trials[0], point)
         store.finish(trials[0], "finished")
-        with StudyProgress(store):
+        with StudyProgress(store, TASK.quality):
             pass
     assert capsys.readouterr().err == f"1 of 2 trials are in {place} already\n"
 
@@ -454,7 +748,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     """The numbers of the long study, run in this process without a stop."""
     folder = tmp_path_factory.mktemp("undisturbed")
     with Store.open(folder, tiny(epochs=60, batch_size=128)) as store:
-        run_study(store, TASK, create_autospec(Watcher, instance=True))
+        run_study(store, TASK, DATA, create_autospec(Watcher, instance=True))
     return numbers(folder)
 
 
@@ -497,15 +791,15 @@ def test_ctrl_c_keeps_what_is_done(tmp_path: Path, undisturbed: list[Any]) -> No
     assert numbers(folder) == undisturbed[:1]
     trial, *rest = [line for line in err.splitlines() if line]
     assert trial.startswith("plain   seed 0  720 steps")
-    assert rest == ["rezero: stopped; finished trials are kept, and the same command goes on from there"]
+    assert rest == ["rezero: stopped; what is done is kept, and the same command goes on from there"]
 
 
 def test_ctrl_c_before_anything_runs(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C is code 130 and one line also where it comes before the first trial."""
-    monkeypatch.setattr("rezero.lab.run_study", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("rezero.lab.sweep.run_study", Mock(side_effect=KeyboardInterrupt))
     assert run(["compare", "fc-digits", *TINY]) == 130
     assert capsys.readouterr().err == (
-        "rezero: stopped; finished trials are kept, and the same command goes on from there\n"
+        "rezero: stopped; what is done is kept, and the same command goes on from there\n"
     )

@@ -11,11 +11,11 @@ import pytest
 import rezero
 from rezero import functional, gate, kernels, layers, optim, residual, transformer, zero_last
 from rezero.kernels import reference
-from rezero.layers import attention, mlp, residuals
+from rezero.layers import attention, decoder, kv_cache, language_model, mlp, positions, residuals, resnet
 from rezero.layers import transformer as layers_transformer
 
 MODULES = [functional, gate, kernels, reference, layers, attention, mlp, residuals, layers_transformer]
-MODULES += [optim, residual, transformer, zero_last]
+MODULES += [decoder, kv_cache, language_model, positions, resnet, optim, residual, transformer, zero_last]
 
 
 def python(code: str) -> str:

@@ -4,7 +4,7 @@ import io
 import sys
 from importlib.util import find_spec
 
-LAB_EXTRA = ("altair", "cyclopts", "jinja2", "rich", "sklearn", "vl_convert")
+LAB_EXTRA = ("accelerate", "altair", "cyclopts", "jinja2", "rich", "sklearn", "vl_convert")
 
 
 def main() -> None:

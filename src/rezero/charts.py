@@ -133,7 +133,9 @@ def save(chart: alt.TopLevelMixin, stem: Path) -> tuple[Path, Path]:
 def _log_scale(rows: Sequence[dict[str, Any]]) -> alt.Scale:
     """Span the values above zero; a zero, which has no place on such an axis, is drawn at its lower end."""
     values = [value for row in rows for value in (row["low"], row["median"], row["high"]) if value > 0] or [0.1, 1.0]
-    return alt.Scale(type="log", domain=[min(values), max(values)], nice=True, clamp=True)
+    low, high = min(values), max(values)
+    decades = high > 10 * low  # otherwise rounding to whole ones would leave most of the chart empty
+    return alt.Scale(type="log", domain=[low, high], nice=decades, clamp=True)
 
 
 def _dress(chart: Any, description: str) -> Any:

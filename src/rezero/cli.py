@@ -9,13 +9,15 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import App, CycloptsError, Parameter, Token
+from cyclopts import App, CycloptsError, Group, Parameter, Token
+from cyclopts.validators import Number
 
 from rezero.errors import UsageError
 
@@ -41,7 +43,11 @@ def _read_whole_number(_: object, tokens: Sequence[Token]) -> int:
         raise ValueError(f'expected a whole number, got "{text}"') from error
 
 
-Count = Annotated[int | None, Parameter(converter=_read_whole_number)]
+Whole = Annotated[int | None, Parameter(converter=_read_whole_number)]
+SIZE, LENGTH, RATES, MACHINE = (
+    Group(title, sort_key=place)
+    for place, title in enumerate(("The network", "How long", "How it learns", "Where it runs"), 1)
+)
 
 
 def run(arguments: list[str]) -> int:
@@ -56,12 +62,17 @@ def run(arguments: list[str]) -> int:
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except (CycloptsError, UsageError, OSError, sqlite3.Error) as error:
-        print(f"rezero: {' '.join(str(error).split())}", file=sys.stderr)
+        _complain(" ".join(str(error).split()))
         return 2
     except KeyboardInterrupt:
-        print("rezero: stopped; finished trials are kept, and the same command goes on from there", file=sys.stderr)
+        _complain("stopped; what is done is kept, and the same command goes on from there")
         return 130
     return 0
+
+
+def _complain(message: str) -> None:
+    if os.environ.get("RANK", "0") == "0":  # all processes of a group find the same
+        print(f"rezero: {message}", file=sys.stderr)
 
 
 @app.command
@@ -69,61 +80,135 @@ def compare(
     task: str,
     *,
     arms: str | None = None,
-    depth: Count = None,
-    width: Count = None,
-    epochs: Count = None,
-    steps: Count = None,
-    batch_size: Count = None,
-    lr: float | None = None,
-    seeds: Count = None,
-    device: str | None = None,
-    threads: Count = None,
+    seeds: Whole = None,
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    depth: Annotated[Whole, Parameter(group=SIZE)] = None,
+    width: Annotated[Whole, Parameter(group=SIZE)] = None,
+    heads: Annotated[Whole, Parameter(group=SIZE)] = None,
+    context: Annotated[Whole, Parameter(group=SIZE)] = None,
+    embedding_std: Annotated[float | None, Parameter(group=SIZE)] = None,
+    data: Annotated[Path | None, Parameter(group=SIZE)] = None,
+    epochs: Annotated[Whole, Parameter(group=LENGTH)] = None,
+    steps: Annotated[Whole, Parameter(group=LENGTH)] = None,
+    batch_size: Annotated[Whole, Parameter(group=LENGTH)] = None,
+    measure_every: Annotated[Whole, Parameter(group=LENGTH)] = None,
+    lr: Annotated[float | None, Parameter(group=RATES)] = None,
+    alpha_lr: Annotated[float | None, Parameter(group=RATES)] = None,
+    optimizer: Annotated[str | None, Parameter(group=RATES)] = None,
+    schedule: Annotated[str | None, Parameter(group=RATES)] = None,
+    warmup: Annotated[Whole, Parameter(group=RATES)] = None,
+    clip: Annotated[float | None, Parameter(group=RATES)] = None,
+    device: Annotated[str | None, Parameter(group=MACHINE)] = None,
+    threads: Annotated[Whole, Parameter(group=MACHINE)] = None,
+    precision: Annotated[str | None, Parameter(group=MACHINE)] = None,
+    accumulate: Annotated[Whole, Parameter(group=MACHINE)] = None,
+    checkpoint_every: Annotated[float, Parameter(group=MACHINE, validator=Number(gt=0))] = 30.0,
 ) -> None:
     """Train the arms of a task on paired seeds and report what came out.
 
-    Options that are left out have the task's own values. The study folder holds study.sqlite, report.html, verdict.txt
-    and the charts as SVG and PNG. A study that was stopped goes on when the same command is given again.
+    TASK is one of
+
+    - fc-digits: a fully connected network on scikit-learn's digits; half a minute
+    - fc-cifar10: the paper's fully connected network on CIFAR-10
+    - resnet-cifar10: the paper's ResNets on CIFAR-10
+    - lm-text: a byte-level Transformer on Tiny Shakespeare, or on your own text with --data
+    - lm-enwik8: a byte-level Transformer on the first 100 MB of Wikipedia
+
+    Options that are left out have the task's own values, the paper's where it gives them. The study folder holds
+    study.sqlite, report.html, verdict.txt and the charts as SVG and PNG. A study that was stopped or killed goes on
+    when the same command is given again, and ends as if it had never been stopped. To share each batch between
+    processes: torchrun --nproc-per-node N -m rezero compare ...
 
     Args:
-        task: What to train: fc-digits (a fully connected network on scikit-learn's digits, with Adagrad, in half a
-            minute).
+        task: What to train.
         arms: Residual formulas to compare, separated by commas: plain, plain-norm, residual, post-norm, pre-norm,
-            rezero, skipinit, layerscale, deepnorm.
-        depth: Number of residual blocks.
-        width: Width of the blocks.
+            rezero, skipinit, layerscale, fixup, deepnorm. Not every task has all of them.
+        seeds: Number of paired seeds.
+        output: Folder of the study. By default rezero-studies/TASK-KEY, where KEY stands for the options.
+        depth: Number of residual blocks; of layers for a ResNet (6n + 2) or a Transformer.
+        width: Width of the blocks; channels of the first stage for a ResNet.
+        heads: Attention heads of a Transformer.
+        context: Bytes that a Transformer sees at once.
+        embedding_std: Standard deviation of a Transformer's embeddings at the start; by default each arm's own.
+        data: lm-text: a text file (also .xz, .gz, .zip), or a folder of .txt files.
         epochs: Passes over the training set.
         steps: Optimizer steps, instead of epochs.
         batch_size: Examples a step.
+        measure_every: Steps between measurements; by default one epoch, 50 steps for text.
         lr: Learning rate, the same for every arm.
-        seeds: Number of paired seeds.
-        device: Where to train: cpu, cuda, cuda:1, ...
+        alpha_lr: Learning rate of the gates; by default that of everything else, as in the authors' code.
+        optimizer: A class of torch.optim with options, such as "SGD momentum=0.9 weight_decay=1e-4".
+        schedule: "constant", or a class of torch.optim.lr_scheduler with options, such as "CosineAnnealingLR" or
+            "MultiStepLR milestones=100e,150e", where e stands for epochs.
+        warmup: Steps over which the rates rise from near zero.
+        clip: Largest norm of the gradient.
+        device: cpu, cuda, cuda:1, ...
         threads: CPU threads. Kept with the study, because results differ in their last bits between thread counts.
-        output: Folder of the study. By default rezero-studies/TASK-KEY, where KEY stands for the options.
+        precision: float32, or bf16 for bfloat16 autocast.
+        accumulate: Parts that each batch is computed in, one after another, to save memory.
+        checkpoint_every: Seconds between checkpoints of the trial that runs.
     """
-    from rezero.lab import Study, find_task, parse_arms, run_study
-    from rezero.progress import StudyProgress
+    from rezero.lab import Study, find_task, parse_arms
+    from rezero.lab.processes import is_first_process
+    from rezero.lab.sweep import follow_study, run_study
+    from rezero.progress import StudyProgress, loading
 
     chosen = find_task(task)
     given: dict[str, Any] = {
         "arms": None if arms is None else parse_arms(arms, chosen.arms),
+        "seeds": seeds,
         "depth": depth,
         "width": width,
+        "heads": heads,
+        "context": context,
+        "embedding_std": embedding_std,
+        "data": None if data is None else str(data),
         "epochs": epochs,
         "steps": steps,
         "batch_size": batch_size,
+        "measure_every": measure_every,
         "lr": lr,
-        "seeds": seeds,
+        "alpha_lr": alpha_lr,
+        "optimizer": optimizer,
+        "schedule": schedule,
+        "warmup": warmup,
+        "clip": clip,
         "device": device,
         "threads": threads,
+        "precision": precision,
+        "accumulate": accumulate,
     }
     settings = chosen.settings({name: value for name, value in given.items() if value is not None})
     key = sha256(repr(settings).encode()).hexdigest()[:8]
     folder = output or Path("rezero-studies") / f"{task}-{key}"
-    with _open(folder, Study(task, settings, {**provenance(), **chosen.recipe})) as store:
-        with StudyProgress(store) as progress:
-            run_study(store, chosen, progress)
+    with loading(task) if is_first_process() else nullcontext():
+        examples = chosen.load(settings)
+    chosen.check(examples, settings)
+    study = Study(task, settings, {**provenance(), **chosen.recipe}, examples.name)
+    if not is_first_process():
+        follow_study(folder, study, chosen, examples)
+        return
+    with _open(folder, study) as store:
+        with StudyProgress(store, chosen.quality) as progress:
+            run_study(store, chosen, examples, progress, checkpoint_every=checkpoint_every)
         _tell(store)
+
+
+@app.command
+def download(name: str) -> None:
+    """Download a data set into the cache, resuming and checking it.
+
+    Args:
+        name: cifar10 (170 MB), enwik8 (36 MB) or tinyshakespeare (1 MB).
+    """
+    from rezero.data.fetch import download as fetch
+    from rezero.data.sources import find_source
+    from rezero.progress import bytes_bar
+
+    find_source(name)
+    with bytes_bar(name) as on_bytes:
+        path = fetch(name, on_bytes=on_bytes)
+    print(f"{name}: {path}")
 
 
 @app.command

@@ -1,19 +1,31 @@
 """What the command line shows while a study runs and when it ends."""
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
 from rezero.lab.store import Store
 from rezero.lab.sweep import plan
+from rezero.lab.task import Quality
 from rezero.lab.trial import Point, Trial
-from rezero.lab.verdict import show_percent, show_value
+from rezero.lab.verdict import show_value
 
-__all__ = ["StudyProgress", "print_table", "print_text"]
+__all__ = ["StudyProgress", "bytes_bar", "loading", "print_table", "print_text"]
 
 
 class StudyProgress:
@@ -21,9 +33,11 @@ class StudyProgress:
 
     Args:
         store: The study's records.
+        quality: What is measured on the validation part.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, quality: Quality) -> None:
+        self._quality = quality
         trials = plan(store.study.settings)
         self._width = max(len(trial.arm) for trial in trials)
         self._console = Console(stderr=True)
@@ -39,12 +53,7 @@ class StudyProgress:
         )
         done = len(store.done())
         if done:
-            self._console.print(
-                f"{done} of {len(trials)} trials are in {store.folder} already",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
-            )
+            self._print(f"{done} of {len(trials)} trials are in {store.folder} already")
         self._study = self._bars.add_task("study", total=len(trials), completed=done, note="trials")
         self._trial = self._bars.add_task("", total=None, visible=False, note="")
 
@@ -63,10 +72,12 @@ class StudyProgress:
         """Take the bars away."""
         self._bars.stop()
 
-    def begin(self, trial: Trial, total_steps: int) -> None:
+    def begin(self, trial: Trial, total_steps: int, start: int) -> None:
         """Start the trial's bar."""
         name = f"{trial.arm:{self._width}} seed {trial.seed}"
-        self._bars.reset(self._trial, total=total_steps, description=name, visible=True, note="steps")
+        self._bars.reset(self._trial, total=total_steps, completed=start, description=name, visible=True, note="steps")
+        if start:
+            self._print(f"{trial.arm:{self._width}}  seed {trial.seed}  goes on from step {start}")
 
     def step(self, step: int) -> None:
         """Move the trial's bar."""
@@ -78,16 +89,54 @@ class StudyProgress:
 
     def finish(self, trial: Trial, point: Point) -> None:
         """Leave a line for the trial."""
-        metrics = point.metrics
-        self._console.print(
+        metrics, quality = point.metrics, self._quality
+        reached = f"{quality.show(quality.factor * metrics[quality.metric])} {quality.unit}".rstrip()
+        self._print(
             f"{trial.arm:{self._width}}  seed {trial.seed}  {point.step} steps  "
             f"training loss {show_value(metrics['train_loss']):>9}  "
-            f"accuracy {show_percent(metrics['val_accuracy']):>7}  {metrics['seconds']:5.1f} s",
-            highlight=False,
-            soft_wrap=True,
+            f"{quality.name} {reached:>7}  {metrics['seconds']:5.1f} s"
         )
         self._bars.update(self._trial, visible=False)
         self._bars.advance(self._study)
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def loading(name: str) -> Iterator[None]:
+    """Say that data are being read, as long as that takes.
+
+    Args:
+        name: What the data are for.
+
+    Yields:
+        Nothing.
+    """
+    with Console(stderr=True).status(f"reading the data of {name}"):
+        yield
+
+
+@contextmanager
+def bytes_bar(name: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Show a download.
+
+    Args:
+        name: What is downloaded.
+
+    Yields:
+        A function to be told the bytes that are there and the bytes in all, None if that is not known.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(name, total=None)
+        yield lambda there, total: bar.update(task, completed=there, total=total)
 
 
 def print_table(rows: list[dict[str, str]]) -> None:

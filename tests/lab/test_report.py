@@ -21,10 +21,12 @@ from xml.etree import ElementTree
 import pytest
 import vl_convert
 
+from rezero.data.digits import load_digits
 from rezero.lab import TASKS, Point, Store, Study, Trial, Watcher, find_task, run_study, write_report, write_verdict
 from rezero.lab.report import summary_rows
 
 TASK = find_task("fc-digits")
+DATA = load_digits()
 BUNDLE = functools.cache(vl_convert.javascript_bundle)  # takes a second
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
@@ -70,14 +72,15 @@ class Page(HTMLParser):
 
 def study(*arms: str, provenance: dict[str, str] | None = None, **changes: Any) -> Study:
     small = {"arms": arms, "depth": 2, "width": 8, "epochs": 2, "batch_size": 500, "seeds": 2}
-    return Study("fc-digits", TASK.settings({**small, **changes}), {"command": "rezero compare"} | (provenance or {}))
+    facts = {"command": "rezero compare"} | (provenance or {})
+    return Study("fc-digits", TASK.settings({**small, **changes}), facts, DATA.name)
 
 
 @contextmanager
 def made(folder: Path, asked: Study) -> Iterator[Store]:
     """A study that has run, with its report."""
     with Store.open(folder, asked) as store:
-        run_study(store, TASK, create_autospec(Watcher, instance=True))
+        run_study(store, TASK, DATA, create_autospec(Watcher, instance=True))
         write_report(store)
         yield store
 
@@ -129,6 +132,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return path
 
 
+@pytest.fixture(scope="module")
+def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a study of two arms on a text, measured by steps."""
+    path = tmp_path_factory.mktemp("text")
+    (path / "text.txt").write_text("".join(f"{n} <b>and</b> {n + 1}; " for n in range(300)))
+    task = find_task("lm-text")
+    small: dict[str, Any] = {"depth": 2, "width": 16, "heads": 2, "context": 16, "batch_size": 8, "threads": 1}
+    small |= {"steps": 6, "warmup": 2, "measure_every": 2, "seeds": 2, "data": str(path / "text.txt")}
+    settings = task.settings({**small, "arms": ("pre-norm", "rezero")})
+    data = task.load(settings)
+    with Store.open(path / "study", Study("lm-text", settings, {"command": "rezero compare"}, data.name)) as store:
+        run_study(store, task, data, create_autospec(Watcher, instance=True))
+        write_report(store)
+    return path / "study"
+
+
 def test_the_folder_holds_what_is_promised(folder: Path) -> None:
     """A report is one page, a verdict, a summary, and each chart as SVG and PNG."""
     charts = ["alpha_rezero", "train_loss", "val_accuracy"]
@@ -141,8 +160,10 @@ def test_the_folder_holds_what_is_promised(folder: Path) -> None:
     assert page_of(folder).find("h1") == ["fc-digits: plain, rezero, pre-norm"]
 
 
-def test_report_is_the_same_bytes_again(folder: Path) -> None:
+@pytest.mark.parametrize("made_by", ["folder", "text_folder"], ids=["images", "text"])
+def test_report_is_the_same_bytes_again(request: pytest.FixtureRequest, made_by: str) -> None:
     """Written twice more in this process and once in another, every file of the report has the same bytes."""
+    folder: Path = request.getfixturevalue(made_by)
     first = files(folder)
     with Store.open(folder) as store:
         for _ in range(2):
@@ -157,6 +178,75 @@ def test_report_is_the_same_bytes_again(folder: Path) -> None:
     done = subprocess.run(command, cwd=folder.parent, env=odd, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert {name: content == first[name] for name, content in files(folder).items()} == dict.fromkeys(first, True)
+
+
+def test_text_is_shown_in_bits_a_byte(text_folder: Path) -> None:
+    """A study of text has its losses in bits a byte, in the table and the chart, and steps on its axes."""
+    page = page_of(text_folder)
+    with Store.open(text_folder) as store:
+        results = store.results()
+    (row, _) = table_of(page)
+    assert [*row][:3] == ["arm", "training loss (nats)", "validation loss (bits a byte)"]
+    low, high = sorted(r.last.metrics["val_loss"] / math.log(2) for r in results if r.trial.arm == "pre-norm")
+    assert row["validation loss (bits a byte)"] == f"{(low + high) / 2:.3f} ({low:.3f} to {high:.3f})"
+    specs = specs_of(page)
+    assert [*specs] == ["train_loss", "val_loss", "alpha_rezero"]
+    (rows,) = specs["val_loss"]["datasets"].values()
+    assert {(row["arm"], row["x"]) for row in rows} == {(arm, x) for arm in ("pre-norm", "rezero") for x in (2, 4, 6)}
+    for shown in rows:
+        points = [p for r in results if r.trial.arm == shown["arm"] for p in r.points if p.step == shown["x"]]
+        low, high = sorted(point.metrics["val_loss"] / math.log(2) for point in points)
+        assert (shown["low"], shown["high"]) == pytest.approx((low, high), rel=1e-12)
+    for name, spec in specs.items():
+        assert '"step"' in json.dumps(spec), name
+        assert '"epoch"' not in json.dumps(spec), name
+    assert "validation loss (bits a byte)" in json.dumps(specs["val_loss"])
+    assert "bits a byte" in page.find("p")[1]
+    assert "accuracy" not in json.dumps(specs)
+
+
+def test_samples_are_shown_as_they_are(text_folder: Path) -> None:
+    """The page shows what the first seed of each arm wrote, markup and all, under the arm's name."""
+    page = page_of(text_folder)
+    with Store.open(text_folder) as store:
+        first = [result for result in store.results() if result.trial.seed == 0]
+    assert page.find("h3") == ["pre-norm, seed 0", "rezero, seed 0"]
+    shown = page.find("pre")
+    for text, result in zip(shown, first, strict=True):
+        assert result.last.sample is not None
+        assert "<b>" in result.last.sample[:64]
+        # HTML knows no carriage return of its own, and a page drops a line feed right behind <pre>.
+        assert visible(text) == visible(result.last.sample)
+    assert shown[0] != shown[1]
+    assert page.find("b") == []
+
+
+def visible(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n").removeprefix("\n")
+
+
+@pytest.mark.usefixtures("_one_bundle")
+@pytest.mark.parametrize(
+    "text", ["<script>alert(1)</script>", "</pre><img src=x onerror=alert(1)>", "&lt;&amp; {{ 7 * 7 }} <!--"], ids=str
+)
+def test_a_sample_full_of_markup_stays_text(tmp_path: Path, text: str) -> None:
+    """What a model writes is shown as it is, adds no element to the page, and runs nothing."""
+    asked = study("plain", "rezero", seeds=1)
+    pages = []
+    for name, sample in (("harmless", "words"), ("hostile", text)):
+        with Store.open(tmp_path / name, asked) as store:
+            for arm in ("plain", "rezero"):
+                trial = Trial(arm, 0.01, 0)
+                store.begin(trial)
+                metrics = {"seconds": 1.0, "train_loss": 2.0, "val_accuracy": 0.5, "val_loss": 2.0}
+                store.add(trial, Point(3, 1.0, metrics, (), sample if arm == "plain" else None))
+                store.finish(trial, "finished")
+            write_report(store)
+        pages.append(page_of(tmp_path / name))
+    harmless, hostile = pages
+    assert [name for name, *_ in harmless.elements] == [name for name, *_ in hostile.elements]
+    assert hostile.find("pre") == [text]
+    assert hostile.find("h3") == ["plain, seed 0"]  # the other arm wrote nothing
 
 
 def test_page_fetches_nothing(folder: Path) -> None:
@@ -247,16 +337,23 @@ def test_page_says_how_to_make_it_again(folder: Path) -> None:
     page = page_of(folder)
     facts = dict(zip(page.find("dt"), page.find("dd"), strict=True))
     assert facts == {
+        "data": "digits",
         "command": "rezero compare",
         "arms": "plain, rezero, pre-norm",
         "depth": "2",
         "width": "8",
         "epochs": "2",
         "batch_size": "500",
+        "accumulate": "1",
         "lr": "0.01",
+        "optimizer": "Adagrad",
+        "schedule": "constant",
+        "warmup": "0",
+        "precision": "float32",
         "seeds": "2",
         "device": "cpu",
         "threads": "1",
+        "processes": "1",
     }
 
 
@@ -310,7 +407,7 @@ def test_what_a_user_types_stays_text(tmp_path: Path, monkeypatch: pytest.Monkey
     names = [[(name, [*attributes]) for name, attributes, _ in page.elements] for page in pages]
     assert names[0] == names[1]
     assert hostile.find("title") == hostile.find("h1") == [f"fc-digits: plain, {HOSTILE}"]
-    assert hostile.find("dd")[0] == f"rezero compare -o {HOSTILE}"
+    assert hostile.find("dd")[1] == f"rezero compare -o {HOSTILE}"
     assert HOSTILE in hostile.find("dt")
     assert [(row["arm"], row["formula"]) for row in table_of(hostile)][1:] == [(HOSTILE, f"f({HOSTILE})")]
     assert len(harmless.find("script")) == len(hostile.find("script")) == 2
@@ -330,7 +427,7 @@ def strict_json(path: Path) -> Any:
 def test_summary_is_the_study_for_programs(folder: Path) -> None:
     """summary.json has the task, the settings, where they come from, and the last numbers of every trial."""
     summary = strict_json(folder / "summary.json")
-    assert summary["task"] == "fc-digits"
+    assert (summary["task"], summary["data"]) == ("fc-digits", "digits")
     assert summary["settings"] == {**vars(study().settings), "arms": ["plain", "rezero", "pre-norm"]}
     assert summary["provenance"] == {"command": "rezero compare"}
     with Store.open(folder) as store:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
 from typing import Any
@@ -63,8 +64,15 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [tiny(), tiny(arms=("rezero",), lr=0.1 + 0.2), TASK.settings({"steps": 7}), TASK.defaults],
-    ids=["epochs", "float", "steps", "defaults"],
+    [
+        tiny(),
+        tiny(arms=("rezero",), lr=0.1 + 0.2),
+        TASK.settings({"steps": 7}),
+        TASK.defaults,
+        tiny(alpha_lr=1 / 3, clip=0.1, warmup=3, schedule="MultiStepLR milestones=1e,", measure_every=4),
+        replace(find_task("lm-text").defaults, data="a 'b'/é.txt", processes=2),
+    ],
+    ids=["epochs", "float", "steps", "defaults", "recipe", "text"],
 )
 def test_settings_round_trip(tmp_path: Path, settings: Settings) -> None:
     """All settings come back equal, so that the same command finds the same study."""
@@ -139,6 +147,50 @@ def test_begin_forgets_what_an_interrupted_trial_left(tmp_path: Path) -> None:
         plain, rezero = store.results()
     assert plain.points == (point(12, loss=1.0),)
     assert rezero.points == (point(12, loss=3.0, alphas=(0.4,)),)
+
+
+def test_begin_at_a_checkpoint_keeps_what_came_before(tmp_path: Path) -> None:
+    """A trial that goes on from step 12 keeps its points up to there and forgets the later ones, and no other's."""
+    points = [replace(point(step, alphas=(0.1 * step,)), sample=f"at {step}") for step in (6, 12, 18, 24)]
+    with Store.open(tmp_path, study()) as store:
+        for trial in (PLAIN, REZERO):
+            store.begin(trial)
+            for each in points:
+                store.add(trial, each)
+        store.finish(PLAIN, "finished")
+    with Store.open(tmp_path, study()) as store:
+        store.begin(REZERO, 12)
+        assert store.done() == {PLAIN}
+        store.add(REZERO, point(20, loss=7.0))
+        store.finish(REZERO, "finished")
+        plain, rezero = store.results()
+    assert [each.step for each in plain.points] == [6, 12, 18, 24]
+    assert [each.step for each in rezero.points] == [6, 12, 20]
+    assert [each.alphas for each in rezero.points] == [points[0].alphas, points[1].alphas, ()]
+
+
+@pytest.mark.parametrize("text", ["", "two\nlines", "\x00\ufffd\U0001f600 <script>"], ids=["empty", "lines", "odd"])
+def test_a_sample_is_kept(tmp_path: Path, text: str) -> None:
+    """A text at the end of a trial comes back as it was, and a point without one has none."""
+    with Store.open(tmp_path, study()) as store:
+        store.begin(REZERO)
+        store.add(REZERO, point(12))
+        store.add(REZERO, replace(point(24), sample=text))
+        store.finish(REZERO, "finished")
+    with Store.open(tmp_path) as store:
+        (result,) = store.results()
+    assert [each.sample for each in result.points] == [None, text]
+
+
+def test_a_sample_of_an_interrupted_trial_is_forgotten(tmp_path: Path) -> None:
+    """A trial that begins again has no text of its earlier run."""
+    with Store.open(tmp_path, study()) as store:
+        store.begin(REZERO)
+        store.add(REZERO, replace(point(24), sample="old"))
+        store.begin(REZERO)
+        store.add(REZERO, point(24))
+        store.finish(REZERO, "finished")
+        assert [each.sample for each in store.results()[0].points] == [None]
 
 
 def test_results_are_ordered_by_arm_and_seed(tmp_path: Path) -> None:
@@ -277,6 +329,19 @@ def newer_schema(root: Path) -> Path:
     return root / "study"
 
 
+def older_schema(root: Path) -> Path:
+    with Store.open(root / "study", study()):
+        pass
+    execute(
+        root / "study" / "study.sqlite",
+        "UPDATE study SET value = '1' WHERE key = 'schema'",
+        "DELETE FROM study WHERE key = 'data'",
+        "UPDATE study SET value = json_remove(value, '$.optimizer', '$.clip') WHERE key = 'settings'",
+        "DROP TABLE sample",
+    )
+    return root / "study"
+
+
 def newer_settings(root: Path) -> Path:
     with Store.open(root / "study", study()):
         pass
@@ -330,8 +395,9 @@ PLACES: list[tuple[Callable[[Path], Path], str]] = [
     (foreign_key_value_table, NOT_A_STUDY),
     (foreign_text_table, NOT_A_STUDY),
     (garbage, NOT_A_STUDY),
-    (newer_schema, r"written by another version of rezero: expected schema 1, got 99; update rezero, or choose"),
-    (newer_settings, r"written by another version of rezero: expected schema 1, got 99; update rezero, or choose"),
+    (newer_schema, r"written by a newer version of rezero: expected schema 2, got 99; update rezero, or choose"),
+    (newer_settings, r"written by a newer version of rezero: expected schema 2, got 99; update rezero, or choose"),
+    (older_schema, r"written by an older version of rezero: expected schema 2, got 1; use that .*, or choose"),
     (other_files, r"expected an empty or new folder, or one that holds this study: .* holds other files"),
     (hidden_file, r"expected an empty or new folder, or one that holds this study: .* holds other files"),
     (a_file, r"expected a folder for the study, got a file: .*file"),
@@ -410,6 +476,15 @@ CHANGES: list[tuple[dict[str, Any], str]] = [
     ({"lr": 0.011}, r"lr 0\.01 there, 0\.011 asked"),
     ({"seeds": 3}, r"seeds 2 there, 3 asked"),
     ({"arms": ("rezero", "plain")}, r"arms plain,rezero there, rezero,plain asked"),
+    ({"alpha_lr": 0.5}, r"alpha_lr None there, 0\.5 asked"),
+    ({"optimizer": "SGD momentum=0.9"}, r"optimizer Adagrad there, SGD momentum=0\.9 asked"),
+    ({"schedule": "CosineAnnealingLR"}, r"schedule constant there, CosineAnnealingLR asked"),
+    ({"warmup": 3}, r"warmup 0 there, 3 asked"),
+    ({"clip": 1.0}, r"clip None there, 1\.0 asked"),
+    ({"precision": "bf16"}, r"precision float32 there, bf16 asked"),
+    ({"accumulate": 2}, r"accumulate 1 there, 2 asked"),
+    ({"measure_every": 2}, r"measure_every None there, 2 asked"),
+    ({"processes": 2}, r"processes 1 there, 2 asked"),
 ]
 
 
@@ -419,6 +494,16 @@ def test_another_setting_is_another_study(tmp_path: Path, change: dict[str, Any]
     with Store.open(tmp_path, study()):
         pass
     with pytest.raises(UsageError, match=rf"holds another study \({message}\)"), Store.open(tmp_path, study(**change)):
+        pass
+
+
+def test_other_data_are_another_study(tmp_path: Path) -> None:
+    """A study of other data with equal settings, such as a file that was changed meanwhile, is another study."""
+    with Store.open(tmp_path, replace(study(), data="text.txt (sha256 1)")) as store:
+        assert store.study.data == "text.txt (sha256 1)"
+    other = replace(study(), data="text.txt (sha256 2)")
+    message = r"holds another study \(data set text\.txt \(sha256 1\) there, text\.txt \(sha256 2\) asked\)"
+    with pytest.raises(UsageError, match=message), Store.open(tmp_path, other):
         pass
 
 

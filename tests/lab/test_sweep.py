@@ -2,17 +2,19 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock, create_autospec
 
 import pytest
 import torch
 
-from rezero.lab import Store, Study, Trial, TrialResult, Watcher, find_task, plan, run_study
+from rezero.data.digits import load_digits
+from rezero.lab import Checkpoints, Store, Study, Trial, TrialResult, Watcher, find_task, plan, run_study
 
 TASK = find_task("fc-digits")
+DATA = load_digits()
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +26,7 @@ def _keep_threads() -> Iterator[None]:
 
 def study(**changes: Any) -> Study:
     small = {"arms": ("plain", "rezero"), "depth": 2, "width": 8, "epochs": 2, "batch_size": 500, "seeds": 2}
-    return Study("fc-digits", TASK.settings({**small, **changes}), {})
+    return Study("fc-digits", TASK.settings({**small, **changes}), {}, DATA.name)
 
 
 def silent() -> Mock:
@@ -33,7 +35,7 @@ def silent() -> Mock:
 
 def run(folder: Path, asked: Study, watcher: Watcher | None = None) -> list[TrialResult]:
     with Store.open(folder, asked) as store:
-        run_study(store, TASK, watcher or silent())
+        run_study(store, TASK, DATA, watcher or silent())
         return store.results()
 
 
@@ -79,15 +81,13 @@ def test_a_study_runs_every_trial_once(tmp_path: Path) -> None:
 
 
 def test_a_finished_study_runs_nothing(tmp_path: Path) -> None:
-    """The same study again trains nothing, loads nothing and changes no number."""
+    """The same study again trains nothing, looks at no data but its name, and changes no number."""
     results = run(tmp_path, study())
-    watcher = silent()
-    load = Mock(side_effect=AssertionError)
+    watcher, data = silent(), SimpleNamespace(name=DATA.name)
     with Store.open(tmp_path, study()) as store:
-        run_study(store, replace(TASK, load=load), watcher)
+        run_study(store, TASK, data, watcher)  # type: ignore[arg-type]
         assert store.results() == results
     assert watcher.method_calls == []
-    load.assert_not_called()
 
 
 # Where Ctrl-C can come: which call of which method of the watcher raises it, and which trials have ended by then.
@@ -122,6 +122,48 @@ def test_an_interrupted_study_goes_on(tmp_path: Path, method: str, count: int, e
     assert began(again) == [trial for trial in ALL if trial not in ended]
     assert all(result in results for result in kept)  # their seconds too: they were not run again
     assert timeless(results) == timeless(run(tmp_path / "undisturbed", study()))
+
+
+@pytest.mark.parametrize(
+    ("count", "starts"),
+    [(1, [0, 0, 0, 0]), (5, [4, 0, 0, 0]), (6 + 4, [3, 0, 0]), (2 * 6 + 6, [5, 0])],
+    ids=["first-step", "first-trial", "second-trial", "last-step-of-the-third"],
+)
+def test_an_interrupted_trial_goes_on_from_its_checkpoint(tmp_path: Path, count: int, starts: list[int]) -> None:
+    """The trial that was stopped starts at its checkpoint, the others at the beginning, and no checkpoint is left."""
+    watcher = silent()
+    watcher.step.side_effect = [*[None] * (count - 1), KeyboardInterrupt]
+    with pytest.raises(KeyboardInterrupt), Store.open(tmp_path / "stopped", study()) as store:
+        run_study(store, TASK, DATA, watcher, checkpoint_every=1e-9)
+    assert len(list((tmp_path / "stopped").glob("checkpoints/*/step-*"))) == (1 if starts[0] else 0)
+
+    again = silent()
+    results = run(tmp_path / "stopped", study(), again)
+    assert [call.args[2] for call in again.begin.call_args_list] == starts
+    first = [call.args[0] for call in again.step.call_args_list][: 6 - starts[0]]
+    assert first == list(range(starts[0] + 1, 7))
+    assert timeless(results) == timeless(run(tmp_path / "undisturbed", study()))
+    assert list((tmp_path / "stopped").glob("checkpoints/*")) == []
+
+
+def test_a_checkpoint_of_a_trial_that_has_ended_is_dropped(tmp_path: Path) -> None:
+    """What a kill between a trial's end and the removal of its checkpoint leaves is gone after the same command."""
+    results = run(tmp_path, study(seeds=1))
+    for arm in ("plain", "rezero"):
+        Checkpoints(tmp_path / "checkpoints" / f"{arm}-lr0.01-seed0", {}).save(5, "left")
+    assert len(list(tmp_path.glob("checkpoints/*/step-*"))) == 2
+    watcher = silent()
+    assert run(tmp_path, study(seeds=1), watcher) == results
+    assert watcher.method_calls == []
+    assert list(tmp_path.glob("checkpoints/*")) == []
+
+
+def test_checkpoints_leave_the_numbers(tmp_path: Path) -> None:
+    """A study with a checkpoint after every step has the numbers of one that writes none."""
+    with Store.open(tmp_path / "often", study()) as store:
+        run_study(store, TASK, DATA, silent(), checkpoint_every=1e-9)
+        often = store.results()
+    assert timeless(often) == timeless(run(tmp_path / "never", study()))
 
 
 def test_a_study_that_is_stopped_twice_goes_on(tmp_path: Path) -> None:
@@ -195,18 +237,10 @@ def test_a_trial_alone_equals_the_trial_in_a_study(tmp_path: Path) -> None:
     assert together[-1:] == alone
 
 
-def test_data_are_loaded_once(tmp_path: Path) -> None:
-    """All trials of a study share one load of the data."""
-    load = Mock(side_effect=TASK.load)
-    with Store.open(tmp_path, study()) as store:
-        run_study(store, replace(TASK, load=load), silent())
-    load.assert_called_once_with()
-
-
 def test_a_finished_study_does_not_go_on(tmp_path: Path) -> None:
     """The same command under another version, when there is nothing left to run, is no continuation of the study."""
-    first = Study("fc-digits", study(seeds=1).settings, {"versions": "1", "date": "Monday"})
-    later = Study("fc-digits", study(seeds=1).settings, {"versions": "2", "date": "Tuesday"})
+    first = Study("fc-digits", study(seeds=1).settings, {"versions": "1", "date": "Monday"}, DATA.name)
+    later = Study("fc-digits", study(seeds=1).settings, {"versions": "2", "date": "Tuesday"}, DATA.name)
     run(tmp_path, first)
     run(tmp_path, later)
     with Store.open(tmp_path) as store:

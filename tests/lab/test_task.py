@@ -1,7 +1,7 @@
 """Tasks and settings."""
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -10,7 +10,8 @@ import torch
 from rezero import gates
 from rezero.data.digits import load_digits
 from rezero.errors import UsageError
-from rezero.lab import TASKS, Settings, find_task
+from rezero.lab import TASKS, Settings, build_optimizer, find_task
+from rezero.lab.trial import total_steps
 from rezero.layers.residuals import RESIDUALS
 
 FC_DIGITS = find_task("fc-digits")
@@ -107,7 +108,7 @@ def test_steps_take_the_place_of_epochs() -> None:
 )
 def test_total_steps(given: dict[str, Any], steps: int) -> None:
     """Steps count as given; an epoch of 1,500 digits has ceil(1500 / batch size) of them."""
-    assert FC_DIGITS.settings(given).total_steps(load_digits()) == steps
+    assert total_steps(FC_DIGITS.settings(given), load_digits()) == steps
 
 
 def test_fc_digits_is_the_demo() -> None:
@@ -120,12 +121,16 @@ def test_fc_digits_is_the_demo() -> None:
         steps=None,
         batch_size=128,
         lr=0.01,
+        optimizer="Adagrad",
         seeds=3,
-        device="cpu",
         threads=1,
     )
-    optimizer = FC_DIGITS.optimizer([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 0.01}])
-    assert isinstance(optimizer, torch.optim.Adagrad)
+    assert FC_DIGITS.defaults == replace(
+        FC_DIGITS.defaults, schedule="constant", warmup=0, clip=None, alpha_lr=None, precision="float32", device="cpu"
+    )
+    optimizer = build_optimizer(FC_DIGITS.defaults.optimizer, torch.nn.Linear(2, 2), lr=0.01)
+    assert type(optimizer) is torch.optim.Adagrad
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0}
 
 
 def test_fc_digits_defines_every_arm_but_fixup() -> None:
@@ -142,3 +147,11 @@ def test_build_makes_the_arm_as_large_as_asked(arm: str) -> None:
     assert len(hidden) == 3
     assert model(data.val_inputs).shape == (297, 10)
     assert len(gates(model)) == (3 if "alpha" in FC_DIGITS.arms[arm] else 0)
+
+
+def test_settings_and_checks_leave_the_generator_alone() -> None:
+    """Making settings and checking them draws nothing from torch's global generator."""
+    before = torch.get_rng_state()
+    settings = FC_DIGITS.settings({"depth": 3, "width": 8})
+    FC_DIGITS.check(load_digits(), settings)
+    assert torch.equal(torch.get_rng_state(), before)

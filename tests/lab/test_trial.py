@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from rezero.data.batches import TensorData
 from rezero.data.digits import load_digits
-from rezero.lab import Point, Settings, Task, Trial, find_task, run_trial
-from rezero.lab.trial import evaluate
+from rezero.errors import UsageError
+from rezero.lab import Point, Settings, Task, Trial, find_task, open_processes, run_trial
 
 TASK = find_task("fc-digits")
 DATA = load_digits()
@@ -33,7 +33,9 @@ def tiny(**changes: Any) -> Settings:
 
 
 def train(settings: Settings, arm: str, *, seed: int = 0, task: Task = TASK, data: TensorData = DATA) -> list[Point]:
-    return list(run_trial(task, settings, Trial(arm, settings.lr, seed), data, lambda _: None))
+    with open_processes(settings) as accelerator:
+        trial = Trial(arm, settings.lr, seed)
+        return list(run_trial(task, settings, trial, data, lambda _: None, accelerator=accelerator))
 
 
 def outcome(points: list[Point]) -> list[tuple[int, float, dict[str, float], tuple[float, ...]]]:
@@ -185,8 +187,9 @@ def test_train_loss_covers_the_steps_since_the_last_point() -> None:
 
 def step_loss(number: int) -> float:
     """Loss of one step of the plain arm, counted from 1, of a model that has made the steps before it."""
+    settings = tiny()
     torch.manual_seed(0)
-    model = TASK.build(DATA, "plain", tiny())
+    model = TASK.build(DATA, "plain", settings)
     optimizer = torch.optim.Adagrad(model.parameters(), lr=0.01)
     for step in range(number):
         inputs, targets = DATA.batch(0, step, 500)
@@ -201,16 +204,20 @@ def test_on_step_counts_every_step() -> None:
     """on_step hears each step done, before the point that it ends with."""
     heard: list[int] = []
     settings = tiny(steps=5)
-    seen = [(p.step, [*heard]) for p in run_trial(TASK, settings, Trial("plain", 0.01, 0), DATA, heard.append)]
+    with open_processes(settings) as accelerator:
+        points = run_trial(TASK, settings, Trial("plain", 0.01, 0), DATA, heard.append, accelerator=accelerator)
+        seen = [(p.step, [*heard]) for p in points]
     assert seen == [(3, [1, 2, 3]), (5, [1, 2, 3, 4, 5])]
 
 
 def test_seconds_grow_with_training() -> None:
     """seconds count up from the start of the trial, and leave out what is done between two points."""
     seconds = []
-    for point in run_trial(TASK, tiny(epochs=3), Trial("plain", 0.01, 0), DATA, lambda _: None):
-        seconds.append(point.metrics["seconds"])
-        time_passes()
+    settings, trial = tiny(epochs=3), Trial("plain", 0.01, 0)
+    with open_processes(settings) as accelerator:
+        for point in run_trial(TASK, settings, trial, DATA, lambda _: None, accelerator=accelerator):
+            seconds.append(point.metrics["seconds"])
+            time_passes()
     assert 0 < seconds[0] < seconds[1] < seconds[2] < seconds[0] + 1.0
 
 
@@ -237,20 +244,151 @@ def test_diverged_means_not_finite(loss: float, diverged: bool) -> None:
     assert Point(1, 1.0, {"train_loss": 1.0, "val_loss": loss}, ()).diverged is diverged
 
 
-def test_evaluate_measures_in_eval_mode_and_returns_to_training() -> None:
-    """evaluate() switches dropout off, keeps no graph, and leaves the model in training mode."""
-    torch.manual_seed(0)
+@pytest.mark.parametrize("batch_size", [500, 297, 100], ids=["one-batch", "exactly-one", "three-batches"])
+def test_measuring_is_in_eval_mode_and_returns_to_training(batch_size: int) -> None:
+    """A point's scores are those of the model without dropout on all validation examples; steps are with dropout."""
     linear = nn.Linear(64, 10)
     model = nn.Sequential(nn.Dropout(0.5), linear)
-    scores = evaluate(model, DATA)
-    assert model.training
-    assert all(module.training for module in model.modules())
-    assert all(parameter.grad is None for parameter in model.parameters())
-    output = linear(DATA.val_inputs)
-    assert scores == {
-        "val_loss": F.cross_entropy(output, DATA.val_targets).item(),
-        "val_accuracy": (output.argmax(-1) == DATA.val_targets).double().mean().item(),
-    }
+    modes: list[tuple[bool, bool, int]] = []
+    model.register_forward_pre_hook(
+        lambda _, args: modes.append((model.training and model[0].training, torch.is_grad_enabled(), len(args[0])))
+    )
+    task = replace(TASK, build=lambda *_: model)
+    settings = tiny(steps=4, measure_every=3, batch_size=batch_size)
+    points = train(settings, "plain", task=task)
+    assert [point.step for point in points] == [3, 4]
+    sizes = [len(part) for part in DATA.val_inputs.split(batch_size)]
+    measuring = [(False, False, size) for size in sizes]
+    assert modes == [*3 * [(True, True, batch_size)], *measuring, (True, True, batch_size), *measuring]
+    with torch.no_grad():
+        output = linear(DATA.val_inputs)
+    metrics = points[-1].metrics
+    assert metrics["val_loss"] == pytest.approx(F.cross_entropy(output, DATA.val_targets).item(), rel=1e-6)
+    assert metrics["val_accuracy"] == (output.argmax(-1) == DATA.val_targets).double().mean().item()
+
+
+@pytest.mark.parametrize("parts", [2, 3, 7, 500], ids=str)
+@pytest.mark.parametrize("arm", ["rezero", "pre-norm"])
+def test_parts_of_a_batch_add_up(arm: str, parts: int) -> None:
+    """A batch that is computed in parts, equal or not, trains as the whole batch does."""
+    settings = tiny(steps=7, measure_every=1, optimizer="SGD momentum=0.9", lr=0.1, clip=0.5)
+    whole, split = (train(replace(settings, accumulate=count), arm) for count in (1, parts))
+    for one, other in zip(whole, split, strict=True):
+        assert one.step == other.step
+        for name in ("train_loss", "val_loss"):
+            assert other.metrics[name] == pytest.approx(one.metrics[name], rel=1e-6)
+        assert other.alphas == pytest.approx(one.alphas, rel=1e-4, abs=1e-7)
+    assert whole[-1].metrics["train_loss"] < 0.9 * whole[0].metrics["train_loss"]
+
+
+def test_parts_see_the_batch_once() -> None:
+    """The parts of a batch, one after another, are the rows of the whole batch in their order."""
+    parts = record(tiny(steps=2, accumulate=3), "plain").batches
+    assert [len(part) for part in parts] == [166, 167, 167] * 2
+    for step in range(2):
+        assert torch.equal(torch.cat(parts[3 * step : 3 * step + 3]), DATA.batch(0, step, 500)[0])
+
+
+@pytest.mark.parametrize(("batch_size", "parts", "fits"), [(499, 3, True), (499, 4, False), (4, 4, True)], ids=str)
+def test_a_last_batch_too_small_for_its_parts_is_refused(batch_size: int, parts: int, fits: bool) -> None:
+    """Where an epoch's last batch has fewer examples than parts nothing is trained, and the line says how many."""
+    settings = tiny(steps=4, measure_every=4, batch_size=batch_size, accumulate=parts)
+    if fits:
+        assert len(train(settings, "plain")) == 1
+        return
+    with pytest.raises(UsageError, match=r"last batch of an epoch has 3 examples for 4 parts .*another batch-size$"):
+        train(settings, "plain")
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "SGD momentum=0.9", "AdamW weight_decay=0.1"], ids=str)
+def test_recipe_is_a_plain_training_loop(optimizer: str) -> None:
+    """Optimizer, rate of the gates, warm-up, schedule and clipping are those of a loop written out in plain torch."""
+    settings = tiny(
+        steps=8,
+        measure_every=1,
+        optimizer=optimizer,
+        lr=0.2,
+        alpha_lr=0.05,
+        clip=0.3,
+        warmup=3,
+        schedule="StepLR step_size=2",
+    )
+    points = train(settings, "rezero", seed=5)
+    torch.manual_seed(5)
+    model = TASK.build(DATA, "rezero", settings)
+    name, *options = optimizer.split()
+    given = {key: float(value) for key, value in (option.split("=") for option in options)}
+    decay = given.pop("weight_decay", 0.0)
+    alphas = [parameter for key, parameter in model.named_parameters() if key.endswith("gate.alpha")]
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim == 2]
+    others = [p for key, p in model.named_parameters() if key.endswith("bias")]
+    assert (len(alphas), len(matrices), len(others)) == (2, 4, 4)
+    twin = getattr(torch.optim, name)(
+        [
+            {"params": matrices, "weight_decay": decay},
+            {"params": others, "weight_decay": 0.0},
+            {"params": alphas, "weight_decay": 0.0},
+        ],
+        lr=0.2,
+        **given,
+    )
+    clipped = 0
+    for step, share in enumerate([1 / 4, 2 / 4, 3 / 4, 1, 1, 0.1, 0.1, 0.01]):
+        inputs, targets = DATA.batch(5, step, 500)
+        loss = F.cross_entropy(model(inputs), targets)
+        for parameter in model.parameters():
+            parameter.grad = None
+        loss.backward()
+        norm = math.sqrt(sum(p.grad.square().sum().item() for p in model.parameters() if p.grad is not None))
+        clipped += norm > 0.3
+        for group, rate in zip(twin.param_groups, (0.2, 0.2, 0.05), strict=True):
+            group["lr"] = rate * share
+            for parameter in group["params"]:
+                parameter.grad *= min(1.0, 0.3 / (norm + 1e-6))
+        twin.step()
+        assert points[step].metrics["train_loss"] == pytest.approx(loss.item(), rel=1e-5)
+        assert points[step].alphas == pytest.approx([alpha.item() for alpha in alphas], rel=1e-3, abs=1e-6)
+    assert clipped > 4
+
+
+def test_bf16_computes_in_bfloat16_and_keeps_float32() -> None:
+    """Under bf16 linear layers compute in bfloat16, in training and in measuring; the weights stay float32."""
+    kinds: set[tuple[bool, torch.dtype]] = set()
+    models: list[nn.Module] = []
+
+    def build(data: TensorData, arm: str, settings: Settings) -> nn.Module:
+        models.append(TASK.build(data, arm, settings))
+        for module in models[-1].modules():
+            if isinstance(module, nn.Linear):
+                module.register_forward_hook(lambda m, _, output: kinds.add((m.training, output.dtype)))
+        return models[-1]
+
+    task = replace(TASK, build=build)
+    rounded = train(tiny(precision="bf16"), "rezero", task=task)
+    assert kinds == {(True, torch.bfloat16), (False, torch.bfloat16)}
+    assert {value.dtype for value in models[-1].state_dict().values()} == {torch.float32}
+    kinds.clear()
+    exact = train(tiny(), "rezero", task=task)  # one precision does not stick to the next trial
+    assert kinds == {(True, torch.float32), (False, torch.float32)}
+    assert rounded[0].metrics["train_loss"] != exact[0].metrics["train_loss"]
+    assert rounded[0].metrics["train_loss"] == pytest.approx(exact[0].metrics["train_loss"], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("every", "expected"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (5, [5]), (9, [5])], ids=["1", "2", "5", "9"]
+)
+def test_points_come_as_often_as_asked(every: int, expected: list[int]) -> None:
+    """measure_every counts steps across the ends of epochs, and there is always a point at the end."""
+    points = train(tiny(steps=5, measure_every=every), "plain")
+    assert [point.step for point in points] == expected
+    assert [point.epoch for point in points] == [step / PER_EPOCH for step in expected]
+
+
+def test_more_processes_than_there_are_is_refused() -> None:
+    """Settings of two processes do not quietly run in one."""
+    settings = replace(tiny(), processes=2)
+    with pytest.raises(UsageError, match=r"^expected 2 processes on cpu, got 1 on cpu: .*torchrun --nproc-per-node 2"):
+        train(settings, "plain")
 
 
 def test_rezero_ends_below_half_of_every_other_arm() -> None:

@@ -3,11 +3,14 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from rezero.lab import Point, Study, Trial, TrialResult, find_task, write_verdict
-from rezero.lab.verdict import show_percent, show_value
+from rezero.lab.task import ACCURACY
+from rezero.lab.verdict import show_value
 
 TASK = find_task("fc-digits")
 NAN = math.nan
@@ -55,7 +58,7 @@ def verdict(name: str) -> str:
 def test_verdict_is_golden() -> None:
     """The whole verdict of a study whose best arms are apart, as it was written and read over on 2026-11-23."""
     assert verdict("apart") == (
-        "fc-digits: 2 blocks of width 8, 2 epochs of batches of 128, 3 seeds. Every arm ran at one fixed learning "
+        "fc-digits: depth 2, width 8, 2 epochs of batches of 128, 3 seeds. Every arm ran at one fixed learning "
         "rate, 0.01: not tuned.\n\n"
         "Training loss at the end, median over seeds and range: rezero 0.2 (0.1 to 0.3); pre-norm 0.5 (0.4 to 0.6); "
         "plain 2.1 (2 to 2.2). rezero ends lowest, at 0.4 times the loss of the next arm, pre-norm; their ranges do "
@@ -214,9 +217,9 @@ def test_an_arm_with_a_seed_that_converged_is_not_called_diverged(name: str) -> 
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        ({"steps": 1}, "2 blocks of width 8, 1 step of batches of 128, 1 seed."),
-        ({"steps": 30}, "2 blocks of width 8, 30 steps of batches of 128, 1 seed."),
-        ({"epochs": 1, "depth": 1, "seeds": 2}, "1 block of width 8, 1 epoch of batches of 128, 2 seeds."),
+        ({"steps": 1}, "depth 2, width 8, 1 step of batches of 128, 1 seed."),
+        ({"steps": 30}, "depth 2, width 8, 30 steps of batches of 128, 1 seed."),
+        ({"epochs": 1, "depth": 1, "seeds": 2}, "depth 1, width 8, 1 epoch of batches of 128, 2 seeds."),
         ({"lr": 1e-5}, "at one fixed learning rate, 1e-05: not tuned."),
     ],
     ids=["step", "steps", "singular", "lr"],
@@ -252,7 +255,38 @@ def test_a_trial_that_diverged_is_not_ranked_by_the_loss_before() -> None:
 def test_numbers_have_three_digits(value: float, loss: str, percent: str) -> None:
     """Losses have three digits, fractions one decimal of percent; what is not finite is a word."""
     assert show_value(value) == loss
-    assert show_percent(value) == percent
+    assert ACCURACY.show(value) == percent
+
+
+def text_verdict(losses: Mapping[str, Sequence[float]]) -> str:
+    """The verdict of a study of text, whose validation losses in nats are these."""
+    task = find_task("lm-text")
+    seeds = len(next(iter(losses.values())))
+    settings = replace(task.defaults, arms=(*losses,), seeds=seeds, depth=2, width=16, steps=40)
+    return write_verdict(Study("lm-text", settings, {}), results(losses))
+
+
+def test_text_is_compared_in_bits_a_byte() -> None:
+    """On text the lowest validation loss comes first, in bits a byte: ln 2 nats are one bit."""
+    ln2 = math.log(2)
+    text = text_verdict({"pre-norm": (3 * ln2, 4 * ln2), "rezero": (2 * ln2, 2.5 * ln2)})
+    assert text.startswith("lm-text: depth 2, width 16, 40 steps of batches of 16, 2 seeds.")
+    assert (
+        "On validation loss rezero comes first with 2.250 bits a byte and pre-norm second with 3.500; their ranges do "
+        "not overlap." in text
+    )
+    assert "accuracy" not in text
+    assert "%" not in text
+
+
+@pytest.mark.parametrize(("high", "overlap"), [(2.5, False), (3.0, True), (3.5, True)], ids=["apart", "touch", "over"])
+def test_ranges_of_losses_overlap_at_their_near_ends(high: float, overlap: bool) -> None:
+    """Where low is good the ranges overlap if the best arm's highest seed reaches the second's lowest."""
+    text = text_verdict({"pre-norm": (3.0, 4.0), "rezero": (2.0, high)})
+    said = text.split("On validation loss ")[1]
+    assert said.startswith("rezero comes first")
+    assert ("their ranges overlap." in said) == overlap
+    assert ("their ranges do not overlap." in said) != overlap
 
 
 def test_diverged_arms_have_no_rank_in_accuracy() -> None:
@@ -277,3 +311,21 @@ def test_equal_accuracies_have_no_winner() -> None:
         for arm, loss in (("plain", 2.0), ("rezero", 1.0))
     ]
     assert "rezero come first, level at 50.0 %" in write_verdict(asked, ended)
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({}, "Every arm ran at one fixed learning rate, 0.01: not tuned."),
+        ({"alpha_lr": 0.5}, "Every arm ran at one fixed learning rate, 0.01 (0.5 for the gates): not tuned."),
+        ({"warmup": 1}, "Every arm ran at the learning rate 0.01 with 1 step of warm-up: not tuned."),
+        (
+            {"warmup": 5, "schedule": "CosineAnnealingLR"},
+            "Every arm ran at the learning rate 0.01 with 5 steps of warm-up and CosineAnnealingLR: not tuned.",
+        ),
+    ],
+    ids=["fixed", "alpha", "warmup", "schedule"],
+)
+def test_verdict_says_how_the_rate_went(given: dict[str, Any], text: str) -> None:
+    """Schedule, warm-up and the gates' own rate are said; "fixed" is said only of a rate that is."""
+    assert text in write_verdict(Study("fc-digits", TASK.settings(given), {}), [])

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rezero import Gate, ReZero, gates
-from rezero.layers import LayerScale, Residual, residual_block
+from rezero.layers import LayerScale, Residual, ScalarBias, ScalarScale, residual_block
 from rezero.layers.residuals import RESIDUALS
 
 D = 5
@@ -98,20 +98,43 @@ def test_blocks_take_device_and_dtype(residual: str) -> None:
 
 
 @pytest.mark.parametrize("skip_scale", [1.0, 2.5], ids=str)
-@pytest.mark.parametrize("parts", range(8), ids=lambda bits: f"parts {bits:03b}")
+@pytest.mark.parametrize("parts", range(16), ids=lambda bits: f"parts {bits:04b}")
 def test_residual_combines_its_parts(parts: int, skip_scale: float) -> None:
-    """Residual is post_norm(skip_scale x + scale(branch(pre_norm(x)))) with any of the parts left out."""
-    pre, scale, post = (
+    """Residual is post_norm(skip_scale skip(x) + scale(branch(pre_norm(x)))) with any of the parts left out."""
+    pre, scale, post, skip = (
         module if parts >> i & 1 else None
-        for i, module in enumerate((nn.LayerNorm(D), LayerScale(D, depth=1), nn.RMSNorm(D)))
+        for i, module in enumerate((nn.LayerNorm(D), LayerScale(D, depth=1), nn.RMSNorm(D), nn.Linear(D, D)))
     )
     branch = nn.Linear(D, D)
-    block = Residual(branch, pre_norm=pre, scale=scale, post_norm=post, skip_scale=skip_scale)
+    block = Residual(branch, skip=skip, pre_norm=pre, scale=scale, post_norm=post, skip_scale=skip_scale)
     scramble_(block.double())
     x = torch.randn(3, D, dtype=F64)
     f = branch(x if pre is None else pre(x))
-    y = skip_scale * x + (f if scale is None else scale.scale * f)
+    y = skip_scale * (x if skip is None else skip(x)) + (f if scale is None else scale.scale * f)
     torch.testing.assert_close(block(x), y if post is None else post(y), rtol=1e-14, atol=1e-14)
+
+
+class Shift(nn.Module):
+    """A branch with arguments of its own."""
+
+    def forward(self, x: Tensor, by: float, *, times: float = 1.0) -> Tensor:
+        return x + by * times
+
+
+@pytest.mark.parametrize("residual", FORMULAS)
+def test_blocks_pass_arguments_on_to_the_branch(residual: str) -> None:
+    """What a block is called with beside x goes to its branch, in every arm alike."""
+    block = scramble_(residual_block(residual, Shift(), D, depth=3).double())
+    x = torch.randn(3, D, dtype=F64)
+    expected = FORMULAS[residual](dict(block.named_parameters()), lambda h: h + 6.0, x, 3)
+    torch.testing.assert_close(block(x, 2.0, times=3.0), expected, rtol=1e-14, atol=1e-14)
+
+
+def test_residual_changes_the_shape_with_its_branch() -> None:
+    """A skip module lets a block lead from one shape to another."""
+    block = Residual(nn.Linear(D, 2), skip=nn.Linear(D, 2))
+    x = torch.randn(3, D)
+    assert torch.equal(block(x), block.skip(x) + block.branch(x))
 
 
 def test_residual_print_shows_the_skip_scale() -> None:
@@ -144,6 +167,42 @@ def test_layer_scale_is_no_gate() -> None:
     with torch.no_grad():
         scale.scale.copy_(torch.tensor([1.0, 2.0, 3.0]))
     assert scale(torch.ones(2, 3)).tolist() == [[1.0, 2.0, 3.0]] * 2
+
+
+def test_layer_scale_finds_its_axis() -> None:
+    """With axis=-3 the channels of an image are scaled, in a batch and alone, and print(model) shows it."""
+    scale = LayerScale(3, depth=1, axis=-3)
+    with torch.no_grad():
+        scale.scale.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    image = torch.randn(2, 3, 4, 5)
+    expected = torch.stack([(i + 1) * image[:, i] for i in range(3)], dim=1)
+    assert torch.equal(scale(image), expected)
+    assert torch.equal(scale(image[0]), expected[0])
+    assert repr(scale) == "LayerScale(3, init_value=0.1, axis=-3)"
+
+
+@pytest.mark.parametrize(
+    ("dim", "axis", "message"), [(0, -1, "dim must be at least 1: got 0"), (2, 1, "axis must .* 1")]
+)
+def test_layer_scale_refuses(dim: int, axis: int, message: str) -> None:
+    """A size below 1, or an axis counted from the front, is an error that names it."""
+    with pytest.raises(ValueError, match=message):
+        LayerScale(dim, depth=1, axis=axis)
+
+
+def test_scalars_start_neutral() -> None:
+    """Fixup's scalars are one number each, neutral at the start and after a reset, and no gates."""
+    bias, scale, x = ScalarBias(), ScalarScale(), torch.randn(2, D)
+    for _ in range(2):
+        assert torch.equal(scale(bias(x)), x)
+        scramble_(bias)
+        scramble_(scale)
+        assert torch.equal(bias(x), x + bias.bias.item())
+        assert torch.equal(scale(x), x * scale.scale.item())
+        bias.reset_parameters()
+        scale.reset_parameters()
+    assert bias.bias.shape == scale.scale.shape == (1,)
+    assert gates(nn.Sequential(bias, scale)) == {}
 
 
 def test_deepnorm_scales_the_skip_and_not_the_branch() -> None:

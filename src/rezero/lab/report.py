@@ -16,8 +16,9 @@ from rezero import charts
 from rezero.errors import UsageError
 from rezero.lab.stats import Spread, by_arm, spread
 from rezero.lab.store import Store, TrialResult
-from rezero.lab.task import find_task
-from rezero.lab.verdict import show_percent, show_value, write_verdict
+from rezero.lab.task import Quality
+from rezero.lab.tasks import find_task
+from rezero.lab.verdict import show_value, write_verdict
 
 __all__ = ["summary_rows", "write_report"]
 
@@ -64,7 +65,8 @@ def _write(store: Store, results: list[TrialResult]) -> Path:
         charts=[(name, caption, specs[name]) for name, (caption, _) in drawn.items()],
         table=summary_rows(store, results),
         settings=vars(store.study.settings),
-        provenance=store.study.provenance,
+        samples=_samples(results),
+        provenance={"data": store.study.data, **store.study.provenance},
         bundle=vl_convert.javascript_bundle(_EMBED),
     )
     path.write_text(html, encoding="utf-8")
@@ -81,21 +83,23 @@ def summary_rows(store: Store, results: list[TrialResult]) -> list[dict[str, str
     Returns:
         A row an arm, column title to text.
     """
-    formulas = find_task(store.study.task).arms
+    task = find_task(store.study.task)
+    quality, title = task.quality, _title(task.quality)
     rows = []
     for arm, trials in by_arm(results).items():
         last = [result.last for result in trials]
-        loss, accuracy = (spread(r.final(name) for r in trials) for name in ("train_loss", "val_accuracy"))
+        loss = spread(r.final("train_loss") for r in trials)
+        reached = spread(quality.factor * r.final(quality.metric) for r in trials)
         pace = spread(1000 * p.metrics["seconds"] / p.step for p in last)
         diverged = sum(result.status == "diverged" for result in trials)
         rows.append(
             {
                 "arm": arm,
                 "training loss (nats)": _with_range(loss, show_value),
-                "validation accuracy": _with_range(accuracy, show_percent),
+                title: _with_range(reached, quality.show),
                 "ms a step": _with_range(pace, "{:.1f}".format),
                 "seeds": f"{len(trials)}" + (f", {diverged} diverged" if diverged else ""),
-                "formula": formulas[arm],
+                "formula": task.arms[arm],
             }
         )
     return rows
@@ -114,6 +118,12 @@ def _summarise(results: list[TrialResult]) -> list[dict[str, object]]:
     ]
 
 
+def _samples(results: list[TrialResult]) -> list[tuple[str, int, str]]:
+    """List what the first seed of each arm wrote: arm, seed, text."""
+    first = [trials[0] for trials in by_arm(results).values()]
+    return [(r.trial.arm, r.trial.seed, r.last.sample) for r in first if r.last.sample is not None]
+
+
 def _with_range(values: Spread, show: Any) -> str:
     low, high = show(values.low).removesuffix(" %"), show(values.high).removesuffix(" %")
     return f"{show(values.median)} ({low} to {high})" if values.n > 1 else f"{show(values.median)} (one seed)"
@@ -123,46 +133,52 @@ def _draw(store: Store, results: list[TrialResult]) -> dict[str, tuple[str, alt.
     """Draw the charts: name to caption and chart."""
     arms = [arm for arm in store.study.settings.arms if arm in by_arm(results)]
     seeds = "median over seeds, band from the lowest to the highest seed"
+    by = "step" if store.study.settings.epochs is None else "epoch"
     drawn: dict[str, tuple[str, alt.TopLevelMixin]] = {}
+    quality = find_task(store.study.task).quality
     plots = [
-        ("train_loss", "Training loss", "training loss (nats, log scale)", True, False),
-        ("val_accuracy", "Validation accuracy", "validation accuracy", False, True),
+        ("train_loss", 1.0, "training loss", "training loss (nats, log scale)", True, False),
+        (quality.metric, quality.factor, quality.name, _title(quality), False, quality.percent),
     ]
-    for name, title, axis, log, percent in plots:
-        caption = f"{title} of each arm: {seeds}."
-        if not (rows := _curve_rows(results, name)):
+    for name, factor, title, axis, log, percent in plots:
+        caption = f"{title[0].upper()}{title[1:]} of each arm: {seeds}."
+        if not (rows := _curve_rows(results, name, factor, by)):
             continue  # nothing has ended, or nothing stayed finite
         chart = charts.curves(
-            rows, x="epoch", y=axis, arms=arms, log=log, percent=percent, description=_describe(caption, rows)
+            rows, x=by, y=axis, arms=arms, log=log, percent=percent, description=_describe(caption, rows, by)
         )
         drawn[name] = (caption, chart)
-    for arm, cells in _gate_cells(results).items():
+    for arm, cells in _gate_cells(results, by).items():
         caption = f"Size of every gate of {arm} over depth and time: median of |alpha| over seeds."
-        drawn[f"alpha_{arm}"] = (caption, charts.gate_map(cells, x="epoch", description=caption))
+        drawn[f"alpha_{arm}"] = (caption, charts.gate_map(cells, x=by, description=caption))
     return drawn
 
 
-def _curve_rows(results: list[TrialResult], metric: str) -> list[dict[str, Any]]:
+def _title(quality: Quality) -> str:
+    return f"{quality.name} ({quality.unit})" if quality.unit else quality.name
+
+
+def _curve_rows(results: list[TrialResult], metric: str, factor: float, by: str) -> list[dict[str, Any]]:
     rows = []
     for arm, trials in by_arm(results).items():
-        curves = [{point.epoch: point.metrics[metric] for point in result.points} for result in trials]
-        for epoch in sorted(set().union(*curves)):
+        curves = [{getattr(point, by): factor * point.metrics[metric] for point in result.points} for result in trials]
+        for x in sorted(set().union(*curves)):
             # A trial that diverged has no value from then on, and counts as infinite.
-            values = [curve.get(epoch, math.nan) for curve in curves]
+            values = [curve.get(x, math.nan) for curve in curves]
             at = spread(values)
             if math.isfinite(at.median):
                 high = max(value for value in values if math.isfinite(value))
-                rows.append({"arm": arm, "x": epoch, "median": at.median, "low": at.low, "high": high})
+                rows.append({"arm": arm, "x": x, "median": at.median, "low": at.low, "high": high})
     return rows
 
 
-def _gate_cells(results: list[TrialResult]) -> dict[str, list[dict[str, Any]]]:
+def _gate_cells(results: list[TrialResult], by: str) -> dict[str, list[dict[str, Any]]]:
     cells: dict[str, list[dict[str, Any]]] = {}
     for arm, trials in by_arm(results).items():
         sizes: dict[tuple[float, int], list[float]] = defaultdict(list)
         for point in (point for result in trials for point in result.points):
             for gate, value in enumerate(point.alphas, 1):
-                sizes[point.epoch, gate].append(abs(value))
+                sizes[getattr(point, by), gate].append(abs(value))
         medians = {place: spread(values).median for place, values in sorted(sizes.items())}
         finite = [{"x": x, "gate": gate, "size": size} for (x, gate), size in medians.items() if math.isfinite(size)]
         if finite:
@@ -170,8 +186,8 @@ def _gate_cells(results: list[TrialResult]) -> dict[str, list[dict[str, Any]]]:
     return cells
 
 
-def _describe(caption: str, rows: list[dict[str, Any]]) -> str:
+def _describe(caption: str, rows: list[dict[str, Any]], by: str) -> str:
     """Append where each curve ends, so that the chart can be read aloud."""
     ends = {row["arm"]: (row["x"], row["median"]) for row in rows}
-    listed = ", ".join(f"{arm} {value:.3g} at epoch {x:g}" for arm, (x, value) in ends.items())
+    listed = ", ".join(f"{arm} {value:.3g} at {by} {x:g}" for arm, (x, value) in ends.items())
     return f"{caption} Where each curve ends: {listed}."

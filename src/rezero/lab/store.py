@@ -13,12 +13,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from rezero.errors import UsageError
-from rezero.lab.task import Settings
+from rezero.lab.settings import Settings
 from rezero.lab.trial import Point, Trial
 
 __all__ = ["Store", "Study", "TrialResult"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 DATABASE = "study.sqlite"
 LOCK = ".lock"  # held by the process that runs the study
 METRICS = {"train_loss", "val_loss", "val_accuracy", "seconds"}
@@ -33,6 +33,7 @@ CREATE TABLE metric (
 CREATE TABLE alpha (
     trial INTEGER NOT NULL REFERENCES trial, step INTEGER NOT NULL, gate INTEGER NOT NULL, value REAL,
     PRIMARY KEY (trial, step, gate));
+CREATE TABLE sample (trial INTEGER PRIMARY KEY REFERENCES trial, step INTEGER NOT NULL, value TEXT NOT NULL);
 """
 
 
@@ -44,11 +45,13 @@ class Study:
         task: Name of the task.
         settings: Everything that decides its numbers.
         provenance: How it came about, as the report shows it: command, versions, machine, date.
+        data: Name of the data; one that was given by path carries its checksum.
     """
 
     task: str
     settings: Settings
     provenance: dict[str, str]
+    data: str = ""
 
 
 @dataclass(frozen=True)
@@ -139,14 +142,15 @@ class Store:
             rows = self._connection.execute("SELECT arm, lr, seed FROM trial WHERE status IN ('finished', 'diverged')")
             return {Trial(*row) for row in rows}
 
-    def begin(self, trial: Trial) -> None:
-        """Record that a trial starts, forgetting what an interrupted one left."""
+    def begin(self, trial: Trial, start: int = 0) -> None:
+        """Record that a trial starts, forgetting what an interrupted one left after its checkpoint at ``start``."""
         if self._asked is not None:
             self.study = _note_continuation(self._connection, self.study, self._asked)
         with self._connection as connection:
             found = connection.execute("SELECT id FROM trial WHERE (arm, lr, seed) = (?, ?, ?)", _key(trial)).fetchone()
-            for table in ("metric", "alpha"):
-                connection.execute(f"DELETE FROM {table} WHERE trial = ?", found or (None,))  # noqa: S608 - constant
+            for table in ("metric", "alpha", "sample"):
+                statement = f"DELETE FROM {table} WHERE trial = ? AND step > ?"  # noqa: S608 - constant
+                connection.execute(statement, (*(found or (None,)), start))
             connection.execute(
                 "INSERT INTO trial (arm, lr, seed, status) VALUES (?, ?, ?, 'running') "
                 "ON CONFLICT DO UPDATE SET status = 'running'",
@@ -167,6 +171,8 @@ class Store:
                 "INSERT OR REPLACE INTO alpha VALUES (?, ?, ?, ?)",
                 [(row, point.step, gate, _finite(value)) for gate, value in enumerate(point.alphas)],
             )
+            if point.sample is not None:
+                connection.execute("INSERT OR REPLACE INTO sample VALUES (?, ?, ?)", (row, point.step, point.sample))
 
     def finish(self, trial: Trial, status: str) -> None:
         """Record that a trial ended as ``finished`` or ``diverged``."""
@@ -195,7 +201,11 @@ class Store:
             alphas.setdefault(step, []).append(math.nan if value is None else value)
         if not metrics or any(named.keys() != METRICS for named in metrics.values()):
             raise ValueError(f"a trial that ended lacks some of {', '.join(sorted(METRICS))}")
-        return tuple(Point(step, epoch, named, tuple(alphas.get(step, ()))) for (step, epoch), named in metrics.items())
+        samples = dict(self._connection.execute("SELECT step, value FROM sample WHERE trial = ?", (row,)))
+        return tuple(
+            Point(step, epoch, named, tuple(alphas.get(step, ())), samples.get(step))
+            for (step, epoch), named in metrics.items()
+        )
 
 
 def _key(trial: Trial) -> tuple[str, float, int]:
@@ -224,7 +234,13 @@ def _is_empty(connection: sqlite3.Connection, folder: Path) -> bool:
 
 def _write_schema(connection: sqlite3.Connection, study: Study, folder: Path) -> None:
     """Write what the study is into a database that holds nothing yet: a new one, or one whose creation was cut off."""
-    facts = {"schema": SCHEMA_VERSION, "task": study.task, "settings": asdict(study.settings), **study.provenance}
+    facts = {
+        "schema": SCHEMA_VERSION,
+        "task": study.task,
+        "data": study.data,
+        "settings": asdict(study.settings),
+        **study.provenance,
+    }
     rows = [(key, json.dumps(value)) for key, value in facts.items()]
     if not _is_empty(connection, folder):
         return
@@ -251,13 +267,16 @@ def _read_study(connection: sqlite3.Connection, folder: Path) -> Study:
         facts: dict[str, Any] = {key: json.loads(value) for key, value in rows}
         version = facts.pop("schema")
     if version != SCHEMA_VERSION:
+        older = isinstance(version, int) and version < SCHEMA_VERSION
+        whose, advice = ("an older", "use that one") if older else ("a newer", "update rezero")
         raise UsageError(
-            f"{folder} was written by another version of rezero: expected schema {SCHEMA_VERSION}, got {version}; "
-            "update rezero, or choose another folder"
+            f"{folder} was written by {whose} version of rezero: expected schema {SCHEMA_VERSION}, got {version}; "
+            f"{advice}, or choose another folder"
         )
     with _damage_named(folder):
         settings = facts.pop("settings")
-        return Study(facts.pop("task"), Settings(**{**settings, "arms": tuple(settings["arms"])}), facts)
+        task, data = facts.pop("task"), facts.pop("data")
+        return Study(task, Settings(**{**settings, "arms": tuple(settings["arms"])}), facts, data)
 
 
 def _note_continuation(connection: sqlite3.Connection, held: Study, asked: Study) -> Study:
@@ -275,8 +294,7 @@ def _note_continuation(connection: sqlite3.Connection, held: Study, asked: Study
 
 
 def _check_same(held: Study, asked: Study, folder: Path) -> None:
-    old = {"task": held.task, **asdict(held.settings)}
-    new = {"task": asked.task, **asdict(asked.settings)}
+    old, new = ({"task": each.task, "data set": each.data, **asdict(each.settings)} for each in (held, asked))
     differences = [
         f"{name} {_show(old[name])} there, {_show(new[name])} asked" for name in old if old[name] != new[name]
     ]

@@ -2,11 +2,14 @@
 
 import math
 
+from rezero.lab.settings import Settings
 from rezero.lab.stats import Spread, by_arm, spread
 from rezero.lab.store import Study, TrialResult
 from rezero.lab.sweep import plan
+from rezero.lab.task import Quality
+from rezero.lab.tasks import find_task
 
-__all__ = ["show_percent", "show_value", "write_verdict"]
+__all__ = ["show_value", "write_verdict"]
 
 
 def write_verdict(study: Study, results: list[TrialResult]) -> str:
@@ -26,7 +29,8 @@ def write_verdict(study: Study, results: list[TrialResult]) -> str:
         common = (
             "" if paired == results else f"Compared on the {_count(len(shared), 'seed')} that every arm has finished. "
         )
-        paragraphs += [common + _compare(paired), _limits(len(shared))]
+        quality = find_task(study.task).quality
+        paragraphs += [common + _compare(paired, quality), _limits(len(shared))]
     return "\n\n".join(paragraphs)
 
 
@@ -35,31 +39,35 @@ def show_value(value: float) -> str:
     return f"{value:.3g}" if math.isfinite(value) else "diverged"
 
 
-def show_percent(value: float) -> str:
-    """Write a fraction in percent with one decimal."""
-    return f"{100 * value:.1f} %" if math.isfinite(value) else "none"
-
-
 def _describe(study: Study, results: list[TrialResult]) -> str:
     settings = study.settings
     length = _count(settings.epochs, "epoch") if settings.epochs else _count(settings.steps or 0, "step")
     text = (
-        f"{study.task}: {_count(settings.depth, 'block')} of width {settings.width}, {length} of batches of "
-        f"{settings.batch_size}, {_count(settings.seeds, 'seed')}. Every arm ran at one fixed learning rate, "
-        f"{settings.lr:g}: not tuned."
+        f"{study.task}: depth {settings.depth}, width {settings.width}, {length} of batches of "
+        f"{settings.batch_size}, {_count(settings.seeds, 'seed')}. {_rates(settings)}"
     )
     planned = len(plan(settings))
     return text if len(results) == planned else f"{text} Only {len(results)} of {planned} trials have ended so far."
 
 
-def _compare(results: list[TrialResult]) -> str:
+def _rates(settings: Settings) -> str:
+    gates = "" if settings.alpha_lr is None else f" ({settings.alpha_lr:g} for the gates)"
+    if settings.schedule == "constant" and not settings.warmup:
+        return f"Every arm ran at one fixed learning rate, {settings.lr:g}{gates}: not tuned."
+    warmup = f"{_count(settings.warmup, 'step')} of warm-up" if settings.warmup else ""
+    schedule = "" if settings.schedule == "constant" else settings.schedule
+    course = " and ".join(filter(None, (warmup, schedule)))
+    return f"Every arm ran at the learning rate {settings.lr:g}{gates} with {course}: not tuned."
+
+
+def _compare(results: list[TrialResult], quality: Quality) -> str:
     losses = {arm: spread(r.final("train_loss") for r in trials) for arm, trials in by_arm(results).items()}
     ranked = sorted(losses, key=lambda arm: losses[arm].median)
     listed = "; ".join(f"{arm} {show_value(losses[arm].median)} ({_range(losses[arm])})" for arm in ranked)
     text = f"Training loss at the end, median over seeds and range: {listed}."
     if len(ranked) == 1:
         return text
-    return f"{text} {_rank(losses, ranked)} {_validate(results)}".rstrip()
+    return f"{text} {_rank(losses, ranked)} {_validate(results, quality)}".rstrip()
 
 
 def _rank(losses: dict[str, Spread], ranked: list[str]) -> str:
@@ -83,19 +91,24 @@ def _rank(losses: dict[str, Spread], ranked: list[str]) -> str:
     return f"{best} ends lowest, at {times} times the loss of the next arm, {second}; their ranges do not overlap."
 
 
-def _validate(results: list[TrialResult]) -> str:
+def _validate(results: list[TrialResult], quality: Quality) -> str:
     survivors = {arm: trials for arm, trials in by_arm(results).items() if all(r.status == "finished" for r in trials)}
-    scores = {arm: spread(r.final("val_accuracy") for r in trials) for arm, trials in survivors.items()}
+    scores = {
+        arm: spread(quality.factor * r.final(quality.metric) for r in trials) for arm, trials in survivors.items()
+    }
     if len(scores) < 2:
         return ""
-    ranked = sorted(scores, key=lambda arm: -scores[arm].median)
+    sign = 1 if quality.lower_is_better else -1
+    ranked = sorted(scores, key=lambda arm: sign * scores[arm].median)
     best, second = (scores[arm] for arm in ranked[:2])
+    first = quality.show(best.median) + (f" {quality.unit}" if quality.unit else "")
     if best.median == second.median:
-        return f"On validation accuracy {ranked[0]} and {ranked[1]} come first, level at {show_percent(best.median)}."
-    ranges = "" if best.n == 1 else f"; their ranges {'overlap' if best.low <= second.high else 'do not overlap'}"
+        return f"On {quality.name} {ranked[0]} and {ranked[1]} come first, level at {first}."
+    overlap = second.low <= best.high if quality.lower_is_better else best.low <= second.high
+    ranges = "" if best.n == 1 else f"; their ranges {'overlap' if overlap else 'do not overlap'}"
     return (
-        f"On validation accuracy {ranked[0]} comes first with {show_percent(best.median)} and {ranked[1]} second with "
-        f"{show_percent(second.median)}{ranges}."
+        f"On {quality.name} {ranked[0]} comes first with {first} and {ranked[1]} second with "
+        f"{quality.show(second.median)}{ranges}."
     )
 
 

@@ -1,8 +1,11 @@
 """Layers and networks: torch.nn's Transformer layers without norms, and the families that arms are compared in."""
 
 from rezero.layers.attention import Attention
+from rezero.layers.kv_cache import KVCache
+from rezero.layers.language_model import LanguageModel
 from rezero.layers.mlp import MLP, MLPBlock
-from rezero.layers.residuals import LayerScale, Residual, residual_block
+from rezero.layers.residuals import LayerScale, Residual, ScalarBias, ScalarScale, residual_block
+from rezero.layers.resnet import PreActResNet18, ResNet
 from rezero.layers.transformer import TransformerDecoderLayer, TransformerEncoderLayer
 
 __all__ = [  # noqa: RUF022 - grouped by what a reader looks for, not by alphabet
@@ -10,11 +13,17 @@ __all__ = [  # noqa: RUF022 - grouped by what a reader looks for, not by alphabe
     "TransformerEncoderLayer",
     "TransformerDecoderLayer",
     "Attention",
-    # networks and their branches
+    # networks, one for every residual formula
     "MLP",
     "MLPBlock",
+    "ResNet",
+    "PreActResNet18",
+    "LanguageModel",
+    "KVCache",
     # the other residual formulas
     "Residual",
     "LayerScale",
+    "ScalarBias",
+    "ScalarScale",
     "residual_block",
 ]

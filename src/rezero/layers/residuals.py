@@ -1,12 +1,14 @@
 """The residual formulas that ReZero is compared with, one name for each in every family of networks."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from rezero.gate import Gate, gate_dtype
 from rezero.residual import ReZero
 
-__all__ = ["RESIDUALS", "LayerScale", "Residual", "residual_block"]
+__all__ = ["RESIDUALS", "LayerScale", "Residual", "ScalarBias", "ScalarScale", "residual_block"]
 
 RESIDUALS = {
     "plain": "f(x)",
@@ -24,10 +26,11 @@ RESIDUALS = {
 
 
 class Residual(nn.Module):
-    r"""A residual block without a gate: ``y = post_norm(skip_scale * x + scale(branch(pre_norm(x))))``.
+    r"""A residual block without a gate: ``y = post_norm(skip_scale * skip(x) + scale(branch(pre_norm(x))))``.
 
     Args:
-        branch: Shape-preserving module, ``(*, D) -> (*, D)``.
+        branch: Module of the branch, ``(*, D) -> (*, D)``, or to any shape that ``skip`` gives too.
+        skip: Module on the skip, where the branch changes the shape; None is the identity.
         pre_norm: Module before the branch; None leaves it out.
         scale: Module after the branch, such as `LayerScale`; None leaves it out.
         post_norm: Module after the addition; None leaves it out.
@@ -46,30 +49,35 @@ class Residual(nn.Module):
         self,
         branch: nn.Module,
         *,
+        skip: nn.Module | None = None,
         pre_norm: nn.Module | None = None,
         scale: nn.Module | None = None,
         post_norm: nn.Module | None = None,
         skip_scale: float = 1.0,
     ) -> None:
         super().__init__()
+        self.skip = skip
         self.pre_norm = pre_norm
         self.branch = branch
         self.scale = scale
         self.post_norm = post_norm
         self.skip_scale = skip_scale
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return the block's output.
 
         Args:
             x: ``(*, D)``.
+            *args: Passed on to the branch.
+            **kwargs: Passed on to the branch.
 
         Returns:
-            ``(*, D)``.
+            ``(*, D)``, or the shape that branch and skip change it to.
         """
-        f: Tensor = self.branch(x if self.pre_norm is None else self.pre_norm(x))
+        f: Tensor = self.branch(x if self.pre_norm is None else self.pre_norm(x), *args, **kwargs)
         f = f if self.scale is None else self.scale(f)
-        y: Tensor = (x if self.skip_scale == 1.0 else self.skip_scale * x) + f
+        skip: Tensor = x if self.skip is None else self.skip(x)
+        y: Tensor = (skip if self.skip_scale == 1.0 else self.skip_scale * skip) + f
         return y if self.post_norm is None else self.post_norm(y)
 
     def extra_repr(self) -> str:
@@ -81,13 +89,14 @@ class LayerScale(nn.Module):
     r"""One learned scale a channel, small at the start: ``scale * f``.
 
     Args:
-        dim: Number of features of the last axis.
+        dim: Number of features.
         depth: Number of residual blocks of the network, which sets the start: 0.1 up to 18, 1e-5 up to 24, else 1e-6.
+        axis: Where the features lie, counted from the end: -1 in ``(*, D)``, -3 in an image ``(B, D, H, W)``.
         device: Device of the parameter.
         dtype: Dtype of the parameter.
 
     Raises:
-        ValueError: If ``dim`` is below 1.
+        ValueError: If ``dim`` is below 1 or ``axis`` is not negative.
 
     References:
         Touvron et al. (2021), arXiv:2103.17239, eq. 4 and sec. 2.
@@ -98,11 +107,20 @@ class LayerScale(nn.Module):
     """
 
     def __init__(
-        self, dim: int, *, depth: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+        self,
+        dim: int,
+        *,
+        depth: int,
+        axis: int = -1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if dim < 1:
             raise ValueError(f"dim must be at least 1: got {dim}")
+        if axis >= 0:
+            raise ValueError(f"axis must count from the end, as -1 or -3: got {axis}")
+        self.axis = axis
         self.init_value = 0.1 if depth <= 18 else 1e-5 if depth <= 24 else 1e-6
         self.scale = nn.Parameter(torch.empty(dim, device=device, dtype=dtype))
         self.reset_parameters()
@@ -115,16 +133,89 @@ class LayerScale(nn.Module):
         """Scale a branch.
 
         Args:
-            f: ``(*, D)``.
+            f: ``(*, D)``, or with ``D`` at ``axis``.
 
         Returns:
-            ``(*, D)``.
+            The shape of ``f``.
         """
-        return self.scale * f
+        return self.scale.view(-1, *[1] * (-self.axis - 1)) * f
 
     def extra_repr(self) -> str:
         """Return what ``print(model)`` shows."""
-        return f"{len(self.scale)}, init_value={self.init_value:g}"
+        axis = "" if self.axis == -1 else f", axis={self.axis}"
+        return f"{len(self.scale)}, init_value={self.init_value:g}{axis}"
+
+
+class ScalarBias(nn.Module):
+    r"""One learned number for all features, added: ``x + bias``, zero at the start.
+
+    Args:
+        device: Device of the parameter, ``(1,)``.
+        dtype: Dtype of the parameter.
+
+    References:
+        Zhang et al. (2019), arXiv:1901.09321, sec. 3, rule 3.
+
+    Example:
+        >>> torch.equal(ScalarBias()(torch.ones(2)), torch.ones(2))
+        True
+    """
+
+    def __init__(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the bias back to 0."""
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x + bias``.
+
+        Args:
+            x: Any shape.
+
+        Returns:
+            The shape of ``x``.
+        """
+        return x + self.bias
+
+
+class ScalarScale(nn.Module):
+    r"""One learned number for all features, multiplied: ``scale * x``, one at the start and so no gate.
+
+    Args:
+        device: Device of the parameter, ``(1,)``.
+        dtype: Dtype of the parameter.
+
+    References:
+        Zhang et al. (2019), arXiv:1901.09321, sec. 3, rule 3.
+
+    Example:
+        >>> torch.equal(ScalarScale()(torch.ones(2)), torch.ones(2))
+        True
+    """
+
+    def __init__(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the scale back to 1."""
+        nn.init.ones_(self.scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``scale * x``.
+
+        Args:
+            x: Any shape.
+
+        Returns:
+            The shape of ``x``.
+        """
+        return self.scale * x
 
 
 def residual_block(

@@ -1,0 +1,104 @@
+"""Everything that decides a study's numbers."""
+
+import math
+from dataclasses import dataclass
+
+from rezero.errors import UsageError
+
+__all__ = ["Settings"]
+
+LARGEST = 1_000_000
+PRECISIONS = ("float32", "bf16")
+_COUNTS = (
+    "depth",
+    "width",
+    "heads",
+    "context",
+    "epochs",
+    "steps",
+    "batch_size",
+    "accumulate",
+    "measure_every",
+    "seeds",
+    "threads",
+    "processes",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that decides a study's numbers; two studies with equal settings are the same study.
+
+    Attributes:
+        arms: Residual formulas that are compared, in the order of the report.
+        depth: Number of residual blocks; of layers in the networks that are named by their layers.
+        width: Width of the blocks (features, channels of the first stage).
+        heads: Attention heads; None for a network without attention.
+        context: Length of the text windows (bytes); None for images.
+        embedding_std: Standard deviation of a Transformer's embeddings at the start; None for the arm's own.
+        data: Text file or folder that is trained on; None for the task's own data.
+        epochs: Passes over the training set; None if ``steps`` counts.
+        steps: Optimizer steps; None if ``epochs`` counts.
+        batch_size: Examples a step, over all processes and accumulated parts.
+        accumulate: Parts that a batch is computed in, one after another, to save memory.
+        lr: Learning rate of every parameter of every arm.
+        alpha_lr: Learning rate of the gates; None for ``lr``, as in the authors' code.
+        optimizer: A class of torch.optim with its options, such as ``SGD momentum=0.9``.
+        schedule: A class of torch.optim.lr_scheduler with its options, or ``constant``.
+        warmup: Steps over which every rate rises linearly from near zero.
+        clip: Largest norm of the gradient; None leaves it as it is.
+        precision: ``float32``, or ``bf16`` for bfloat16 autocast.
+        measure_every: Steps between measurements; None measures after every epoch.
+        seeds: Number of paired seeds, from 0.
+        device: A torch device.
+        threads: CPU threads of each process; a matrix product differs in its last bits between thread counts.
+        processes: Processes that share each batch.
+    """
+
+    arms: tuple[str, ...]
+    depth: int
+    width: int
+    heads: int | None = None
+    context: int | None = None
+    embedding_std: float | None = None
+    data: str | None = None
+    epochs: int | None
+    steps: int | None
+    batch_size: int
+    accumulate: int = 1
+    lr: float
+    alpha_lr: float | None = None
+    optimizer: str
+    schedule: str = "constant"
+    warmup: int = 0
+    clip: float | None = None
+    precision: str = "float32"
+    measure_every: int | None = None
+    seeds: int
+    device: str = "cpu"
+    threads: int
+    processes: int = 1
+
+    def __post_init__(self) -> None:
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= LARGEST:
+                bound = "1 or more" if value < 1 else f"at most {LARGEST:,}"
+                raise UsageError(f"{name.replace('_', '-')} must be a whole number, {bound}: got {value}")
+        if not 0 <= self.warmup <= LARGEST:
+            raise UsageError(f"warmup must be a whole number of steps, 0 or more: got {self.warmup}")
+        if (self.epochs is None) == (self.steps is None):
+            raise UsageError("give the length of training once, as epochs or as steps")
+        for name in ("lr", "alpha_lr", "clip", "embedding_std"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise UsageError(f"{name.replace('_', '-')} must be a finite number above 0: got {value}")
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"precision must be {' or '.join(PRECISIONS)}: got {self.precision!r}")
+        if self.heads is not None and self.width % self.heads:
+            raise UsageError(f"width must be a multiple of heads: got {self.width} and {self.heads}")
+        if self.batch_size < (parts := self.processes * self.accumulate):
+            raise UsageError(
+                f"batch-size must be at least processes times accumulate, {parts}, to leave each part an example: "
+                f"got {self.batch_size}"
+            )
