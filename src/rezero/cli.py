@@ -71,7 +71,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _complain(message: str) -> None:
-    if os.environ.get("RANK", "0") == "0":  # all processes of a group find the same
+    if is_first_process():  # all processes of a group find the same
         print(f"rezero: {message}", file=sys.stderr)
 
 
@@ -149,7 +149,6 @@ def compare(
         checkpoint_every: Seconds between checkpoints of the trial that runs.
     """
     from rezero.lab import Study, find_task, parse_arms
-    from rezero.lab.processes import is_first_process
     from rezero.lab.sweep import follow_study, run_study
     from rezero.progress import StudyProgress, loading
 
@@ -238,6 +237,11 @@ def _tell(store: "Store") -> None:
     print_table(summary_rows(store, results))
     print_text(write_verdict(store.study, results))
     print(f"report: {path}")
+
+
+def is_first_process() -> bool:
+    """Return whether this process keeps the records: the only one, or the first that ``torchrun`` started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def provenance() -> dict[str, str]:

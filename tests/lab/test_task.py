@@ -11,7 +11,7 @@ from rezero import gates
 from rezero.data.digits import load_digits
 from rezero.errors import UsageError
 from rezero.lab import TASKS, Settings, build_optimizer, find_task
-from rezero.lab.trial import total_steps
+from rezero.lab.settings import total_steps
 from rezero.layers.residuals import RESIDUALS
 
 FC_DIGITS = find_task("fc-digits")

@@ -14,7 +14,7 @@ from rezero.errors import UsageError
 from rezero.lab.arm import near
 from rezero.optim import param_groups
 
-__all__ = ["build_optimizer", "build_schedule", "check_length", "check_recipe"]
+__all__ = ["build_optimizer", "build_schedule", "check_recipe"]
 
 _NEEDS_MORE = {"LBFGS", "SparseAdam"}  # a closure, sparse gradients
 _NEEDS_OBJECTS = {"SequentialLR", "ChainedScheduler", "LambdaLR", "MultiplicativeLR", "ReduceLROnPlateau", "SWALR"}
@@ -112,29 +112,9 @@ def _main_schedule(text: str, optimizer: Optimizer, steps: int, per_epoch: int) 
     return schedule
 
 
-def check_length(optimizer: str, schedule: str, *, warmup: int, lr: float, steps: int, per_epoch: int) -> None:
-    """Refuse a schedule that does not fit the length of a run, before there is a model.
-
-    Args:
-        optimizer: As for `build_optimizer`.
-        schedule: As for `build_schedule`.
-        warmup: Steps of warm-up.
-        lr: Learning rate.
-        steps: Optimizer steps of the whole run.
-        per_epoch: Optimizer steps of an epoch.
-
-    Raises:
-        UsageError: If it does not fit.
-    """
-    build_schedule(schedule, _probe(optimizer, lr), warmup=warmup, steps=steps, per_epoch=per_epoch)
-
-
-def _probe(optimizer: str, lr: float) -> Optimizer:
-    model = nn.ParameterList([torch.zeros(1, 1), torch.zeros(1)])  # draws no random numbers
-    return build_optimizer(optimizer, model, lr=lr)
-
-
-def check_recipe(optimizer: str, schedule: str, *, warmup: int, lr: float) -> None:
+def check_recipe(
+    optimizer: str, schedule: str, *, warmup: int, lr: float, steps: int | None = None, per_epoch: int = 100
+) -> None:
     """Refuse an optimizer or a schedule that could not be built, before there is a model.
 
     Args:
@@ -142,11 +122,15 @@ def check_recipe(optimizer: str, schedule: str, *, warmup: int, lr: float) -> No
         schedule: As for `build_schedule`.
         warmup: Steps of warm-up.
         lr: Learning rate.
+        steps: Optimizer steps of the whole run; None as long as the length is unknown.
+        per_epoch: Optimizer steps of an epoch.
 
     Raises:
-        UsageError: If one of them cannot be built.
+        UsageError: If one of them cannot be built, or does not fit the length of the run.
     """
-    build_schedule(schedule, _probe(optimizer, lr), warmup=warmup, steps=warmup + 1000, per_epoch=100)
+    model = nn.ParameterList([torch.zeros(1, 1), torch.zeros(1)])  # draws no random numbers
+    steps = warmup + 1000 if steps is None else steps
+    build_schedule(schedule, build_optimizer(optimizer, model, lr=lr), warmup=warmup, steps=steps, per_epoch=per_epoch)
 
 
 def _classes(module: Any, base: type) -> dict[str, Any]:

@@ -13,14 +13,9 @@ from accelerate.utils import broadcast_object_list
 from rezero.errors import UsageError
 from rezero.lab.settings import Settings
 
-__all__ = ["agree", "is_first_process", "open_processes"]
+__all__ = ["agree", "open_processes"]
 
 T = TypeVar("T")
-
-
-def is_first_process() -> bool:
-    """Return whether this process keeps the records: the only one, or the first that ``torchrun`` started."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager

@@ -3,9 +3,10 @@
 import math
 from dataclasses import dataclass
 
+from rezero.data.batches import Data
 from rezero.errors import UsageError
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "total_steps"]
 
 LARGEST = 1_000_000
 PRECISIONS = ("float32", "bf16")
@@ -102,3 +103,16 @@ class Settings:
                 f"batch-size must be at least processes times accumulate, {parts}, to leave each part an example: "
                 f"got {self.batch_size}"
             )
+
+
+def total_steps(settings: Settings, data: Data) -> int:
+    """Return the number of optimizer steps of a trial on this data set.
+
+    Args:
+        settings: Epochs or steps, and the batch size.
+        data: The data set.
+
+    Returns:
+        The number.
+    """
+    return settings.steps or (settings.epochs or 0) * data.steps_per_epoch(settings.batch_size)

@@ -6,10 +6,10 @@ from typing import Protocol
 from rezero.data.batches import Data
 from rezero.lab.checkpoint import Checkpoints
 from rezero.lab.processes import agree, open_processes
-from rezero.lab.settings import Settings
+from rezero.lab.settings import Settings, total_steps
 from rezero.lab.store import Store, Study
 from rezero.lab.task import Task
-from rezero.lab.trial import Point, Trial, owner, run_trial, total_steps
+from rezero.lab.trial import Point, Trial, owner, run_trial
 
 __all__ = ["CHECKPOINT_SECONDS", "Watcher", "follow_study", "plan", "run_study"]
 

@@ -11,8 +11,8 @@ from torch import nn
 
 from rezero.data.batches import Data
 from rezero.errors import UsageError
-from rezero.lab.optimize import check_length, check_recipe
-from rezero.lab.settings import Settings
+from rezero.lab.optimize import check_recipe
+from rezero.lab.settings import Settings, total_steps
 
 __all__ = ["ACCURACY", "BITS", "Quality", "Task"]
 
@@ -120,15 +120,13 @@ class Task:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             for arm in settings.arms:
                 self.build(data, arm, settings)
-        per_epoch = data.steps_per_epoch(settings.batch_size)
-        steps = settings.steps or (settings.epochs or 0) * per_epoch
-        check_length(
+        check_recipe(
             settings.optimizer,
             settings.schedule,
             warmup=settings.warmup,
             lr=settings.lr,
-            steps=steps,
-            per_epoch=per_epoch,
+            steps=total_steps(settings, data),
+            per_epoch=data.steps_per_epoch(settings.batch_size),
         )
 
 

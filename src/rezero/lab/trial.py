@@ -18,7 +18,7 @@ from rezero.errors import UsageError
 from rezero.gate import gates
 from rezero.lab.checkpoint import Checkpoints
 from rezero.lab.optimize import build_optimizer, build_schedule
-from rezero.lab.settings import Settings
+from rezero.lab.settings import Settings, total_steps
 from rezero.lab.task import Task
 
 __all__ = ["Point", "Trial", "run_trial"]
@@ -68,11 +68,6 @@ def owner(task: Task, settings: Settings, trial: Trial, data: Data) -> dict[str,
     """Return what tells a trial's checkpoints from every other trial's."""
     decides = {name: value for name, value in asdict(settings).items() if name not in ("arms", "seeds")}
     return {"task": task.name, "data": data.name, **asdict(trial), **decides}
-
-
-def total_steps(settings: Settings, data: Data) -> int:
-    """Return the number of optimizer steps of a trial on this data set."""
-    return settings.steps or (settings.epochs or 0) * data.steps_per_epoch(settings.batch_size)
 
 
 def run_trial(

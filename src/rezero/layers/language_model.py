@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from rezero.gate import Gate, gate_dtype
 from rezero.layers.decoder import CausalAttention, DecoderLayer, FeedForward
 from rezero.layers.kv_cache import KVCache
+from rezero.layers.network import check_residual, check_sizes, reset_children
 from rezero.layers.positions import rotary_table
-from rezero.layers.residuals import RESIDUALS, Residual, ScalarBias, ScalarScale, residual_block
+from rezero.layers.residuals import Residual, ScalarBias, ScalarScale, residual_block
 
 __all__ = ["LanguageModel"]
 
@@ -89,8 +90,8 @@ class LanguageModel(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check_sizes(dim=dim, depth=depth, num_heads=num_heads, vocab_size=vocab_size, ff_mult=ff_mult)
-        _check_sizes(max_length=max_length)
+        check_sizes(dim=dim, depth=depth, num_heads=num_heads, vocab_size=vocab_size, ff_mult=ff_mult)
+        check_sizes(max_length=max_length)
         if dim % num_heads:
             raise ValueError(f"dim must be a multiple of num_heads: got {dim} and {num_heads}")
         if positions not in ("rotary", "learned"):
@@ -104,8 +105,7 @@ class LanguageModel(nn.Module):
             raise ValueError(f"dropout must be a probability from 0 to 1: got {dropout}")
         if embedding_std is not None and not (math.isfinite(embedding_std) and embedding_std > 0):
             raise ValueError(f"embedding_std must be a finite number above 0, or None: got {embedding_std}")
-        if residual not in RESIDUALS:
-            raise ValueError(f"no residual formula is called {residual!r}: choose from {', '.join(RESIDUALS)}")
+        check_residual(residual)
         if share not in ("sublayer", "layer"):
             raise ValueError(f"share must be 'sublayer' or 'layer': got {share!r}")
         if share == "layer" and residual not in _GATED:
@@ -137,10 +137,7 @@ class LanguageModel(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw all weights anew and set norms, gates and scales back to their start."""
-        for module in reversed(list(self.modules())):  # a branch after the linear layers inside it
-            reset = getattr(module, "reset_parameters", None)
-            if module is not self and reset is not None:
-                reset()
+        reset_children(self)
         dim = self.embedding.embedding_dim
         for embedding in (self.embedding, self.positions):
             if embedding is None:
@@ -277,12 +274,6 @@ class _NormAfter(nn.Module):
     def forward(self, x: Tensor, *args: Any) -> Tensor:
         y: Tensor = self.norm(self.branch(x, *args))
         return y
-
-
-def _check_sizes(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1: got {size}")
 
 
 def _check_tokens(tokens: Tensor) -> None:

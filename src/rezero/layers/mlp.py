@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rezero.layers.residuals import RESIDUALS, residual_block
+from rezero.layers.network import check_residual, check_sizes, reset_children
+from rezero.layers.residuals import residual_block
 
 __all__ = ["MLP", "MLPBlock"]
 
@@ -102,16 +103,12 @@ class MLP(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        sizes = {"in_features": in_features, "width": width, "depth": depth, "out_features": out_features}
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1: got {size}")
+        check_sizes(in_features=in_features, width=width, depth=depth, out_features=out_features)
         if residual == "fixup":
             raise ValueError(
                 "fixup is not defined for MLP: its rule needs branches of two or more layers, these have one"
             )
-        if residual not in RESIDUALS:
-            raise ValueError(f"no residual formula is called {residual!r}: choose from {', '.join(RESIDUALS)}")
+        check_residual(residual)
         self.residual = residual
         gain = {"residual": 0.5, "deepnorm": (4 * depth) ** -0.25}.get(residual, math.sqrt(2))
         self.input = nn.Linear(in_features, width, device=device, dtype=dtype)
@@ -126,10 +123,7 @@ class MLP(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw all weights anew and set gates and scales back to their start."""
-        for module in reversed(list(self.modules())):  # a block after the layers inside it
-            reset = getattr(module, "reset_parameters", None)
-            if module is not self and reset is not None:
-                reset()
+        reset_children(self)
         nn.init.kaiming_normal_(self.input.weight, nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from rezero.functional import gated_residual
 from rezero.gate import Gate, gate_dtype
-from rezero.layers.residuals import RESIDUALS, LayerScale, Residual, ScalarBias, ScalarScale
+from rezero.layers.network import check_residual, check_sizes, reset_children
+from rezero.layers.residuals import LayerScale, Residual, ScalarBias, ScalarScale
 from rezero.residual import ReZero
 
 __all__ = ["PreActResNet18", "ResNet"]
@@ -203,21 +204,15 @@ class PreActResNet18(nn.Module):
 
 
 def _check(model: nn.Module, residual: str, **sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1: got {size}")
+    check_sizes(**sizes)
     family = type(model).__name__
     if residual in _REFUSED[family]:
         raise ValueError(f"{residual} is not defined for {family}: {_REFUSED[family][residual]}")
-    if residual not in RESIDUALS:
-        raise ValueError(f"no residual formula is called {residual!r}: choose from {', '.join(RESIDUALS)}")
+    check_residual(residual)
 
 
 def _reset(model: nn.Module) -> None:
-    for module in reversed(list(model.modules())):  # a block after the layers inside it
-        reset = getattr(module, "reset_parameters", None)
-        if module is not model and reset is not None:
-            reset()
+    reset_children(model)
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
