@@ -13,6 +13,7 @@ import sys
 import tempfile
 from typing import Any
 
+import tests.operators  # noqa: F401 - before anything imports torchvision
 from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
 

@@ -1,6 +1,7 @@
 """Charts with one look."""
 
 import itertools
+import json
 import re
 import struct
 from pathlib import Path
@@ -142,13 +143,33 @@ def test_gate_map_has_a_cell_a_gate_and_time(tmp_path: Path) -> None:
     """The map has one cell for each gate at each time, of a colour for its size, the first gate lowest."""
     svg = save(alpha_chart(), tmp_path / "chart")[0].read_text(encoding="utf-8")
     label = r'aria-label="epoch: (\d); block, from the input: (\d); size: (\d)[^"]*"'
-    cells = re.findall(rf'{label}[^>]* d="M(\d+),(\d+)h[^>]*fill="([^"]+)"', svg)
-    found = {(int(x), int(gate)): (int(size), int(left), int(top), fill) for x, gate, size, left, top, fill in cells}
+    cells = re.findall(rf'{label}[^>]* d="M([\d.]+),([\d.]+)h[^>]*fill="([^"]+)"', svg)
+    found = {
+        (int(x), int(gate)): (int(size), float(left), float(top), fill) for x, gate, size, left, top, fill in cells
+    }
     assert len(cells) == len(found) == 6
     assert all(found[x, gate][0] == x * gate for x, gate in found)
     assert len({fill for *_, fill in found.values()}) == len({size for size, *_ in found.values()})
     assert found[1, 1][1] < found[2, 1][1]
     assert found[1, 1][2] > found[1, 2][2] > found[1, 3][2]
+
+
+def test_cells_of_a_gate_map_leave_no_seams(tmp_path: Path) -> None:
+    """Every cell has an outline of its own colour, which covers the gap that a renderer leaves between neighbours."""
+    svg = save(alpha_chart(), tmp_path / "chart")[0].read_text(encoding="utf-8")
+    cells = re.findall(r'aria-roledescription="rect mark"[^>]* fill="(rgb[^"]+)" stroke="([^"]+)"', svg)
+    assert len(cells) == 6
+    assert all(fill == stroke for fill, stroke in cells)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 12, 16, 17, 54, 61, 64, 110, 500, 1000], ids=str)
+def test_first_and_last_block_are_named(tmp_path: Path, blocks: int) -> None:
+    """A map names its first and its last block and up to sixteen between, whatever their number."""
+    cells = [{"gate": gate, "x": 1.0, "size": 0.1} for gate in range(1, blocks + 1)]
+    svg = save(gate_map(cells, x="epoch", description=""), tmp_path / "chart")[0].read_text(encoding="utf-8")
+    named = sorted(map(int, labels_of(svg, "y")))
+    assert (named[0], named[-1]) == (1, blocks)
+    assert len(named) == blocks if blocks <= 16 else 9 <= len(named) <= 18
 
 
 def test_a_dot_in_a_name_is_kept(tmp_path: Path) -> None:
@@ -167,7 +188,80 @@ ODD: dict[str, tuple[list[str], list[dict[str, Any]]]] = {
     ),
     "one-point": (["plain"], [{**ONE, "median": 2.0, "low": 2.0, "high": 2.0}]),
     "huge": (["plain"], [{**ONE, "median": 1e38, "low": 1e-38, "high": 3e38}]),
+    "level": (["plain"], [{**ONE, "x": x, "median": 2.0, "low": 2.0, "high": 2.0} for x in (1.0, 2.0)]),
+    "hardly-apart": (["plain"], [{**ONE, "median": 2.0, "low": 1.9999999, "high": 2.0000001}]),
 }
+
+
+def labels_of(svg: str, axis: str) -> list[str]:
+    """The labels of the x or the y axis, in the picture."""
+    start = svg.index(f'aria-label="{axis.upper()}-axis')
+    group = svg[svg.index('class="mark-text role-axis-label"', start) :]
+    return re.findall(r">([^<>]+)</text>", group[: group.index("</g>")])
+
+
+@pytest.mark.parametrize("name", ["zero", "one-point", "huge", "level", "hardly-apart"])
+@pytest.mark.parametrize("log", [True, False], ids=["log", "linear"])
+def test_values_lie_between_round_labels(tmp_path: Path, name: str, log: bool) -> None:
+    """The lowest and the highest label are round numbers that enclose all values, and each label is another."""
+    arms, points = ODD[name]
+    svg = save(loss_chart(arms, log=log, points=points), tmp_path / "chart")[0].read_text(encoding="utf-8")
+    labels = labels_of(svg, "y")
+    shown = [float(label) for label in labels]
+    values = [row[key] for row in points for key in ("low", "high") if row[key] > 0 or not log]
+    assert shown[0] <= min(values, default=1.0)
+    assert max(values, default=0.1) <= shown[-1]
+    assert len({*labels}) == len(labels) >= 2
+    assert all(len(label.replace("e", "").strip("0.")) <= 6 for label in labels), labels
+
+
+@pytest.mark.parametrize("ends", [(0.00175, 27_000.0), (0.3, 2.2), (3.65, 5.52), (0.4, 15.0), (1.0, 10.0)], ids=str)
+def test_curves_of_any_height_end_between_labels(tmp_path: Path, ends: tuple[float, float]) -> None:
+    """Curves that fall through decades, through one, or hardly at all lie between the ends of a labelled axis."""
+    points = [{"arm": "plain", "x": x, "median": m, "low": m, "high": m} for x, m in zip((2.0, 1.0), ends, strict=True)]
+    svg = save(loss_chart(["plain"], points=points), tmp_path / "chart")[0].read_text(encoding="utf-8")
+    shown = [float(label) for label in labels_of(svg, "y")]
+    assert shown[0] <= ends[0] < ends[1] <= shown[-1]
+    assert 3 <= len(shown) <= 11
+
+
+def test_one_measurement_an_arm_is_a_point(tmp_path: Path) -> None:
+    """Arms of one measurement are points in shapes of their own with a bar for the range, and no line is promised."""
+    first = [row for row in rows() if row["x"] == 1.0]
+    spec = loss_chart(points=first).to_dict()
+    assert [layer["mark"]["type"] for layer in spec["layer"]] == ["rule", "point"]
+    assert "strokeDash" not in json.dumps(spec)
+    shapes = spec["layer"][1]["encoding"]["shape"]["scale"]
+    assert shapes["domain"] == ARMS
+    assert len({*shapes["range"]}) == 2
+    svg = save(loss_chart(points=first), tmp_path / "chart")[0].read_text(encoding="utf-8")
+    assert labels_of(svg, "x") == ["1"]
+    places = re.findall(r'aria-roledescription="point" transform="translate\(([\d.]+),', svg)
+    assert all(200 < float(left) < 500 for left in places)
+
+
+@pytest.mark.parametrize("epochs", [2, 3, 4, 10], ids=str)
+def test_whole_epochs_have_whole_labels(tmp_path: Path, epochs: int) -> None:
+    """Epochs that were all measured at their end are labelled one by one, with nothing between."""
+    points = [{**ONE, "x": float(x), "median": 1 / x, "low": 1 / x, "high": 1 / x} for x in range(1, epochs + 1)]
+    svg = save(loss_chart(["plain"], points=points), tmp_path / "chart")[0].read_text(encoding="utf-8")
+    assert labels_of(svg, "x") == [str(x) for x in range(1, epochs + 1)]
+
+
+def test_an_accuracy_axis_ends_at_all(tmp_path: Path) -> None:
+    """No label of an axis of fractions is above 100%."""
+    chart = curves(
+        [{**ONE, "median": 1.0, "low": 0.99, "high": 1.0}],
+        x="epoch",
+        y="accuracy",
+        arms=["plain"],
+        log=False,
+        percent=True,
+        description="",
+    )
+    labels = labels_of(save(chart, tmp_path / "chart")[0].read_text(encoding="utf-8"), "y")
+    assert labels[-1] == "100%"
+    assert all(re.fullmatch(r"[\d.]{2,5}%", label) for label in labels)
 
 
 @pytest.mark.parametrize(("arms", "points"), ODD.values(), ids=ODD)

@@ -229,6 +229,47 @@ MORE: dict[str, tuple[list[str], str]] = {
     "report-cut": (["report", "CUT"], r"CUT.study\.sqlite is not a study, or is damaged"),
     "compare-cut": (["compare", "fc-digits", *TINY, "-o", "CUT"], r"CUT.study\.sqlite is not a study, or is damaged"),
     "report-blocked": (["report", "BLOCKED"], r"BLOCKED"),
+    "report-of-a-file": (
+        ["report", "BLOCKED/study.sqlite"],
+        r"expected a study in BLOCKED.study\.sqlite, found no study\.sqlite; give its folder, BLOCKED",
+    ),
+    "report-empty": (["report", ""], r'expected a path, got ""'),
+    "output-empty": (["compare", "fc-digits", "--output", ""], r'--output: expected a path, got ""'),
+    "data-no-path": (["compare", "lm-text", "--data", ""], r'--data: expected a path, got ""'),
+    "data-pipe": (["compare", "lm-text", "--data", "PIPE"], r"PIPE is neither a file nor a folder: expected a file"),
+    "data-device": (["compare", "lm-text", "--data", "/dev/zero"], r"zero is neither a file nor a folder"),
+    "study-emptied": (
+        ["compare", "fc-digits", *TINY, "-o", "EMPTIED"],
+        r"expected an empty or new folder, .*EMPTIED holds other files beside an empty study\.sqlite",
+    ),
+    "warmup-by-default": (
+        ["compare", "lm-text", "--data", "TEXT", "--context", "8", "--steps", "20"],
+        r"warmup must be shorter than the run of 20 steps: got 100, the default of lm-text; give --warmup",
+    ),
+    "width-beyond-memory": (
+        ["compare", "fc-digits", "--arms", "rezero", "--depth", "2", "--width", "1000000"],
+        r"cpu has not the memory for depth 2, width 1000000 and batch-size 128: make them smaller",
+    ),
+    "last-batch": (
+        ["compare", "fc-digits", "--depth", "2", "--width", "8", "--batch-size", "1499", "--accumulate", "2"],
+        r"the last batch of an epoch has 1 examples for 2 parts .*: choose another batch-size",
+    ),
+    "schedule-fails-at-once": (
+        ["compare", "fc-digits", *TINY, "--schedule", "CosineAnnealingLR T_max=0"],
+        r"schedule 'CosineAnnealingLR T_max=0': .*zero",
+    ),
+    "schedule-fails-on-the-way": (
+        ["compare", "fc-digits", *TINY, "--optimizer", "SGD momentum=0.9", "--schedule", "ConstantLR factor=0"],
+        r"schedule 'ConstantLR factor=0': .*zero",
+    ),
+    "optimizer-fails": (
+        ["compare", "fc-digits", *TINY, "--optimizer", "Adam differentiable=true"],
+        r"optimizer 'Adam differentiable=true': ",
+    ),
+    "optimizer-boolean": (
+        ["compare", "fc-digits", "--optimizer", "Adam amsgrad=abc"],
+        r"amsgrad must be true or false, got 'abc'",
+    ),
 }
 
 
@@ -252,6 +293,9 @@ def furnish(root: Path, wanted: list[str]) -> None:
         if name in ("FILE", "EMPTY", "TEXT"):
             place.write_text({"FILE": "text", "EMPTY": "", "TEXT": "some words of text " * 100}[name])
             continue
+        if name == "PIPE":
+            os.mkfifo(place)
+            continue
         place.mkdir()
         if name == "FULL":
             (place / "thesis.tex").write_text("years of work")
@@ -273,6 +317,9 @@ def furnish(root: Path, wanted: list[str]) -> None:
             (place / "study.sqlite").write_bytes(whole[: len(whole) // 2])
         if name == "BLOCKED":
             (place / "report.html").mkdir()
+        if name == "EMPTIED":
+            (place / "study.sqlite").write_bytes(b"")
+            (place / "report.html").write_text("results")
 
 
 @pytest.mark.parametrize(("arguments", "message"), [*ISSUE.values(), *MORE.values()], ids=[*ISSUE, *MORE])
@@ -361,9 +408,30 @@ def test_help_has_an_option_for_every_setting(capsys: pytest.CaptureFixture[str]
     """Every setting has an option, but the processes, which torchrun has; beside them only what decides no number."""
     assert run(["compare", "--help"]) == 0
     options = set(re.findall(r"^│ \*? *(?:TASK )?--([a-z-]+)", capsys.readouterr().out, re.MULTILINE))
-    decides_nothing = {"task", "output", "checkpoint-every"}
+    decides_nothing = {"output", "checkpoint-every"}
     settings = {field.name.replace("_", "-") for field in fields(Settings)} - {"processes"}
     assert options == settings | decides_nothing
+
+
+@pytest.mark.parametrize(
+    ("command", "argument"), [("compare", "task"), ("report", "folder"), ("download", "name")], ids=str
+)
+def test_what_has_a_place_is_no_option(capsys: pytest.CaptureFixture[str], command: str, argument: str) -> None:
+    """The one argument that each command needs is given by its place, and is not offered as an option too."""
+    assert run([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert argument.upper() in text
+    assert f"--{argument}" not in text
+    assert run([command, f"--{argument}", "x"]) == 2
+    assert "--" in capsys.readouterr().err
+
+
+def test_help_says_whose_the_defaults_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every group of options whose defaults differ between tasks says so."""
+    text = help_text(capsys)
+    for title in ("The network", "How long", "How it learns", "Where it runs"):
+        assert f"{title} By default the task's own. --" in text
+    assert "Number of paired seeds; by default the task's own." in text
 
 
 @pytest.mark.parametrize("set_to", [None, "", "elsewhere"], ids=["unset", "empty", "without-them"])
@@ -563,6 +631,83 @@ def test_a_missing_extra_is_one_line(here: Path, package: str) -> None:
     done = call([sys.executable, "-c", WITHOUT, package], "compare", "fc-digits", *TINY, cwd=here)
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(rf"rezero: .*{package}.*pip install 'rezero-torch\[lab\]'\n", done.stderr), done.stderr
+    assert tree(here) == {}
+
+
+# A program that runs the command line as a user whom the system does not know, and who has no home.
+HOMELESS = """
+import os, pwd
+
+def unknown(number):
+    raise KeyError(number)
+
+for name in ("HOME", "XDG_CACHE_HOME", "REZERO_DATA"):
+    os.environ.pop(name, None)
+pwd.getpwuid = unknown
+from rezero.__main__ import main
+main()
+"""
+
+
+def test_a_user_without_a_home_can_compare(here: Path) -> None:
+    """Where there is no home folder a study whose data need none runs, and one that needs it says what to set."""
+    done = call([sys.executable, "-c", HOMELESS], "compare", "fc-digits", *ONE, "-o", "study", cwd=here)
+    assert done.returncode == 0, done.stderr
+    assert (here / "study" / "report.html").stat().st_size > 0
+    for arguments in (["compare", "fc-cifar10", "--threads", "1"], ["download", "tinyshakespeare"]):
+        done = call([sys.executable, "-c", HOMELESS], *arguments, cwd=here)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert re.search(r"^rezero: there is no home .*: set XDG_CACHE_HOME .* REZERO_DATA .*$", done.stderr, re.M)
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="closes descriptors in a shell")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"], ids=["output", "errors", "all"])
+def test_a_closed_stream_is_no_fault(here: Path, closed: str) -> None:
+    """A study runs to its report where standard streams are closed, and what would go there goes nowhere else."""
+    command = f"{shlex.join([*MODULE, 'compare', 'fc-digits', *ONE, '-o', 'study'])} {closed}"
+    done = call(["sh", "-c", command], cwd=here)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert [status for _, status, _ in numbers(here / "study")] == ["finished"]
+    assert (here / "study" / "report.html").stat().st_size > 0
+
+
+PROCESSES: dict[str, tuple[dict[str, str], str]] = {
+    "rank-alone": ({"RANK": "1"}, ""),
+    "rank-of-one": ({"RANK": "abc", "WORLD_SIZE": "1"}, ""),
+    "size-alone": ({"WORLD_SIZE": "2"}, r"got no RANK and .*: start the processes with torchrun, or unset WORLD_SIZE"),
+    "size-text": ({"WORLD_SIZE": "abc"}, r"got no RANK .*unset WORLD_SIZE"),
+    "local-rank-alone": ({"LOCAL_RANK": "1"}, r"got no WORLD_SIZE .*unset LOCAL_RANK"),
+    "rank-too-large": (
+        {"WORLD_SIZE": "2", "RANK": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"},
+        r"a RANK from 0 and below WORLD_SIZE, got WORLD_SIZE=2, RANK=2",
+    ),
+}
+
+
+@pytest.mark.parametrize(("environment", "message"), PROCESSES.values(), ids=PROCESSES)
+def test_half_of_torchruns_variables_are_told(
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    environment: dict[str, str],
+    message: str,
+) -> None:
+    """A lone RANK means nothing; other variables of torchrun without the rest are one line, and nothing is written."""
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    code = run(["compare", "fc-digits", *ONE, "-o", "study"])
+    out, err = capsys.readouterr()
+    if not message:
+        assert code == 0
+        assert len(numbers(here / "study")) == 1
+        return
+    (line,) = err.splitlines()
+    assert (code, out) == (2, "")
+    assert re.search(rf"^rezero: expected .*{message}", line), line
     assert tree(here) == {}
 
 
@@ -803,3 +948,19 @@ def test_ctrl_c_before_anything_runs(
     assert capsys.readouterr().err == (
         "rezero: stopped; what is done is kept, and the same command goes on from there\n"
     )
+
+
+def test_ctrl_c_ends_one_of_several_processes_at_once(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process of a group says its line and ends without waiting for others; its study is closed by then."""
+    group = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in group.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("rezero.lab.sweep.run_study", Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr(os, "_exit", Mock(side_effect=SystemExit))
+    with pytest.raises(SystemExit):
+        run(["compare", "fc-digits", *TINY, "-o", "study"])
+    os._exit.assert_called_once_with(130)
+    assert [*tree(here / "study")] == ["study.sqlite"]
+    assert capsys.readouterr().err.startswith("rezero: stopped; what is done is kept")

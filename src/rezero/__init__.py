@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from rezero.gate import Gate, gates
     from rezero.optim import param_groups
     from rezero.residual import ReZero
+    from rezero.surgery.convert import Conversion, convert_
+    from rezero.surgery.find import Residuals, find_residuals
+    from rezero.surgery.fold import Folded, fold_
+    from rezero.surgery.saved import from_pretrained, load_converted_
 
 __version__ = "0.2.0"
 
@@ -19,6 +23,15 @@ __all__ = [  # noqa: RUF022 - grouped by what a reader looks for, not by alphabe
     "ReZero",
     "Gate",
     "gates",
+    # other people's models
+    "find_residuals",
+    "convert_",
+    "fold_",
+    "load_converted_",
+    "from_pretrained",
+    "Residuals",
+    "Conversion",
+    "Folded",
     # training
     "param_groups",
     # modules
@@ -31,6 +44,14 @@ _HOME = {
     "ReZero": "rezero.residual",
     "Gate": "rezero.gate",
     "gates": "rezero.gate",
+    "find_residuals": "rezero.surgery.find",
+    "Residuals": "rezero.surgery.find",
+    "convert_": "rezero.surgery.convert",
+    "Conversion": "rezero.surgery.convert",
+    "fold_": "rezero.surgery.fold",
+    "from_pretrained": "rezero.surgery.saved",
+    "load_converted_": "rezero.surgery.saved",
+    "Folded": "rezero.surgery.fold",
     "param_groups": "rezero.optim",
 }
 

@@ -1,14 +1,23 @@
 """The command ``rezero``."""
 
 import io
+import os
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 LAB_EXTRA = ("accelerate", "altair", "cyclopts", "jinja2", "rich", "sklearn", "vl_convert")
 
 
 def main() -> None:
     """Run the command line; its exit code is 2 for a request that cannot be carried out."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed: the next file to be opened, a study's say, would take its place
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - for good
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = os.devnull  # Altair asks for a home when it is imported, and needs none
     if missing := [name for name in LAB_EXTRA if find_spec(name) is None]:
         print(f"rezero: the command line needs {', '.join(missing)}: pip install 'rezero-torch[lab]'", file=sys.stderr)
         sys.exit(2)

@@ -1,6 +1,8 @@
 """Charts with one look: a spread of curves, and a map of gates over depth and time."""
 
+import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,13 +27,17 @@ COLOURS = {
 }
 OTHER_COLOURS = ("#332288", "#117733", "#AA4499", "#44AA99", "#999933")
 DASHES = ([1, 0], [6, 3], [2, 2], [9, 3, 2, 3])
+SHAPES = ("circle", "square", "triangle-up", "diamond")
+FEW = 12  # places on an axis that are labelled one by one
 _FONT = "system-ui, -apple-system, 'Segoe UI', 'Liberation Sans', Arial, sans-serif"
 
 
 def curves(
     rows: Sequence[dict[str, Any]], *, x: str, y: str, arms: Sequence[str], log: bool, percent: bool, description: str
 ) -> alt.LayerChart:
-    """Draw one line an arm, the median over seeds, with a band from the lowest to the highest seed.
+    """Draw the median over seeds of each arm as a line, shaded from the lowest to the highest seed.
+
+    Arms of one measurement each are points and bars instead.
 
     Args:
         rows: Points with the keys ``arm``, ``x``, ``median``, ``low`` and ``high``.
@@ -45,35 +51,45 @@ def curves(
     Returns:
         The chart.
     """
-    number = "%" if percent else "~g"
-    scale = _log_scale(rows) if log else alt.Scale(zero=False)
-    key = alt.Legend(title=None, orient="top", columns=3, symbolType="stroke", symbolOpacity=1, symbolSize=400)
-    legend = key if arms else None  # a legend of nothing has no place
+    counts = Counter(row["arm"] for row in rows)
+    lines = max(counts.values(), default=0) > 1
     others = iter(OTHER_COLOURS * len(arms))
     colours = [COLOURS.get(arm) or next(others) for arm in arms]
+    legend = _legend(lines=lines) if arms else None  # a legend of nothing has no place
     colour = alt.Color("arm:N", scale=alt.Scale(domain=list(arms), range=colours), legend=legend)
-    dashes = [DASHES[i % len(DASHES)] for i in range(len(arms))]
-    dash = alt.StrokeDash("arm:N", scale=alt.Scale(domain=list(arms), range=dashes), legend=legend)
+    style, styles = (alt.StrokeDash, DASHES) if lines else (alt.Shape, SHAPES)
+    named = [styles[i % len(styles)] for i in range(len(arms))]
+    horizontal, ticks = _horizontal(rows, x), _value_ticks(rows, log=log, percent=percent)
+    scale = alt.Scale(type="log" if log else "linear", domain=[ticks[0], ticks[-1]], nice=False, zero=False, clamp=log)
+    axis = alt.Axis(values=ticks, format=".6~%" if percent else ".6~g")
     base = alt.Chart(alt.InlineData(values=list(rows)))
-    whole = max((row["x"] for row in rows), default=0) >= 4
-    horizontal = alt.X(
-        "x:Q", title=x, scale=alt.Scale(nice=False), axis=alt.Axis(format="~f", tickMinStep=1 if whole else 0)
+    size = 70 if min(counts.values(), default=0) <= 3 else 22
+    spread = base.mark_area(opacity=0.18) if lines else base.mark_rule(opacity=0.3, strokeWidth=8)
+    middle = (
+        base.mark_line(strokeWidth=2.5, point=alt.OverlayMarkDef(size=size, filled=True))
+        if lines
+        else base.mark_point(size=120, filled=True, opacity=1)
     )
-    band = base.mark_area(opacity=0.18).encode(
-        x=horizontal, y=alt.Y("low:Q", title=y, scale=scale), y2="high:Q", color=colour
+    chart: alt.LayerChart = _dress(
+        alt.layer(
+            spread.encode(x=horizontal, y=alt.Y("low:Q", title=y, scale=scale, axis=axis), y2="high:Q", color=colour),
+            middle.encode(
+                style("arm:N", scale=alt.Scale(domain=list(arms), range=named), legend=legend),
+                x=horizontal,
+                y=alt.Y("median:Q", title=y, scale=scale, axis=axis),
+                color=colour,
+                tooltip=[
+                    alt.Tooltip("arm:N"),
+                    alt.Tooltip("x:Q", title=x, format="~g"),
+                    *(
+                        alt.Tooltip(f"{name}:Q", format=".1%" if percent else ".3g")
+                        for name in ("median", "low", "high")
+                    ),
+                ],
+            ),
+        ),
+        description,
     )
-    line = base.mark_line(strokeWidth=2.5, point=alt.OverlayMarkDef(size=22, filled=True)).encode(
-        x=horizontal,
-        y=alt.Y("median:Q", title=y, scale=scale, axis=alt.Axis(format=number, tickCount=8 if log else 6)),
-        color=colour,
-        strokeDash=dash,
-        tooltip=[
-            alt.Tooltip("arm:N"),
-            alt.Tooltip("x:Q", title=x, format="~g"),
-            *(alt.Tooltip(f"{name}:Q", format=".1%" if percent else ".3g") for name in ("median", "low", "high")),
-        ],
-    )
-    chart: alt.LayerChart = _dress(alt.layer(band, line), description)
     return chart
 
 
@@ -90,11 +106,14 @@ def gate_map(rows: Sequence[dict[str, Any]], *, x: str, description: str) -> alt
     """
     chart: alt.Chart = (
         alt.Chart(alt.InlineData(values=list(rows)))
-        .mark_rect()
+        .mark_rect(stroke=alt.ExprRef("scale('color', datum.size)"), strokeWidth=1)  # covers the seams between cells
         .encode(
             x=alt.X("x:O", title=x, axis=alt.Axis(labelAngle=0, labelOverlap=True, format="~g")),
             y=alt.Y(
-                "gate:O", title="block, from the input", axis=alt.Axis(labelOverlap=True), scale=alt.Scale(reverse=True)
+                "gate:O",
+                title="block, from the input",
+                axis=alt.Axis(values=_block_labels(max((row["gate"] for row in rows), default=0))),
+                scale=alt.Scale(reverse=True),
             ),
             color=alt.Color(
                 "size:Q",
@@ -130,12 +149,56 @@ def save(chart: alt.TopLevelMixin, stem: Path) -> tuple[Path, Path]:
     return files
 
 
-def _log_scale(rows: Sequence[dict[str, Any]]) -> alt.Scale:
-    """Span the values above zero; a zero, which has no place on such an axis, is drawn at its lower end."""
-    values = [value for row in rows for value in (row["low"], row["median"], row["high"]) if value > 0] or [0.1, 1.0]
-    low, high = min(values), max(values)
-    decades = high > 10 * low  # otherwise rounding to whole ones would leave most of the chart empty
-    return alt.Scale(type="log", domain=[low, high], nice=decades, clamp=True)
+def _legend(*, lines: bool) -> alt.Legend:
+    symbol: dict[str, Any] = {"symbolType": "stroke", "symbolSize": 400} if lines else {"symbolSize": 120}
+    return alt.Legend(title=None, orient="top", columns=3, symbolOpacity=1, **symbol)
+
+
+def _horizontal(rows: Sequence[dict[str, Any]], title: str) -> alt.X:
+    """Label the measured places where they are few, and never a part of an epoch or step that nobody measured."""
+    places = sorted({row["x"] for row in rows})
+    whole = all(float(place).is_integer() for place in places)
+    axis: dict[str, Any] = {"format": "~f", "tickMinStep": 1 if whole or places[-1] >= 4 else 0}
+    scale: dict[str, Any] = {"nice": False, "padding": 12}
+    if len(places) == 1 or (whole and len(places) <= FEW):
+        axis["values"] = places
+    if len(places) == 1:
+        scale["domain"] = [places[0] - 1, places[0] + 1]
+    return alt.X("x:Q", title=title, scale=alt.Scale(**scale), axis=alt.Axis(**axis))
+
+
+def _value_ticks(rows: Sequence[dict[str, Any]], *, log: bool, percent: bool) -> list[float]:
+    """Find round numbers around all values; a zero, which has no place on a log axis, is drawn at its lower end."""
+    values = [row[name] for row in rows for name in ("low", "median", "high") if row[name] > 0 or not log]
+    low, high = min(values, default=0.1), max(values, default=1.0)
+    if high - low < 0.01 * high:
+        low, high = 0.9 * low, 1.1 * high  # a level line lies in the middle
+    ticks = _log_ticks(low, high) if log and high > 3 * low else _linear_ticks(low, high)
+    return [tick for tick in ticks if tick <= 1] if percent else ticks
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Return powers of ten, where those are few with their double and fivefold, from ``low`` or below to ``high``."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    stride = math.ceil((last - first) / 9)
+    factors = (1, 2, 5) if high <= 1000 * low else (1,)
+    ticks = [float(f"{factor}e{power}") for power in range(first, last + stride, stride) for factor in factors]
+    return [t for i, t in enumerate(ticks) if ticks[min(i + 1, len(ticks) - 1)] > low and ticks[max(i - 1, 0)] < high]
+
+
+def _linear_ticks(low: float, high: float) -> list[float]:
+    """Return the multiples of 1, 2 or 5 of a power of ten, at most eight, from below ``low`` to above ``high``."""
+    if low == high:  # all zero
+        return [0.0, 1.0]
+    power = 10.0 ** math.floor(math.log10((high - low) / 6))
+    step = next(factor * power for factor in (1, 2, 5, 10) if 6 * factor * power >= high - low)
+    return [float(f"{i * step:.12g}") for i in range(math.floor(low / step), math.ceil(high / step) + 1)]
+
+
+def _block_labels(count: int) -> list[int]:
+    """Choose which blocks of so many are named: the first, the last, and round numbers between."""
+    step = next(step for power in range(10) for step in (10**power, 2 * 10**power, 5 * 10**power) if count <= 16 * step)
+    return sorted({1, count, *range(step, count - step // 2, step)}) if count else []
 
 
 def _dress(chart: Any, description: str) -> Any:

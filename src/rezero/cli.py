@@ -43,9 +43,18 @@ def _read_whole_number(_: object, tokens: Sequence[Token]) -> int:
         raise ValueError(f'expected a whole number, got "{text}"') from error
 
 
+def _read_path(_: object, tokens: Sequence[Token]) -> Path:
+    # An empty name, as an unset variable of the shell leaves it, would mean the folder one is in.
+    if not tokens[0].value:
+        raise ValueError('expected a path, got ""')
+    return Path(tokens[0].value)
+
+
 Whole = Annotated[int | None, Parameter(converter=_read_whole_number)]
+Place = Annotated[Path, Parameter(converter=_read_path)]
+OWN = "By default the task's own."
 SIZE, LENGTH, RATES, MACHINE = (
-    Group(title, sort_key=place)
+    Group(title, help=OWN, sort_key=place)
     for place, title in enumerate(("The network", "How long", "How it learns", "Where it runs"), 1)
 )
 
@@ -66,6 +75,8 @@ def run(arguments: list[str]) -> int:
         return 2
     except KeyboardInterrupt:
         _complain("stopped; what is done is kept, and the same command goes on from there")
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            os._exit(130)  # what is left of the group may wait in its destructor for a process that has ended
         return 130
     return 0
 
@@ -78,16 +89,17 @@ def _complain(message: str) -> None:
 @app.command
 def compare(
     task: str,
+    /,
     *,
     arms: str | None = None,
     seeds: Whole = None,
-    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    output: Annotated[Place | None, Parameter(name=["--output", "-o"])] = None,
     depth: Annotated[Whole, Parameter(group=SIZE)] = None,
     width: Annotated[Whole, Parameter(group=SIZE)] = None,
     heads: Annotated[Whole, Parameter(group=SIZE)] = None,
     context: Annotated[Whole, Parameter(group=SIZE)] = None,
     embedding_std: Annotated[float | None, Parameter(group=SIZE)] = None,
-    data: Annotated[Path | None, Parameter(group=SIZE)] = None,
+    data: Annotated[Place | None, Parameter(group=SIZE)] = None,
     epochs: Annotated[Whole, Parameter(group=LENGTH)] = None,
     steps: Annotated[Whole, Parameter(group=LENGTH)] = None,
     batch_size: Annotated[Whole, Parameter(group=LENGTH)] = None,
@@ -122,8 +134,8 @@ def compare(
     Args:
         task: What to train.
         arms: Residual formulas to compare, separated by commas: plain, plain-norm, residual, post-norm, pre-norm,
-            rezero, skipinit, layerscale, fixup, deepnorm. Not every task has all of them.
-        seeds: Number of paired seeds.
+            rezero, skipinit, layerscale, fixup, deepnorm. Not every task has all of them. By default the task's own.
+        seeds: Number of paired seeds; by default the task's own.
         output: Folder of the study. By default rezero-studies/TASK-KEY, where KEY stands for the options.
         depth: Number of residual blocks; of layers for a ResNet (6n + 2) or a Transformer.
         width: Width of the blocks; channels of the first stage for a ResNet.
@@ -194,7 +206,7 @@ def compare(
 
 
 @app.command
-def download(name: str) -> None:
+def download(name: str, /) -> None:
     """Download a data set into the cache, resuming and checking it.
 
     Args:
@@ -211,7 +223,7 @@ def download(name: str) -> None:
 
 
 @app.command
-def report(folder: Path) -> None:
+def report(folder: Place, /) -> None:
     """Make the report of a study again, byte for byte.
 
     Args:
@@ -219,6 +231,38 @@ def report(folder: Path) -> None:
     """
     with _open(folder) as store:
         _tell(store)
+
+
+@app.command
+def inspect(spec: str, /, *, json: bool = False) -> None:
+    """Print the residual additions of a model, and what converting it would gain and lose.
+
+    The model is built without weights: this takes no memory, whatever its size.
+
+    Args:
+        spec: timm:NAME, hf:TYPE (a model type of transformers, such as hf:gpt2, in its default configuration), or
+            package.module:function, a function without arguments that returns the model, or the model, its example
+            arguments and its example keyword arguments.
+        json: Print JSON.
+    """
+    from json import dumps
+
+    from rezero.integrations.models import build_model
+    from rezero.surgery.find import find_residuals
+
+    model, args, kwargs = build_model(spec)
+    found = find_residuals(model, args, kwargs)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    norms = [parameter for name in found.removable for parameter in model.get_submodule(name).parameters()]
+    gained, lost = len(found.branches), sum(parameter.numel() for parameter in norms)
+    if json:
+        counts = {"parameters": total, "gained": gained, "lost_without_norms": lost}
+        print(dumps({"model": spec, "counts": counts, **found.to_json()}, indent=1))
+        return
+    print(found)
+    print()
+    print(f"{spec}: {len(found)} residual additions with {len(found.branches)} branches, {total:,} parameters")
+    print(f"gained by gates: {gained:,}; lost where {len(found.removable)} norms are removed: {lost:,}")
 
 
 def _open(folder: Path, study: "Study | None" = None) -> Any:
@@ -241,7 +285,8 @@ def _tell(store: "Store") -> None:
 
 def is_first_process() -> bool:
     """Return whether this process keeps the records: the only one, or the first that ``torchrun`` started."""
-    return os.environ.get("RANK", "0") == "0"
+    rank, size = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
+    return not (rank.isdecimal() and size.isdecimal() and 0 < int(rank) < int(size))
 
 
 def provenance() -> dict[str, str]:

@@ -2,17 +2,45 @@
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from rezero.kernels import reference
 
-__all__ = ["Gate", "gate_dtype", "gates"]
+__all__ = ["AnyGate", "Gate", "gate_dtype", "gates"]
 
 
-class Gate(nn.Module):
+class AnyGate:
+    """What every module that owns a gate has, whether a `Gate` or a layer that `rezero.convert_` gave one.
+
+    Attributes:
+        gate_parameter: The learned number or numbers, ``(1,)`` or ``(dim,)``.
+        gate_scale: The factor that the branch is multiplied by, of the same shape.
+        gate_branches: How many residual branches of one block it scales; `rezero.param_groups` counts them.
+    """
+
+    gate_parameter: nn.Parameter
+    gate_scale: Tensor
+    gate_branches: int
+
+    def reset_gate(self) -> None:
+        """Set the gate back to its start."""
+        raise NotImplementedError
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        ours = self.gate_parameter, self.gate_parameter.grad
+
+        def keep_precision(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            lossy = moved.is_floating_point() and moved.dtype.itemsize < 4 <= tensor.dtype.itemsize
+            return tensor.to(moved.device) if lossy and any(tensor is each for each in ours) else moved
+
+        return super()._apply(keep_precision, recurse)  # type: ignore[misc]
+
+
+class Gate(AnyGate, nn.Module):
     r"""Learned scale of a residual branch: ``alpha * f``, or ``tanh(alpha) * f``.
 
     ``alpha`` has shape ``(1,)`` or ``(dim,)`` and never 0-d, which FSDP2 refuses. It stays float32 when the model
@@ -72,6 +100,23 @@ class Gate(nn.Module):
         """Set ``alpha`` back to ``init_value``."""
         nn.init.constant_(self.alpha, self.init_value)
 
+    reset_gate = reset_parameters
+
+    @property
+    def gate_parameter(self) -> nn.Parameter:  # type: ignore[override]
+        """The parameter ``alpha``."""
+        return self.alpha
+
+    @property
+    def gate_branches(self) -> int:  # type: ignore[override]
+        """The same as ``branches``."""
+        return self.branches
+
+    @property
+    def gate_scale(self) -> Tensor:  # type: ignore[override]
+        """The same as ``scale``."""
+        return self.scale
+
     @property
     def scale(self) -> Tensor:
         """The factor that the branch is multiplied by, of ``alpha``'s shape."""
@@ -93,21 +138,13 @@ class Gate(nn.Module):
         activation = f", activation={self.activation!r}" if self.activation else ""
         return f"dim={len(self.alpha)}, init_value={self.init_value:g}{activation}"
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Gate":
-        def keep_precision(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            lossy = moved.is_floating_point() and moved.dtype.itemsize < 4 <= tensor.dtype.itemsize
-            return tensor.to(moved.device) if lossy else moved
-
-        return super()._apply(keep_precision, recurse)  # type: ignore[no-untyped-call, no-any-return]
-
 
 def gate_dtype(dtype: torch.dtype | None = None) -> torch.dtype:
     """Return the dtype of a gate beside weights of ``dtype`` (default: torch's default dtype): at least float32."""
     return torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
 
 
-def gates(model: nn.Module) -> dict[str, Gate]:
+def gates(model: nn.Module) -> dict[str, AnyGate]:
     """Find every gate of a model by its qualified name.
 
     Gates are recognised by class, never by the name ``alpha``, which other modules use for parameters of their own.
@@ -124,4 +161,4 @@ def gates(model: nn.Module) -> dict[str, Gate]:
         >>> list(gates(nn.Sequential(ReZero(nn.Linear(4, 4)), nn.ReLU(), ReZero(nn.Linear(4, 4)))))
         ['0.gate', '2.gate']
     """
-    return {name: module for name, module in model.named_modules() if isinstance(module, Gate)}
+    return {name: module for name, module in model.named_modules() if isinstance(module, AnyGate)}

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from rezero.gate import Gate
+from rezero.gate import AnyGate
 
 __all__ = ["count_branches", "param_groups"]
 
@@ -59,7 +59,7 @@ def param_groups(
     parameters = list(model.parameters())
     if not parameters:
         raise ValueError(f"expected a model with parameters, got a {type(model).__name__} that has none")
-    gated = {id(module.alpha) for module in model.modules() if isinstance(module, Gate)}
+    gated = {id(module.gate_parameter) for module in model.modules() if isinstance(module, AnyGate)}
     if alpha_lr is None:
         alpha_lr = min(lr, 1 / max(1, count_branches(model)))
     groups = [
@@ -95,4 +95,4 @@ def count_branches(model: nn.Module) -> int:
         The number ``L`` of gated residual additions, read from the module tree.
     """
     modules = (module for _, module in model.named_modules(remove_duplicate=False))
-    return sum(module.branches for module in modules if isinstance(module, Gate))
+    return sum(module.gate_branches for module in modules if isinstance(module, AnyGate))

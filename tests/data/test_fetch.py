@@ -247,6 +247,14 @@ def test_another_archive_is_removed(site: Site, tmp_path: Path, name: str, conte
     assert files_in(tmp_path) == {}
 
 
+def test_a_zip_whose_names_are_no_text_is_removed(site: Site, tmp_path: Path) -> None:
+    """A zip in which a byte of a name was flipped is removed, so that the next call begins anew."""
+    site.files["/text.zip"] = zipped({"é": CONTENT}).replace("é".encode(), b"\xc3\x29")
+    with pytest.raises(UsageError, match=r"gave something else .*, now removed: try again"):
+        fetch(Source("text", f"{site.url}/text.zip", {"é": checksum(CONTENT)}), tmp_path)
+    assert files_in(tmp_path) == {}
+
+
 def test_the_archive_itself_is_checked_if_its_sum_is_known(site: Site, tmp_path: Path) -> None:
     """An archive with another checksum is not opened, though its files would be right."""
     site.files["/a.tar.gz"] = packed({"folder/a": b"a"})

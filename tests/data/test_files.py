@@ -69,6 +69,16 @@ def test_a_damaged_archive_is_an_error_that_names_it(tmp_path: Path, suffix: str
         read_bytes(path)
 
 
+def test_a_zip_whose_names_are_no_text_is_an_error(tmp_path: Path) -> None:
+    """A byte that was flipped in the name of a member is damage like any other."""
+    path = tmp_path / "text.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("é.txt", TEXT)
+    path.write_bytes(path.read_bytes().replace("é".encode(), b"\xc3\x29"))
+    with pytest.raises(UsageError, match=r"text\.zip should be a whole zip archive, and is not .*: get it anew"):
+        read_bytes(path)
+
+
 def test_a_zip_with_a_password_is_an_error(tmp_path: Path) -> None:
     """An encrypted member is refused like a damaged one."""
     path = tmp_path / "text.zip"

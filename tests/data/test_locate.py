@@ -1,6 +1,7 @@
 """Where data sets are looked for."""
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -92,3 +93,21 @@ def test_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert cache_folder() == tmp_path / ".cache/rezero"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_folder() == tmp_path / ".cache/rezero"
+
+
+@pytest.mark.parametrize("home", [None, "/nonexistent"], ids=["unknown", "absent"])
+def test_without_a_home_the_variables_are_named(data: Path, monkeypatch: pytest.MonkeyPatch, home: str | None) -> None:
+    """Where there is no home folder REZERO_DATA and XDG_CACHE_HOME serve as ever; without them the error names both."""
+    monkeypatch.delenv("HOME", raising=False)
+    if home is not None:
+        monkeypatch.setenv("HOME", home)
+    monkeypatch.setattr("pwd.getpwuid", Mock(side_effect=KeyError))
+    assert data_folders() == [data, cache_folder()]
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert data_folders() == [data]
+    with pytest.raises(UsageError, match=rf"looked for a\.txt in {data}; get it with `rezero download a`$"):
+        find("a", ["a.txt"])
+    monkeypatch.delenv("REZERO_DATA")
+    for ask in (data_folders, cache_folder, lambda: find("a", ["a.txt"])):
+        with pytest.raises(UsageError, match=r"^there is no home folder .*: set XDG_CACHE_HOME .* or REZERO_DATA to"):
+            ask()

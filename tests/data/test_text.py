@@ -3,6 +3,7 @@
 import gzip
 import io
 import lzma
+import os
 import zipfile
 from hashlib import sha256
 from pathlib import Path
@@ -129,6 +130,8 @@ def test_bytes_are_not_decoded(tmp_path: Path) -> None:
     ("name", "message"),
     [
         ("absent", "absent is not there: expected a file of text or a folder of .txt files"),
+        ("pipe", "pipe is neither a file nor a folder: expected a file of text or a folder of .txt files"),
+        ("/dev/null", "/dev/null is neither a file nor a folder: expected a file of text"),
         ("folder", "folder has no text: expected files that end in .txt, at any depth"),
         ("empty", "empty is empty: expected text to train on"),
         ("empty.gz", "empty.gz is empty"),
@@ -139,6 +142,7 @@ def test_bytes_are_not_decoded(tmp_path: Path) -> None:
 )
 def test_what_is_no_text_is_an_error(tmp_path: Path, name: str, message: str) -> None:
     """Each way in which a path can fail to be a text has an error that says what was expected."""
+    os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder/readme.md").write_bytes(TEXT)
     (tmp_path / "empty").write_bytes(b"")

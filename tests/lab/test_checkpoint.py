@@ -142,12 +142,16 @@ def test_the_same_step_again_changes_nothing(place: Checkpoints) -> None:
     assert [path.name for path in place.folder.iterdir() if path.name.startswith("step")] == ["step-000000005"]
 
 
-@pytest.mark.parametrize("name", ["step-abc", "step-", "step-7.bak"])
+@pytest.mark.parametrize("name", ["step-abc", "step-", "step-7.bak", "step-by-step", "step-7", "step-\u0661" * 9])
 def test_a_stray_folder_is_no_checkpoint(place: Checkpoints, name: str) -> None:
-    """A folder whose name is not a step is passed over."""
+    """A folder whose name is not a step as it is written here is passed over, and stays."""
     place.save(5, "state")
     (place.folder / name).mkdir()
+    (place.folder / name / "thesis.tex").write_text("years of work")
     assert place.latest() == 5
+    place.save(6, "state")
+    assert {path.name for path in place.folder.iterdir()} == {"step-000000006", name}
+    assert (place.folder / name / "thesis.tex").read_text() == "years of work"
 
 
 def test_an_owner_that_lacks_a_fact_is_another(place: Checkpoints) -> None:
@@ -318,6 +322,30 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     assert tree(tmp_path) == {"trial": b"a file"}
 
 
+@pytest.mark.parametrize("depth", [1, 2], ids=["the-trials-folder", "the-folder-of-all"])
+def test_a_file_in_the_way_is_named(tmp_path: Path, depth: int) -> None:
+    """check() refuses a file where a folder should be made, and neither a folder nor nothing at all."""
+    place = Checkpoints(tmp_path / "study" / "trial", OWNER)
+    place.check()
+    place.save(1, None)
+    place.check()
+    place.clear()
+    blocked = [place.folder, place.folder.parent][depth - 1]
+    blocked.parent.mkdir(exist_ok=True)
+    blocked.write_text("a file")
+    with pytest.raises(UsageError, match=rf"^{blocked} should become a folder for checkpoints, and is a file: move"):
+        place.check()
+
+
+def test_a_renamed_state_is_refused(place: Checkpoints) -> None:
+    """A state whose folder was renamed is not taken for that of another step."""
+    place.save(7, "state")
+    (place.folder / "step-000000007").rename(place.folder / "step-000000009")
+    assert place.latest() == 9
+    with pytest.raises(UsageError, match=r"step-000000009 holds the state of step 7, expected that of step 9: delete"):
+        place.load(9)
+
+
 UNSAVEABLE: dict[str, tuple[Any, str]] = {
     "object": (object(), "got object"),
     "set": ({1, 2}, "got set"),
@@ -341,13 +369,30 @@ def test_what_cannot_be_saved_is_refused(place: Checkpoints, value: Any, message
 # What can have happened to a checkpoint: a change of its folder, and what is said of it.
 
 
-def change_state(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+def change_state(change: Callable[[dict[str, Any]], object], *, signed: bool = True) -> Callable[[Path], None]:
+    """A change of the JSON, with a checksum that fits it unless told."""
+
     def damage(path: Path) -> None:
         facts = json.loads((path / STATE).read_text())
+        checksum = facts.pop("sha256")
         change(facts)
-        (path / STATE).write_text(json.dumps(facts))
+        if signed:
+            checksum = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        (path / STATE).write_text(json.dumps({"sha256": checksum, **facts}))
 
     return damage
+
+
+def digit_flipped(path: Path) -> None:
+    text = (path / STATE).read_text()
+    assert text.count('"seven",\n') == 1
+    (path / STATE).write_text(re.sub(r'("seven",\s+)7', r"\g<1>8", text))
+
+
+def drop_checksum(path: Path) -> None:
+    facts = json.loads((path / STATE).read_text())
+    del facts["sha256"]
+    (path / STATE).write_text(json.dumps(facts))
 
 
 def flip(name: str, place: float) -> Callable[[Path], None]:
@@ -389,6 +434,7 @@ def folder_of_that_name(name: str) -> Callable[[Path], None]:
 
 NO_STATE = r"state\.json is not the state of a checkpoint \(.+\)"
 NO_TENSORS = r"tensors\.safetensors cannot be used"
+CHANGED = r"state\.json is not the file that was written: it is changed"
 CHECKSUM = r"tensors\.safetensors .* it is truncated or changed"
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "tensors-first-byte": (flip(TENSORS, 0), CHECKSUM),
@@ -417,11 +463,26 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "unknown-tag": (change_state(lambda facts: facts.update(state={"module": "os"})), r"no value is tagged 'module'"),
     "two-tags": (change_state(lambda facts: facts.update(state={"list": [], "tuple": []})), NO_TENSORS),
     "no-such-tensor": (change_state(lambda facts: facts.update(state={"tensor": "99"})), NO_TENSORS),
-    "newer-format": (
-        change_state(lambda facts: facts.update(format=2)),
-        r"has checkpoint format 2, expected 1: .* the version that wrote it, or delete",
+    "digit-flipped": (digit_flipped, CHANGED),
+    "no-checksum-of-the-state": (drop_checksum, CHANGED),
+    "step-changed": (change_state(lambda facts: facts.update(step=-5), signed=False), CHANGED),
+    "step-text": (change_state(lambda facts: facts.update(step="abc"), signed=False), CHANGED),
+    "state-changed": (change_state(lambda facts: facts.update(state=5), signed=False), CHANGED),
+    "checksum-of-the-tensors": (change_state(lambda facts: facts.update({TENSORS: "0"}), signed=False), CHANGED),
+    "step-negative": (
+        change_state(lambda facts: facts.update(step=-5)),
+        r"step-000000007 holds the state of step -5, expected that of step 7: delete",
     ),
-    "format-text": (change_state(lambda facts: facts.update(format="1")), r"has checkpoint format 1, expected 1"),
+    "step-missing": (change_state(lambda facts: facts.pop("step")), r"holds the state of step None, expected that of"),
+    "newer-format": (
+        change_state(lambda facts: facts.update(format=3)),
+        r"has checkpoint format 3, expected 2: .* the version that wrote it, or delete",
+    ),
+    "older-format": (
+        change_state(lambda facts: facts.update(format=1)),
+        r"has checkpoint format 1, expected 2: .* the version that wrote it, or delete",
+    ),
+    "format-text": (change_state(lambda facts: facts.update(format="2")), r"has checkpoint format 2, expected 2"),
     "other-lr": (
         change_state(lambda facts: facts["owner"].update(lr=0.3)),
         r"belongs to another trial \(lr: expected 0\.30000000000000004, got 0\.3\): delete",

@@ -4,6 +4,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -228,3 +229,39 @@ def test_ctrl_c_keeps_the_checkpoint(tmp_path: Path, undisturbed: list[Any], sta
     assert go_on_here(folder) == [left]
     assert 0 < left < STEPS
     assert numbers(folder) == undisturbed
+
+
+# The first of two processes, which waits for a second one that never comes.
+LONELY = """
+import os, sys
+from rezero.lab import find_task, open_processes
+settings = find_task("fc-digits").settings({"threads": 1})
+print("ready", flush=True)
+with open_processes(settings):
+    pass
+"""
+
+
+def test_ctrl_c_ends_a_process_that_waits_for_another(tmp_path: Path) -> None:
+    """Ctrl-C ends a process at once that waits for the others of its group, one of which has ended already."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    group = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", LONELY],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **group, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        time.sleep(3)  # until it waits
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=10)
+        assert process.returncode == -signal.SIGINT
+    finally:
+        process.kill()
+        process.wait()

@@ -105,6 +105,8 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "boolean-case": ("Adam amsgrad=True foreach=FALSE", {"amsgrad": True, "foreach": False}),
     "none": ("Adam foreach=none", {"foreach": None}),
     "tuple": ("AdamW betas=0.9,0.98", {"betas": (0.9, 0.98)}),
+    "tuple-with-none": ("Adafactor eps=none,1e-3", {"eps": (None, 1e-3)}),
+    "fused": ("Adam fused=true", {"fused": True, "foreach": False}),
     "blanks": ("  sgd   momentum=0.5  ", {"momentum": 0.5}),
 }
 
@@ -177,6 +179,19 @@ WRONG_OPTIMIZERS: dict[str, tuple[str, str]] = {
     "momentum-inf": ("SGD momentum=inf", r"^options of optimizers and schedules must be finite numbers: got 'inf'"),
     "decay-text": ("SGD weight_decay=much", r"^optimizer 'SGD weight_decay=much': "),
     "matrices-only": ("Muon", r"^optimizer 'Muon': .*2D"),
+    "text-for-boolean": (
+        "Adam amsgrad=abc",
+        r"^optimizer 'Adam amsgrad=abc': amsgrad must be true or false, got 'abc'$",
+    ),
+    "number-for-boolean": ("SGD nesterov=2", r": nesterov must be true or false, got '2'$"),
+    "text-for-choice": ("Adam foreach=abc", r": foreach must be a number, true, false or none, got 'abc'$"),
+    "boolean-for-number": ("SGD momentum=true", r": momentum must be a number, got 'true'$"),
+    "none-for-number": ("AdamW weight_decay=none", r": weight_decay must be a number, got 'none'$"),
+    "pair-for-number": ("Adam eps=0.1,0.2", r": eps must be a number, got '0\.1,0\.2'$"),
+    "nothing-for-number": ("SGD momentum=,", r": momentum must be a number, got ','$"),
+    "one-for-two": ("Adam betas=0.9", r": betas must be 2 numbers with commas between them, got '0\.9'$"),
+    "three-for-two": ("Adam betas=0.9,0.9,0.9", r": betas must be 2 numbers with commas .*, got '0\.9,0\.9,0\.9'$"),
+    "texts-for-two": ("Adam betas=a,b", r": betas must be 2 numbers with commas .*, got 'a,b'$"),
 }
 
 
@@ -343,6 +358,63 @@ def test_a_recipe_is_checked_without_a_model(optimizer: str, schedule: str, mess
     """check_recipe() refuses what could not be built, before there is a model or a length."""
     with pytest.raises(UsageError, match=message):
         check_recipe(optimizer, schedule, warmup=0, lr=0.1)
+
+
+FAIL_ON_THE_WAY: dict[str, tuple[str, str, int | None, str]] = {
+    "capturable": ("Adam capturable=true", "constant", None, r"^optimizer 'Adam capturable=true': .*capturable"),
+    "differentiable": (
+        "Adam differentiable=true",
+        "constant",
+        None,
+        r"^optimizer 'Adam differentiable=true': .*autogr",
+    ),
+    "differentiable-sgd": (
+        "SGD differentiable=true",
+        "constant",
+        None,
+        r"^optimizer 'SGD differentiable=true': .*leaf",
+    ),
+    "no-step-size": ("SGD", "StepLR step_size=0", None, r"^schedule 'StepLR step_size=0': .*zero"),
+    "text-step-size": ("SGD", "StepLR step_size=abc", None, r": step_size must be a number, .*, got 'abc'$"),
+    "text-milestones": ("SGD", "MultiStepLR milestones=abc", None, r": milestones must be a number, .*, got 'abc'$"),
+    "no-period": ("SGD", "CosineAnnealingLR T_max=0", None, r"^schedule 'CosineAnnealingLR T_max=0': .*zero"),
+    "text-period": ("SGD", "CosineAnnealingLR T_max=abc", None, r": T_max must be a number, .*, got 'abc'$"),
+    "text-power": ("SGD", "PolynomialLR power=abc", None, r": power must be a number, got 'abc'$"),
+    "two-gammas": ("SGD", "ExponentialLR gamma=1,2", None, r"^schedule 'ExponentialLR gamma=1,2': "),
+    "last-epoch": ("SGD", "StepLR step_size=1 last_epoch=5", None, r"expected key=value .*got 'last_epoch=5'$"),
+    "ends-too-soon": ("SGD momentum=0.9", "OneCycleLR max_lr=1 total_steps=3", 4, r": .*4 times.* total steps is 3$"),
+    "ends-hours-later": (
+        "SGD momentum=0.9",
+        "OneCycleLR max_lr=1 total_steps=200000",
+        300_000,
+        r": .*300000 times.* total steps is 200000$",
+    ),
+    "fails-in-the-middle": ("SGD", "ConstantLR factor=0 total_iters=5", 20, r"^schedule 'ConstantLR .*': .*zero"),
+    "overflows": (
+        "SGD momentum=0.9",
+        "CyclicLR base_lr=0.1 max_lr=1 mode=exp_range gamma=2",
+        2000,
+        r"^schedule 'CyclicLR .*': .*too large",
+    ),
+}
+
+
+@pytest.mark.parametrize("warmup", [0, 7], ids=["at-once", "after-warmup"])
+@pytest.mark.parametrize(("optimizer", "schedule", "steps", "message"), FAIL_ON_THE_WAY.values(), ids=FAIL_ON_THE_WAY)
+def test_a_recipe_that_would_fail_on_the_way_is_refused(
+    optimizer: str, schedule: str, steps: int | None, message: str, warmup: int
+) -> None:
+    """What torch builds and cannot step, be it at the first step or hours later, is a UsageError of one line."""
+    with pytest.raises(UsageError, match=message) as caught:
+        check_recipe(optimizer, schedule, warmup=warmup, lr=0.1, steps=None if steps is None else warmup + steps)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("total", [20, 21, 300_000], ids=str)
+def test_a_schedule_of_the_runs_length_is_accepted(total: int) -> None:
+    """A cycle that is as long as the run is no fault, nor is one that is longer."""
+    check_recipe("SGD momentum=0.9", f"OneCycleLR max_lr=1 total_steps={total}", warmup=0, lr=0.1, steps=min(total, 20))
+    check_recipe("SGD momentum=0.9", f"OneCycleLR max_lr=1 total_steps={total}", warmup=0, lr=0.1, steps=total)
 
 
 def test_a_recipe_that_can_be_built_is_accepted() -> None:

@@ -22,8 +22,10 @@ import pytest
 import vl_convert
 
 from rezero.data.digits import load_digits
+from rezero.errors import UsageError
 from rezero.lab import TASKS, Point, Store, Study, Trial, Watcher, find_task, run_study, write_report, write_verdict
 from rezero.lab.report import summary_rows
+from rezero.lab.tasks import SAMPLE_MARK
 
 TASK = find_task("fc-digits")
 DATA = load_digits()
@@ -186,17 +188,23 @@ def test_text_is_shown_in_bits_a_byte(text_folder: Path) -> None:
     with Store.open(text_folder) as store:
         results = store.results()
     (row, _) = table_of(page)
-    assert [*row][:3] == ["arm", "training loss (nats)", "validation loss (bits a byte)"]
+    assert [*row][:3] == ["arm", "training loss (bits a byte)", "validation loss (bits a byte)"]
+    low, high = sorted(r.last.metrics["train_loss"] / math.log(2) for r in results if r.trial.arm == "pre-norm")
+    assert row["training loss (bits a byte)"] == f"{(low + high) / 2:#.3g} ({low:#.3g} to {high:#.3g})"
     low, high = sorted(r.last.metrics["val_loss"] / math.log(2) for r in results if r.trial.arm == "pre-norm")
     assert row["validation loss (bits a byte)"] == f"{(low + high) / 2:.3f} ({low:.3f} to {high:.3f})"
     specs = specs_of(page)
     assert [*specs] == ["train_loss", "val_loss", "alpha_rezero"]
     (rows,) = specs["val_loss"]["datasets"].values()
     assert {(row["arm"], row["x"]) for row in rows} == {(arm, x) for arm in ("pre-norm", "rezero") for x in (2, 4, 6)}
-    for shown in rows:
-        points = [p for r in results if r.trial.arm == shown["arm"] for p in r.points if p.step == shown["x"]]
-        low, high = sorted(point.metrics["val_loss"] / math.log(2) for point in points)
-        assert (shown["low"], shown["high"]) == pytest.approx((low, high), rel=1e-12)
+    for name in ("train_loss", "val_loss"):
+        (rows,) = specs[name]["datasets"].values()
+        for shown in rows:
+            points = [p for r in results if r.trial.arm == shown["arm"] for p in r.points if p.step == shown["x"]]
+            low, high = sorted(point.metrics[name] / math.log(2) for point in points)
+            assert (shown["low"], shown["high"]) == pytest.approx((low, high), rel=1e-12)
+    assert "training loss (bits a byte, log scale)" in json.dumps(specs["train_loss"])
+    assert "nats" not in json.dumps(specs) + " ".join(page.find("p"))
     for name, spec in specs.items():
         assert '"step"' in json.dumps(spec), name
         assert '"epoch"' not in json.dumps(spec), name
@@ -215,8 +223,11 @@ def test_samples_are_shown_as_they_are(text_folder: Path) -> None:
     for text, result in zip(shown, first, strict=True):
         assert result.last.sample is not None
         assert "<b>" in result.last.sample[:64]
+        given, _, written = result.last.sample.partition(SAMPLE_MARK)
         # HTML knows no carriage return of its own, and a page drops a line feed right behind <pre>.
-        assert visible(text) == visible(result.last.sample)
+        assert visible(text) == visible(given + written)
+        assert page.find("span") == 2 * [visible(given)]
+        assert len(given.encode()) == 64
     assert shown[0] != shown[1]
     assert page.find("b") == []
 
@@ -316,7 +327,7 @@ def test_table_has_a_row_an_arm(folder: Path) -> None:
     for row in rows:
         assert row["formula"] == TASK.arms[row["arm"]]
         low, high = sorted(r.last.metrics["train_loss"] for r in results if r.trial.arm == row["arm"])
-        assert row["training loss (nats)"] == f"{(low + high) / 2:.3g} ({low:.3g} to {high:.3g})"
+        assert row["training loss (nats)"] == f"{(low + high) / 2:#.3g} ({low:#.3g} to {high:#.3g})"
         low, high = sorted(100 * r.last.metrics["val_accuracy"] for r in results if r.trial.arm == row["arm"])
         assert row["validation accuracy"] == f"{(low + high) / 2:.1f} % ({low:.1f} to {high:.1f})"
         low, high = sorted(1000 * r.last.metrics["seconds"] / 6 for r in results if r.trial.arm == row["arm"])
@@ -337,13 +348,13 @@ def test_page_says_how_to_make_it_again(folder: Path) -> None:
     page = page_of(folder)
     facts = dict(zip(page.find("dt"), page.find("dd"), strict=True))
     assert facts == {
-        "data": "digits",
+        "data set": "digits",
         "command": "rezero compare",
         "arms": "plain, rezero, pre-norm",
         "depth": "2",
         "width": "8",
         "epochs": "2",
-        "batch_size": "500",
+        "batch size": "500",
         "accumulate": "1",
         "lr": "0.01",
         "optimizer": "Adagrad",
@@ -374,6 +385,10 @@ def test_every_chart_has_its_place(folder: Path) -> None:
     page = page_of(folder)
     places = [attributes["id"] for attributes in page.attributes("div") if attributes.get("class") == "chart"]
     assert places == [*specs_of(page)]
+    for attributes in page.attributes("div"):
+        if attributes.get("class") == "chart":
+            assert attributes["role"] == "img"
+            assert attributes["aria-label"] == specs_of(page)[attributes["id"] or ""]["description"]
     captions = page.find("figcaption")
     assert len(captions) == len(places)
     for place, caption in zip(places, captions, strict=True):
@@ -465,7 +480,8 @@ def test_report_of_an_unfinished_study(tmp_path: Path) -> None:
     assert page.find("p")[0].endswith("Only 1 of 4 trials have ended so far.")
     (row,) = table_of(page)
     assert row["arm"] == "plain"
-    assert row["training loss (nats)"].endswith("(one seed)")
+    assert row["training loss (nats)"] == "2.00"
+    assert row["validation accuracy"] == "50.0 %"
     assert row["seeds"] == "1"
 
 
@@ -499,6 +515,79 @@ def test_report_of_one_arm_that_diverged(tmp_path: Path) -> None:
     assert {*specs_of(page)} == {"train_loss", "val_accuracy"}
     assert "post-norm ends lowest; every other arm diverged." in page.find("p")[1]
     assert_pictures_are_whole(tmp_path)
+
+
+@pytest.mark.usefixtures("_one_bundle")
+def test_report_of_one_arm_and_one_seed(tmp_path: Path) -> None:
+    """A page of one arm and one seed speaks of no seeds, no range and no other arm."""
+    with Store.open(tmp_path, study("rezero", seeds=1, epochs=1)) as store:
+        record(store, Trial("rezero", 0.01, 0), (1.48151397705,), ((0.1, 0.2),))
+        write_report(store)
+    page = page_of(tmp_path)
+    (row,) = table_of(page)
+    assert (row["training loss (nats)"], row["ms a step"], row["seeds"]) == ("1.48", "333.3", "1")
+    captions = [caption.partition(" Files: ")[0] for caption in page.find("figcaption")]
+    assert captions == [
+        "Training loss of rezero.",
+        "Validation accuracy of rezero.",
+        "Size of every gate of rezero over depth and time: |alpha|.",
+    ]
+    words = " ".join(page.find("p") + page.find("figcaption"))
+    assert not re.search(r"median|range|lowest|one after another|\barms\b|order", words.replace("no interval", ""))
+    assert_pictures_are_whole(tmp_path)
+
+
+def test_a_page_without_scripts_names_the_files(folder: Path) -> None:
+    """Where JavaScript is off there is a sentence in place of each chart, with the name of its SVG file."""
+    page = page_of(folder)
+    said = page.find("noscript")
+    assert "display: none" in said[0]
+    assert [re.findall(r"\w+\.svg", text) for text in said[1:]] == [[f"{name}.svg"] for name in specs_of(page)]
+
+
+def test_facts_have_names_of_their_own(text_folder: Path) -> None:
+    """No two facts of a page have the same name, and names are words with spaces between them."""
+    names = page_of(text_folder).find("dt")
+    assert len({*names}) == len(names)
+    assert {"data set", "data", "batch size", "measure every"} <= {*names}
+    assert [name for name in names if "_" in name] == []
+
+
+@pytest.mark.usefixtures("_one_bundle")
+def test_a_failure_leaves_the_last_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a report cannot be written to its end the files of the last one keep their bytes, and nothing is left."""
+    with Store.open(tmp_path, study("plain", "rezero", seeds=1)) as store:
+        record(store, Trial("plain", 0.01, 0), (2.0, 1.0))
+        write_report(store)
+        before = files(tmp_path)
+        record(store, Trial("rezero", 0.01, 0), (2.0, 0.5), ((0.1,), (0.2,)))
+        write = Path.write_text
+
+        def fill_the_disk(path: Path, text: str, **options: Any) -> int:
+            write(path, text[:10], **options)
+            raise OSError(28, "No space left on device")
+
+        for name in ("report.html", "summary.json", "verdict.txt"):
+            with monkeypatch.context() as patch:
+                patch.setattr(
+                    Path, "write_text", lambda p, t, n=name, **o: (fill_the_disk if p.name == n else write)(p, t, **o)
+                )
+                with pytest.raises(UsageError, match=r"^cannot write the report into .*No space left on device"):
+                    write_report(store)
+            assert files(tmp_path) == before
+        write_report(store)
+    assert files(tmp_path) != before
+
+
+@pytest.mark.usefixtures("_one_bundle")
+def test_a_path_that_is_not_utf8_is_written_with_escapes(tmp_path: Path) -> None:
+    """A setting with bytes that are no text, as Python reads them from a command line, is in the page as an escape."""
+    asked = study("plain", seeds=1)
+    asked = replace(asked, settings=replace(asked.settings, data="F/\udcff.txt"))
+    with Store.open(tmp_path, asked) as store:
+        record(store, Trial("plain", 0.01, 0), (2.0, 1.0))
+        write_report(store)
+    assert r"F/\udcff.txt" in page_of(tmp_path).find("dd")
 
 
 def record(store: Store, trial: Trial, losses: tuple[float, ...], alphas: tuple[tuple[float, ...], ...] = ()) -> None:

@@ -249,6 +249,8 @@ def states_that_do_not_fit() -> dict[str, Callable[[dict[str, Any]], object]]:
         "a-weight-is-missing": lambda state: {**state, "model": dict([*state["model"].items()][1:])},
         "no-optimizer": lambda state: {k: v for k, v in state.items() if k != "optimizer"},
         "another-optimizer": lambda state: {**state, "optimizer": {"state": {}, "param_groups": []}},
+        "losses-are-a-number": lambda state: {**state, "losses": 5},
+        "seconds-are-a-text": lambda state: {**state, "seconds": "abc"},
         "a-list": lambda state: [state],
         "nothing": lambda _: None,
     }

@@ -243,6 +243,20 @@ def test_a_creation_that_was_cut_off_goes_on(tmp_path: Path) -> None:
         assert store.done() == set()
 
 
+@pytest.mark.parametrize("left", [b"", b"S"], ids=["nothing", "one-byte"])
+def test_a_study_that_was_emptied_is_not_begun_anew(tmp_path: Path, left: bytes) -> None:
+    """A study.sqlite that was truncated beside a report is refused, so that nothing is trained over old results."""
+    with Store.open(tmp_path, study()):
+        pass
+    (tmp_path / "study.sqlite").write_bytes(left)
+    (tmp_path / "report.html").write_text("results")
+    before = tree(tmp_path)
+    message = r"expected an empty or new folder, .* holds other files beside an empty study\.sqlite$"
+    with pytest.raises(UsageError, match=message), Store.open(tmp_path, study()):
+        pass
+    assert tree(tmp_path) == before
+
+
 def test_a_creation_is_whole_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A creation that breaks off after some tables leaves none of them, and the study can be made afterwards."""
     with monkeypatch.context() as patch:
@@ -453,6 +467,33 @@ def test_reading_nothing_creates_nothing(tmp_path: Path) -> None:
     assert tree(tmp_path) == {"empty": None}
 
 
+@pytest.mark.parametrize("name", ["report.html", "study.sqlite"])
+def test_a_file_of_a_study_is_not_its_folder(tmp_path: Path, name: str) -> None:
+    """Where a file of a study is given in place of the folder the error says which folder to give."""
+    with Store.open(tmp_path, study()):
+        pass
+    (tmp_path / "report.html").touch()
+    with pytest.raises(UsageError, match=f"found no study.sqlite; give its folder, {tmp_path}$"):
+        Store.open(tmp_path / name).__enter__()
+
+
+@pytest.mark.parametrize("asked", [None, study()], ids=["to-read", "to-run"])
+@pytest.mark.parametrize("name", [".", "study.sqlite"], ids=["folder", "database"])
+def test_a_study_without_permission_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, asked: Study | None
+) -> None:
+    """A whole study that may only be read is refused for that, and not a byte is written."""
+    with Store.open(tmp_path, study()):
+        pass
+    before = tree(tmp_path)
+    locked = (tmp_path / name).resolve()
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path).resolve() != locked)  # root may write anywhere
+    message = f"^cannot write to the output folder {tmp_path}: {locked} is not yours to write to; copy the study"
+    with pytest.raises(UsageError, match=message), Store.open(tmp_path, asked):
+        pass
+    assert tree(tmp_path) == before
+
+
 def test_a_folder_without_permission_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder that may not be written to is refused before anything is tried, for the folder itself and one below."""
     tmp_path.chmod(0o555)
@@ -531,3 +572,64 @@ def test_a_study_can_be_read_where_it_could_not_be_run(tmp_path: Path, monkeypat
         execute(path, f"UPDATE study SET value = '{settings}' WHERE key = 'settings'")  # noqa: S608 - our own text
         with Store.open(tmp_path / name) as store:
             assert getattr(store.study.settings, key) == value
+
+
+# Values that are not what is written there: the statement that puts each into a whole study.
+WRONG_VALUES: dict[str, str] = {
+    "metric-text": "UPDATE metric SET value = 'abc'",
+    "metric-blob": "UPDATE metric SET value = x'ff'",
+    "metric-step-text": "UPDATE metric SET step = 'abc'",
+    "metric-step-0": "UPDATE metric SET step = 0",
+    "metric-step-negative": "UPDATE metric SET step = -5",
+    "metric-epoch-text": "UPDATE metric SET epoch = 'abc'",
+    "metric-epoch-0": "UPDATE metric SET epoch = 0",
+    "metric-name-blob": "UPDATE metric SET name = x'ff' WHERE name = 'seconds'",
+    "metric-missing": "DELETE FROM metric WHERE name = 'seconds'",
+    "alpha-text": "UPDATE alpha SET value = 'abc'",
+    "alpha-step-text": "UPDATE alpha SET step = 'abc'",
+    "sample-blob": "UPDATE sample SET value = x'ff'",
+    "seed-text": "UPDATE trial SET seed = 'abc'",
+    "lr-text": "UPDATE trial SET lr = 'abc'",
+    "arm-blob": "UPDATE trial SET arm = x'ff'",
+    "arm-unknown": "UPDATE trial SET arm = 'abc'",
+    "task-number": "UPDATE study SET value = '5' WHERE key = 'task'",
+    "data-null": "UPDATE study SET value = 'null' WHERE key = 'data'",
+    "command-list": "UPDATE study SET value = '[]' WHERE key = 'command'",
+    "key-blob": "UPDATE study SET key = x'ff' WHERE key = 'command'",
+    "schema-text": "UPDATE study SET value = '\"two\"' WHERE key = 'schema'",
+    "schema-null": "UPDATE study SET value = 'null' WHERE key = 'schema'",
+    "schema-half": "UPDATE study SET value = '2.0' WHERE key = 'schema'",
+    "settings-list": "UPDATE study SET value = '[]' WHERE key = 'settings'",
+    **{
+        f"{name}={value}": f"UPDATE study SET value = json_set(value, '$.{name}', json('{value}')) "  # noqa: S608
+        "WHERE key = 'settings'"
+        for name, value in (
+            *(("seeds", "1.5"), ("seeds", "true"), ("seeds", "0"), ("depth", "null"), ("width", '"8"')),
+            *(("lr", '"fast"'), ("clip", "[]"), ("optimizer", "5"), ("arms", "[1, 2]"), ("arms", "5"), ("speed", "1")),
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("statement", WRONG_VALUES.values(), ids=WRONG_VALUES)
+def test_a_wrong_value_is_damage(tmp_path: Path, statement: str) -> None:
+    """A value that cannot have been written there is a UsageError of one line, wherever in the database it is."""
+    with Store.open(tmp_path, study()) as store:
+        store.begin(REZERO)
+        store.add(REZERO, replace(point(12, alphas=(0.5, 0.25)), sample="text"))
+        store.finish(REZERO, "finished")
+    execute(tmp_path / "study.sqlite", statement)
+    with pytest.raises(UsageError, match=NOT_A_STUDY) as caught, Store.open(tmp_path) as store:
+        store.results()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["seed-text", "lr-text", "arm-blob", "arm-unknown"])
+def test_a_damaged_trial_is_not_run_again(tmp_path: Path, name: str) -> None:
+    """What is done is read with the same care, so that no damage has a trial trained anew."""
+    with Store.open(tmp_path, study()) as store:
+        store.begin(REZERO)
+        store.finish(REZERO, "finished")
+        store._connection.execute(WRONG_VALUES[name])
+        with pytest.raises(UsageError, match=NOT_A_STUDY):
+            store.done()

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from rezero.data.digits import load_digits
+from rezero.errors import UsageError
 from rezero.lab import Checkpoints, Store, Study, Trial, TrialResult, Watcher, find_task, plan, run_study
 
 TASK = find_task("fc-digits")
@@ -245,3 +246,38 @@ def test_a_finished_study_does_not_go_on(tmp_path: Path) -> None:
     run(tmp_path, later)
     with Store.open(tmp_path) as store:
         assert store.study == first
+
+
+@pytest.mark.parametrize("place", ["checkpoints", "checkpoints/rezero-lr0.01-seed1"])
+def test_a_file_in_the_way_of_checkpoints_is_named_before_any_step(tmp_path: Path, place: str) -> None:
+    """A file where a trial's checkpoints should lie is refused at the start, whichever trial it is."""
+    with Store.open(tmp_path / "study", study()):
+        pass
+    (tmp_path / "study" / place).parent.mkdir(exist_ok=True)
+    (tmp_path / "study" / place).write_text("a file")
+    watcher = silent()
+    with pytest.raises(UsageError, match=f"{place} should become a folder for checkpoints, and is a file: move it"):
+        run(tmp_path / "study", study(), watcher)
+    assert watcher.method_calls == []
+
+
+@pytest.mark.parametrize(
+    ("error", "named"),
+    [
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), True),
+        (MemoryError(), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+    ids=["cpu", "cuda", "python", "another-fault"],
+)
+def test_memory_that_runs_out_on_the_way_is_one_line(tmp_path: Path, error: Exception, named: bool) -> None:
+    """Where memory runs out in a trial one line says what to make smaller, and the trials before it are kept."""
+    watcher = silent()
+    watcher.step.side_effect = [*[None] * 6, error]
+    message = r"^cpu has not the memory for depth 2, width 8 and batch-size 500: make them smaller, or .*--accumulate$"
+    expected = pytest.raises(UsageError, match=message) if named else pytest.raises(RuntimeError, match="mat1")
+    with expected, Store.open(tmp_path, study()) as store:
+        run_study(store, TASK, DATA, watcher)
+    with Store.open(tmp_path) as store:
+        assert len(store.results()) == 1

@@ -155,3 +155,71 @@ def test_settings_and_checks_leave_the_generator_alone() -> None:
     settings = FC_DIGITS.settings({"depth": 3, "width": 8})
     FC_DIGITS.check(load_digits(), settings)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"batch_size": 1499, "accumulate": 2, "steps": 2},
+            r"^the last batch of an epoch has 1 examples for 2 parts .*choose another batch-size$",
+        ),
+        ({"width": 10**6}, r"^cpu has not the memory for depth 2, width 1000000 and batch-size 128: make them smaller"),
+        ({"steps": 6, "warmup": 6}, r"^warmup must be shorter than the run of 6 steps: got 6$"),
+        ({"schedule": "StepLR step_size=0"}, r"^schedule 'StepLR step_size=0': "),
+        ({"optimizer": "SGD momentum=0.9", "schedule": "OneCycleLR max_lr=1 total_steps=3", "steps": 4}, r"4 times"),
+    ],
+    ids=["last-batch", "memory", "warmup", "schedule", "short-schedule"],
+)
+def test_what_the_data_show_is_refused_before_anything_runs(given: dict[str, Any], message: str) -> None:
+    """check() refuses what would fail on the way with these data."""
+    with pytest.raises(UsageError, match=message):
+        FC_DIGITS.check(load_digits(), FC_DIGITS.settings({"depth": 2, "width": 8, **given}))
+
+
+def test_a_small_batch_that_is_not_reached_is_no_fault() -> None:
+    """A run that ends before the last batch of an epoch may have any batch size."""
+    FC_DIGITS.check(load_digits(), FC_DIGITS.settings({"batch_size": 1499, "accumulate": 2, "steps": 1}))
+
+
+def test_the_tasks_own_warmup_is_called_its_default() -> None:
+    """A run that is shorter than the task's warm-up, which the user may never have heard of, is told its option."""
+    task = replace(FC_DIGITS, defaults=replace(FC_DIGITS.defaults, warmup=100))
+    message = r"^warmup must be shorter than the run of 20 steps: got 100, the default of fc-digits; give --warmup$"
+    with pytest.raises(UsageError, match=message):
+        task.check(load_digits(), task.settings({"steps": 20}))
+
+
+TORCHRUN = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+ENVIRONMENTS: dict[str, tuple[dict[str, str], int | str]] = {
+    "nothing": ({}, 1),
+    "torchrun": (TORCHRUN, 2),
+    "torchrun-alone": ({**TORCHRUN, "WORLD_SIZE": "1", "RANK": "0"}, 1),
+    "rank-alone": ({"RANK": "1"}, 1),
+    "rank-of-one": ({"RANK": "abc", "WORLD_SIZE": "1"}, 1),
+    "size-alone": ({"WORLD_SIZE": "2"}, "got no RANK and no LOCAL_RANK and no MASTER_ADDR and no MASTER_PORT: start"),
+    "size-text": ({**TORCHRUN, "WORLD_SIZE": "abc"}, "got WORLD_SIZE=abc, RANK=1, LOCAL_RANK=0: start the processes"),
+    "size-0": ({**TORCHRUN, "WORLD_SIZE": "0"}, "got WORLD_SIZE=0, RANK=1"),
+    "rank-text": ({**TORCHRUN, "RANK": "abc"}, "got WORLD_SIZE=2, RANK=abc"),
+    "rank-too-large": ({**TORCHRUN, "RANK": "2"}, "got WORLD_SIZE=2, RANK=2"),
+    "local-rank-alone": ({"LOCAL_RANK": "1"}, "got no WORLD_SIZE and no RANK .*or unset LOCAL_RANK$"),
+    "local-rank-negative": ({**TORCHRUN, "LOCAL_RANK": "-1"}, "LOCAL_RANK=-1"),
+    "no-address": ({k: v for k, v in TORCHRUN.items() if k != "MASTER_ADDR"}, "got no MASTER_ADDR: start"),
+}
+
+
+@pytest.mark.parametrize(("environment", "expected"), ENVIRONMENTS.values(), ids=ENVIRONMENTS)
+def test_processes_are_those_that_torchrun_started(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: int | str
+) -> None:
+    """The processes are WORLD_SIZE where torchrun has set all its variables, one where it has not; half is refused."""
+    for name in TORCHRUN:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if isinstance(expected, int):
+        assert FC_DIGITS.settings({}).processes == expected
+        return
+    with pytest.raises(UsageError, match=rf"^expected .*{expected}") as caught:
+        FC_DIGITS.settings({})
+    assert "\n" not in str(caught.value)

@@ -15,6 +15,8 @@ from rezero.data.batches import Data
 from rezero.errors import UsageError
 from rezero.lab import TASKS, Settings, Task, find_task
 from rezero.lab.task import ACCURACY, BITS
+from rezero.lab.tasks import SAMPLE_MARK
+from rezero.layers import MLP, LanguageModel, ResNet
 from rezero.layers.residuals import RESIDUALS
 
 SIZES = {"fc-digits": 2, "fc-cifar10": 2, "resnet-cifar10": 8, "lm-text": 2, "lm-enwik8": 2}  # a depth that it takes
@@ -59,15 +61,34 @@ def read(name: str, settings: Settings) -> Data:
 
 @pytest.mark.parametrize("name", TASKS, ids=str)
 def test_defaults_are_settings_of_the_task(name: str) -> None:
-    """Without options a task has its defaults, its arms are its own, and each formula is the one of the registry."""
+    """Without options a task has its defaults, and its arms are its own, in the order of the registry."""
     task = find_task(name)
     if task.defaults.threads > (os.cpu_count() or 1):
         pytest.skip(f"needs {task.defaults.threads} cores")
     assert task.settings({}) == task.defaults
     assert {*task.defaults.arms} <= {*task.arms} <= {*RESIDUALS}
-    assert all(formula == RESIDUALS[arm] for arm, formula in task.arms.items())
+    assert [*task.arms] == [arm for arm in RESIDUALS if arm in task.arms]
     assert "rezero" in task.defaults.arms
     assert "\n" not in task.summary
+
+
+FAMILIES = {"fc-digits": MLP, "fc-cifar10": MLP, "resnet-cifar10": ResNet, "lm-text": LanguageModel}
+FAMILIES["lm-enwik8"] = LanguageModel
+
+
+@pytest.mark.parametrize("name", TASKS, ids=str)
+def test_formulas_are_those_of_the_family(name: str) -> None:
+    """The formula of an arm is the registry's, or where the family departs from it the one that its class states."""
+    documented = FAMILIES[name].__doc__ or ""
+    for arm, formula in find_task(name).arms.items():
+        assert formula == RESIDUALS[arm] or f"``{formula.partition(', ')[0]}``" in documented, arm
+
+
+def test_every_block_of_a_resnet_has_its_own_formula() -> None:
+    """No arm of the ResNet task takes its formula from the registry, which knows neither its shortcut nor its norms."""
+    arms = find_task("resnet-cifar10").arms
+    assert arms["residual"] == "relu(s(x) + bn conv relu bn conv x)"
+    assert not {*arms.values()} & {*RESIDUALS.values()}
 
 
 @pytest.mark.parametrize(("name", "arm"), [(name, arm) for name, task in TASKS.items() for arm in task.arms])
@@ -261,7 +282,9 @@ def test_processes_are_those_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> Non
     task = find_task("fc-digits")
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert task.settings({}).processes == 1
-    monkeypatch.setenv("WORLD_SIZE", "4")
+    started = {"WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    for variable, value in started.items():
+        monkeypatch.setenv(variable, value)
     assert task.settings({}).processes == 4
     with pytest.raises(UsageError, match=r"^batch-size must be at least processes times accumulate, 8, .*: got 7$"):
         task.settings({"batch_size": 7, "accumulate": 2})
@@ -282,5 +305,10 @@ def test_the_sample_of_a_text_is_the_seeds_alone(text: Path) -> None:
     assert model.training
     content = text.read_bytes()
     prompt = content[len(content) * 90 // 100 :][:64].decode()
-    assert first.startswith(prompt)
-    assert task.sample(model, data, 4).startswith(prompt)
+    assert first.startswith(prompt + SAMPLE_MARK)
+    assert task.sample(model, data, 4).startswith(prompt + SAMPLE_MARK)
+
+
+def test_validation_is_not_said_to_be_longer_than_the_text() -> None:
+    """The recipe promises no more validation bytes than a short text has."""
+    assert find_task("lm-text").recipe["validation"] == "at most the first 32,768 bytes of the validation part"

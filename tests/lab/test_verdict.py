@@ -15,6 +15,7 @@ from rezero.lab.verdict import show_value
 TASK = find_task("fc-digits")
 NAN = math.nan
 CAVEAT = "this says what happened at this setting, not which arm is better in general"
+ONE_ARM_CAVEAT = "this says what happened at this setting, not how good it is in general"
 
 # Losses by arm, one a seed; nan is a seed that diverged. The accuracies follow from them.
 LOSSES: dict[str, Mapping[str, Sequence[float]]] = {
@@ -60,10 +61,10 @@ def test_verdict_is_golden() -> None:
     assert verdict("apart") == (
         "fc-digits: depth 2, width 8, 2 epochs of batches of 128, 3 seeds. Every arm ran at one fixed learning "
         "rate, 0.01: not tuned.\n\n"
-        "Training loss at the end, median over seeds and range: rezero 0.2 (0.1 to 0.3); pre-norm 0.5 (0.4 to 0.6); "
-        "plain 2.1 (2 to 2.2). rezero ends lowest, at 0.4 times the loss of the next arm, pre-norm; their ranges do "
-        "not overlap. On validation accuracy rezero comes first with 83.3 % and pre-norm second with 66.7 %; their "
-        "ranges do not overlap.\n\n"
+        "Training loss at the end (nats), median over seeds and range: rezero 0.200 (0.100 to 0.300); pre-norm 0.500 "
+        "(0.400 to 0.600); plain 2.10 (2.00 to 2.20). rezero ends lowest, at 0.400 times the loss of the next arm, "
+        "pre-norm; their ranges do not overlap. On validation accuracy rezero comes first with 83.3 % and pre-norm "
+        "second with 66.7 %; their ranges do not overlap.\n\n"
         "Another learning rate may change the order of the arms, and a range over 3 seeds is no interval: this says "
         "what happened at this setting, not which arm is better in general."
     )
@@ -72,8 +73,8 @@ def test_verdict_is_golden() -> None:
 SENTENCES = [
     ("overlap", "rezero and pre-norm come out lowest and their ranges overlap: 3 seeds do not part them."),
     ("touching", "rezero and pre-norm come out lowest and their ranges overlap: 3 seeds do not part them."),
-    ("same-network", "rezero and skipinit come out lowest, level at 0.2."),
-    ("apart", "rezero ends lowest, at 0.4 times the loss of the next arm, pre-norm; their ranges do not overlap."),
+    ("same-network", "rezero and skipinit come out lowest, level at 0.200."),
+    ("apart", "rezero ends lowest, at 0.400 times the loss of the next arm, pre-norm; their ranges do not overlap."),
     ("all-diverged", "Every arm diverged."),
     ("one-seed-all-diverged", "Every arm diverged."),
     ("others-diverged", "rezero ends lowest; every other arm diverged."),
@@ -81,9 +82,9 @@ SENTENCES = [
         "one-seed-diverged",
         "rezero ends lowest, at 0.0952 times the loss of the next arm, plain; their ranges do not",
     ),
-    ("one-arm", "range: rezero 0.2 (0.1 to 0.3)."),
+    ("one-arm", "range: rezero 0.200 (0.100 to 0.300)."),
     ("one-arm-diverged", "range: rezero diverged (diverged to diverged)."),
-    ("one-seed", "rezero 0.2 (one seed); plain 2 (one seed). rezero ends lowest, at 0.1 times the loss of"),
+    ("one-seed", "at the end (nats): rezero 0.200; plain 2.00. rezero ends lowest, at 0.100 times the loss of"),
 ]
 
 
@@ -122,17 +123,21 @@ def test_verdict_claims_one_thing(name: str, claim: str | None) -> None:
 def test_verdict_never_says_better_without_its_caveat(name: str) -> None:
     """No outcome is called better, best, winning or significant outside the sentence that says it is not shown."""
     text = verdict(name)
-    assert text.count(CAVEAT) == 1
+    caveat = CAVEAT if len(LOSSES[name]) > 1 else ONE_ARM_CAVEAT
+    assert text.count(caveat) == 1
     assert "not tuned" in text
     assert not re.search(
-        r"\b(better|best|wins?|winner|significant\w*|superior|outperforms?)\b", text.replace(CAVEAT, "")
+        r"\b(better|best|wins?|winner|significant\w*|superior|outperforms?)\b", text.replace(caveat, "")
     )
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_verdict_ranks_every_arm_by_its_median(name: str) -> None:
     """Every arm is listed once, lowest median first, those that diverged last."""
-    (listed,) = re.findall(r"median over seeds and range: (.*?)\. ?(?=[A-Za-z]|$)", verdict(name).split("\n\n")[1])
+    (listed,) = re.findall(
+        r"at the end \(nats\)(?:, median over seeds and range)?: (.*?)\. ?(?=[A-Za-z]|$)",
+        verdict(name).split("\n\n")[1],
+    )
     entries = [entry.split(" ")[:2] for entry in listed.split("; ")]
     assert {arm for arm, _ in entries} == {*LOSSES[name]}
     assert len(entries) == len(LOSSES[name])
@@ -201,9 +206,20 @@ def test_equal_accuracies_are_level() -> None:
 def test_one_seed_has_no_range(name: str) -> None:
     """With one seed there is no range, so the verdict does not say that ranges overlap or do not."""
     text = verdict(name)
-    assert "(one seed)" in text
-    assert not re.search(r"ranges (do not )?overlap", text)
+    assert "one seed has no interval" in text
+    assert not re.search(r"ranges? (do not )?overlap|median|range:|\(one seed\)", text)
     assert "1 seeds" not in text
+    (listed,) = re.findall(r"at the end \(nats\): (.*?)\. ", text)
+    assert not re.search(r"[()]", listed)
+
+
+@pytest.mark.parametrize("name", ["one-arm", "one-arm-diverged"])
+def test_one_arm_is_not_called_arms(name: str) -> None:
+    """The verdict of one arm speaks of no other and of no order."""
+    text = verdict(name)
+    assert not re.search(r"\b(arms|order|Every arm|every arm)\b", text)
+    assert "The arm ran at one fixed learning rate, 0.01: not tuned." in text
+    assert "Another learning rate may give another loss, and a range over 3 seeds is no interval" in text
 
 
 @pytest.mark.parametrize("name", ["half-diverged", "each-half-diverged"])
@@ -245,8 +261,12 @@ def test_a_trial_that_diverged_is_not_ranked_by_the_loss_before() -> None:
     ("value", "loss", "percent"),
     [
         (0.12345, "0.123", "12.3 %"),
-        (1.0, "1", "100.0 %"),
-        (17984.25, "1.8e+04", "1798425.0 %"),
+        (1.0, "1.00", "100.0 %"),
+        (0.0064, "0.00640", "0.6 %"),
+        (18.2, "18.2", "1820.0 %"),
+        (100.4, "100", "10040.0 %"),
+        (0.0, "0.00", "0.0 %"),
+        (17984.25, "1.80e+04", "1798425.0 %"),
         (math.nan, "diverged", "none"),
         (math.inf, "diverged", "none"),
     ],
@@ -275,6 +295,8 @@ def test_text_is_compared_in_bits_a_byte() -> None:
         "On validation loss rezero comes first with 2.250 bits a byte and pre-norm second with 3.500; their ranges do "
         "not overlap." in text
     )
+    assert "Training loss at the end (bits a byte), median over seeds and range: rezero 2.25 (2.00 to 2.50); " in text
+    assert "nats" not in text
     assert "accuracy" not in text
     assert "%" not in text
 

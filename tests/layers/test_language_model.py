@@ -428,6 +428,32 @@ def test_refuses_foreign_caches_and_leaves_them() -> None:
         KVCache(0)
 
 
+FOREIGN: dict[str, tuple[LanguageModel, str]] = {
+    "heads": (LanguageModel(D, DEPTH, 1, vocab_size=V), "3 heads of width 4 in torch.float32 on cpu, got 1 heads of w"),
+    "width": (LanguageModel(6, DEPTH, HEADS, vocab_size=V), "in torch.float32 on cpu, got 3 heads of width 2 in torch"),
+    "dtype": (build().double(), "torch.float32 on cpu, got 3 heads of width 4 in torch.float64 on cpu; begin with mod"),
+}
+
+
+@pytest.mark.parametrize(("other", "message"), FOREIGN.values(), ids=FOREIGN)
+@pytest.mark.parametrize("new", [1, 3], ids=str)
+def test_refuses_a_cache_of_other_heads_or_dtype(other: LanguageModel, message: str, new: int) -> None:
+    """A cache that a model with other heads or another dtype has filled is a ValueError, and goes on in its own."""
+    model, tokens = build(), text(2, 6)
+    cache = model.new_cache()
+    model(tokens[:, :3], cache)
+    with pytest.raises(ValueError, match=f"^the cache belongs to another model, .* it holds .*{message}"):
+        other(text(2, new), cache)
+    torch.testing.assert_close(model(tokens[:, 3:], cache), model(tokens)[:, 3:])
+
+
+@pytest.mark.parametrize("token", [-1, V], ids=str)
+def test_a_token_outside_the_vocabulary_is_an_index_error(token: int) -> None:
+    """On a CPU the embedding refuses a token that it has no row for."""
+    with pytest.raises(IndexError, match="index out of range"):
+        build()(torch.tensor([[0, token]]))
+
+
 # Generation
 
 
@@ -513,6 +539,24 @@ def test_generate_refuses(options: dict[str, Any], message: str) -> None:
     """An argument out of range is an error that names it."""
     with pytest.raises(ValueError, match=message):
         build().generate(**{"prompt": text(1, 3), "max_new_tokens": 1, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": 2.5}, r"^max_new_tokens must be a whole number: got 2\.5$"),
+        ({"max_new_tokens": True}, "^max_new_tokens must be a whole number: got True$"),
+        ({"top_k": 1.5}, r"^top_k must be a whole number, or None for all tokens: got 1\.5$"),
+        ({"top_k": True}, "^top_k must be a whole number, or None for all tokens: got True$"),
+    ],
+    ids=str,
+)
+def test_generate_counts_in_whole_numbers(options: dict[str, Any], message: str) -> None:
+    """A number of tokens that is a fraction or a truth value is a TypeError, and the model stays in its mode."""
+    model = build()
+    with pytest.raises(TypeError, match=message):
+        model.generate(**{"prompt": text(1, 3), "max_new_tokens": 1, **options})
+    assert model.training
 
 
 # Parts

@@ -13,7 +13,10 @@ from rezero.errors import UsageError
 
 __all__ = ["BROKEN", "check", "matches", "read_bytes", "read_tar", "read_zip"]
 
-BROKEN = (EOFError, NotImplementedError, RuntimeError, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
+BROKEN = (
+    *(EOFError, NotImplementedError, RuntimeError, UnicodeDecodeError),
+    *(lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, zlib.error),
+)
 """What the standard library raises for archives that were cut or altered, need a password or an unknown method."""
 
 

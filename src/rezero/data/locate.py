@@ -10,26 +10,52 @@ __all__ = ["cache_folder", "data_folders", "find"]
 
 
 def cache_folder() -> Path:
-    """Return the folder that downloads go to, ``$XDG_CACHE_HOME/rezero`` or ``~/.cache/rezero``; it may not exist."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rezero"
+    """Return the folder that downloads go to; it may not exist.
+
+    Returns:
+        ``$XDG_CACHE_HOME/rezero``, or ``~/.cache/rezero``.
+
+    Raises:
+        UsageError: If XDG_CACHE_HOME is not set and there is no home folder, as for some services.
+    """
+    if (cache := _cache()) is None:
+        raise UsageError(
+            "there is no home folder to keep data sets in: set XDG_CACHE_HOME to a folder for them, or REZERO_DATA to "
+            "one that holds them"
+        )
+    return cache
+
+
+def _cache() -> Path | None:
+    given = os.environ.get("XDG_CACHE_HOME")
+    try:
+        folder = Path(given or "~").expanduser()
+    except RuntimeError:  # a user whom the system does not know
+        return None
+    if given:
+        return folder / "rezero"
+    return folder / ".cache" / "rezero" if folder.is_dir() else None
 
 
 def data_folders() -> list[Path]:
     """Return the folders where data are looked for, the first one first.
 
     Returns:
-        The folder that REZERO_DATA names, if it is set, and the cache.
+        The folder that REZERO_DATA names, if it is set, and the cache, if there can be one.
 
     Raises:
-        UsageError: If REZERO_DATA is set to something that is no folder.
+        UsageError: If REZERO_DATA is set to something that is no folder, or there is neither.
     """
     given = os.environ.get("REZERO_DATA")
     if not given:
         return [cache_folder()]
-    folder = Path(given).expanduser()
+    try:
+        folder = Path(given).expanduser()
+    except RuntimeError:
+        folder = Path(given)
     if not folder.is_dir():
         raise UsageError(f"REZERO_DATA must name a folder that holds data sets, got {given!r}: set it anew or unset it")
-    return [folder, cache_folder()]
+    return [place for place in (folder, _cache()) if place is not None]
 
 
 def find(name: str, candidates: Sequence[str], *, suffixes: Sequence[str] = ("",), is_folder: bool = False) -> Path:
@@ -55,5 +81,5 @@ def find(name: str, candidates: Sequence[str], *, suffixes: Sequence[str] = ("",
                 return folder / candidate
     wanted = " or ".join(candidates) + "".join(f", {suffix}" for suffix in suffixes if suffix)
     places = " and ".join(map(str, folders))
-    advice = "" if len(folders) > 1 else ", or set REZERO_DATA to a folder that holds it"
+    advice = "" if os.environ.get("REZERO_DATA") else ", or set REZERO_DATA to a folder that holds it"
     raise UsageError(f"no {name} here: looked for {wanted} in {places}; get it with `rezero download {name}`{advice}")

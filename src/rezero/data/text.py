@@ -101,10 +101,11 @@ def load_text(path: str | Path, context: int, val_limit: int | None = None) -> T
         files = [file for file in files if file.is_file()]
         if not files:
             raise UsageError(f"{path} has no text: expected files that end in .txt, at any depth")
-    elif path.exists():
+    elif path.is_file():
         files = [path]
     else:
-        raise UsageError(f"{path} is not there: expected a file of text or a folder of .txt files")
+        found = "is neither a file nor a folder" if path.exists() else "is not there"  # a pipe may never end
+        raise UsageError(f"{path} {found}: expected a file of text or a folder of .txt files")
     content = b"".join(map(read_bytes, files))
     if not content:
         raise UsageError(f"{path} is empty: expected text to train on")

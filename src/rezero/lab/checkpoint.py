@@ -2,11 +2,12 @@
 
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
-from hashlib import file_digest
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from rezero.errors import UsageError
 
 __all__ = ["Checkpoints"]
 
-FORMAT = 1
+FORMAT = 2
 TENSORS, STATE = "tensors.safetensors", "state.json"
+_SUM = "sha256"  # of everything else in the state
 _WRITING = ".writing"
 _PLAIN = (bool, int, float, str, type(None))
 _PICKLES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # how torch.save and pickle begin
@@ -43,8 +45,17 @@ class Checkpoints:
 
     def latest(self) -> int:
         """Return the step of the newest state, 0 if there is none."""
-        names = (path.name.removeprefix("step-") for path in self.folder.glob("step-*"))
-        return max((int(name) for name in names if name.isdecimal()), default=0)
+        return max(self._states(), default=0)
+
+    def check(self) -> None:
+        """Refuse a place where no state can be written, before there is one.
+
+        Raises:
+            UsageError: If something that is no folder is in the way.
+        """
+        for place in (self.folder, self.folder.parent):
+            if place.exists() and not place.is_dir():
+                raise UsageError(f"{place} should become a folder for checkpoints, and is a file: move it away")
 
     def save(self, step: int, state: object) -> None:
         """Write a state, and drop the one before.
@@ -68,7 +79,7 @@ class Checkpoints:
                 digest = file_digest(file, "sha256").hexdigest()
             facts = {"format": FORMAT, "owner": self.owner, "step": step, TENSORS: digest, "state": packed}
             with (writing / STATE).open("w", encoding="utf-8") as file:
-                json.dump(facts, file, indent=1)
+                json.dump({_SUM: _sum(facts), **facts}, file, indent=1)
                 file.flush()
                 os.fsync(file.fileno())
             done = self._path(step)
@@ -82,7 +93,7 @@ class Checkpoints:
                 f"cannot write a checkpoint into {self.folder} ({error}); {kept}: make room, then give the same "
                 "command again"
             ) from error
-        for path in self.folder.glob("step-*"):
+        for path in self._states().values():
             if path != done:
                 shutil.rmtree(path, ignore_errors=True)
 
@@ -113,6 +124,10 @@ class Checkpoints:
             )
         if owner != self.owner:
             raise UsageError(f"{path} belongs to another trial ({_first_difference(self.owner, owner)}): {advice}")
+        if facts.pop(_SUM, None) != _sum(facts):
+            raise UsageError(f"{path / STATE} is not the file that was written: it is changed; {advice}")
+        if (held := facts.get("step")) != step:
+            raise UsageError(f"{path} holds the state of step {held!r}, expected that of step {step}: {advice}")
         try:
             with (path / TENSORS).open("rb") as file:
                 start = file.read(2)
@@ -136,6 +151,10 @@ class Checkpoints:
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:09d}"
+
+    def _states(self) -> dict[int, Path]:
+        paths = (path for path in self.folder.glob("step-*") if re.fullmatch(r"step-\d{9,}", path.name, re.ASCII))
+        return {int(path.name.removeprefix("step-")): path for path in paths}
 
 
 def _pack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
@@ -169,6 +188,10 @@ def _unpack(packed: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
             items = [_unpack(item, tensors) for item in value]
             return items if tag == "list" else tuple(items)
     raise ValueError(f"no value is tagged {tag!r}")
+
+
+def _sum(facts: Mapping[str, Any]) -> str:
+    return sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def _first_difference(expected: Mapping[str, Any], got: Any) -> str:

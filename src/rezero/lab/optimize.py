@@ -2,7 +2,8 @@
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ __all__ = ["build_optimizer", "build_schedule", "check_recipe"]
 _NEEDS_MORE = {"LBFGS", "SparseAdam"}  # a closure, sparse gradients
 _NEEDS_OBJECTS = {"SequentialLR", "ChainedScheduler", "LambdaLR", "MultiplicativeLR", "ReduceLROnPlateau", "SWALR"}
 _LENGTHS = ("T_max", "total_steps", "total_iters")  # what schedules call the number of steps
+_REHEARSED = 100_000  # steps of a schedule, of some microseconds each
 
 
 def build_optimizer(text: str, model: nn.Module, *, lr: float, alpha_lr: float | None = None) -> Optimizer:
@@ -49,12 +51,10 @@ def build_optimizer(text: str, model: nn.Module, *, lr: float, alpha_lr: float |
         raise UsageError(f"optimizer {text!r}: the learning rate has an option of its own, --lr")
     decay = options.pop("weight_decay", 0.0)
     if "foreach" in inspect.signature(kind).parameters:
-        options.setdefault("foreach", True)  # fewer and larger operations, on the CPU too
-    try:
+        options.setdefault("foreach", not options.get("fused"))  # fewer and larger operations, on the CPU too
+    with _faults_of("optimizer", text):
         groups = param_groups(model, lr=lr, weight_decay=decay, alpha_lr=lr if alpha_lr is None else alpha_lr)
         optimizer: Optimizer = kind(groups, lr=lr, **options)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UsageError(f"optimizer {text!r}: {error}") from error
     return optimizer
 
 
@@ -105,17 +105,25 @@ def _main_schedule(text: str, optimizer: Optimizer, steps: int, per_epoch: int) 
     for name in ("max_lr", "base_lr"):  # given for the model; every group keeps its share
         if isinstance(rate := options.get(name), int | float):
             options[name] = [rate * group["lr"] / optimizer.defaults["lr"] for group in optimizer.param_groups]
-    try:
+    with _faults_of("schedule", text):
         schedule: LRScheduler = kind(optimizer, **options)
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise UsageError(f"schedule {text!r}: {error}") from error
     return schedule
 
 
 def check_recipe(
-    optimizer: str, schedule: str, *, warmup: int, lr: float, steps: int | None = None, per_epoch: int = 100
+    optimizer: str,
+    schedule: str,
+    *,
+    warmup: int,
+    lr: float,
+    steps: int | None = None,
+    per_epoch: int = 100,
+    device: str = "cpu",
 ) -> None:
-    """Refuse an optimizer or a schedule that could not be built, before there is a model.
+    """Refuse an optimizer or a schedule that could not be built or would fail on the way, before there is a model.
+
+    Both are tried out on two numbers: the optimizer for two steps, the schedule for those of the whole run, or for its
+    first 100,000 and its last.
 
     Args:
         optimizer: As for `build_optimizer`.
@@ -124,13 +132,36 @@ def check_recipe(
         lr: Learning rate.
         steps: Optimizer steps of the whole run; None as long as the length is unknown.
         per_epoch: Optimizer steps of an epoch.
+        device: A torch device; some options need one that is no CPU.
 
     Raises:
         UsageError: If one of them cannot be built, or does not fit the length of the run.
     """
-    model = nn.ParameterList([torch.zeros(1, 1), torch.zeros(1)])  # draws no random numbers
-    steps = warmup + 1000 if steps is None else steps
-    build_schedule(schedule, build_optimizer(optimizer, model, lr=lr), warmup=warmup, steps=steps, per_epoch=per_epoch)
+    model = nn.ParameterList([torch.zeros(1, 1, device=device), torch.zeros(1, device=device)])  # nothing is drawn
+    tried = build_optimizer(optimizer, model, lr=lr)
+    length = warmup + 1000 if steps is None else steps
+    build_schedule(schedule, tried, warmup=warmup, steps=length, per_epoch=per_epoch)
+    course = build_schedule(schedule, tried, warmup=0, steps=length - warmup, per_epoch=per_epoch)
+    with _faults_of("optimizer", optimizer):
+        for _ in range(2):
+            for parameter in model.parameters():
+                parameter.grad = torch.ones_like(parameter)
+            tried.step()
+    last = 0 if steps is None else length - warmup - 1
+    with _faults_of("schedule", schedule):
+        for step in (*range(min(last, _REHEARSED)), last):
+            if course is not None:
+                course.last_epoch = step  # as it is already, but for a leap to the last one
+                course.step()
+
+
+@contextmanager
+def _faults_of(what: str, text: str) -> Iterator[None]:
+    """Turn whatever torch raises for options that it cannot use into one line."""
+    try:
+        yield
+    except Exception as error:
+        raise UsageError(f"{what} {text!r}: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
 def _classes(module: Any, base: type) -> dict[str, Any]:
@@ -146,7 +177,8 @@ def _parse(text: str, known: Mapping[str, Any], what: str, *, per_epoch: int) ->
         offered = ", ".join(sorted(known))
         raise UsageError(f"no {what} is called {name!r}{near(name, known)}; choose from {offered}")
     kind = known[by_lower[name.lower()]]
-    takes = [each for each in inspect.signature(kind).parameters if each not in ("params", "optimizer")]
+    parameters = inspect.signature(kind).parameters
+    takes = {key: each.default for key, each in parameters.items() if key not in ("params", "optimizer", "last_epoch")}
     options = {}
     for word in words:
         key, equals, value = word.partition("=")
@@ -155,7 +187,33 @@ def _parse(text: str, known: Mapping[str, Any], what: str, *, per_epoch: int) ->
         parts = [_read(part, per_epoch) for part in value.split(",") if part]
         single = len(parts) == 1 and "," not in value and key != "milestones"
         options[key] = parts[0] if single else tuple(parts)
+        if wanted := _misfit(options[key], takes[key]):
+            raise UsageError(f"{what} {text!r}: {key} must be {wanted}, got {value!r}")
     return kind, options
+
+
+def _misfit(value: Any, default: Any) -> str:
+    """Say what an option takes, by its default, if that is not what was given; torch takes any text for true."""
+    parts = value if isinstance(value, tuple) else (value,)
+    match default:
+        case bool():
+            fits, wanted = isinstance(value, bool), "true or false"
+        case str():
+            fits, wanted = isinstance(value, str), "a word"
+        case tuple():
+            fits = isinstance(value, tuple) and len(value) == len(default) and not _has(parts, str, bool)
+            wanted = f"{len(default)} numbers with commas between them"
+        case None:
+            fits, wanted = not _has(parts, str), "a number, true, false or none"
+        case int() | float():
+            fits, wanted = len(parts) == 1 and not _has(parts, str, bool, tuple, type(None)), "a number"
+        case _:
+            fits, wanted = bool(parts) and not _has(parts, str, bool, type(None)), "a number, or several with commas"
+    return "" if fits else wanted
+
+
+def _has(values: tuple[Any, ...], *kinds: type) -> bool:
+    return any(isinstance(value, kinds) for value in values)
 
 
 def _read(text: str, per_epoch: int) -> Any:

@@ -1,8 +1,10 @@
 """The processes that train one model together, and their device: Accelerate, told exactly what it should be."""
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -13,9 +15,32 @@ from accelerate.utils import broadcast_object_list
 from rezero.errors import UsageError
 from rezero.lab.settings import Settings
 
-__all__ = ["agree", "open_processes"]
+__all__ = ["agree", "open_processes", "world_size"]
 
 T = TypeVar("T")
+_NUMBERS, _ADDRESS = ("WORLD_SIZE", "RANK", "LOCAL_RANK"), ("MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
+
+
+def world_size() -> int:
+    """Return how many processes torchrun has started to train together, 1 if it has not.
+
+    Returns:
+        The number.
+
+    Raises:
+        UsageError: If the variables that torchrun sets are incomplete, or not the numbers that they should be.
+    """
+    given = {name: text for name in (*_NUMBERS, *_ADDRESS) if (text := os.environ.get(name))}
+    if given.get("WORLD_SIZE", "1") == "1" and "LOCAL_RANK" not in given:
+        return 1
+    advice = f"start the processes with torchrun, or unset {' and '.join(given)}"
+    if missing := [name for name in (*_NUMBERS, *_ADDRESS) if name not in given]:
+        raise UsageError(f"expected all the variables that torchrun sets, got no {' and no '.join(missing)}: {advice}")
+    numbers = {name: int(given[name]) if given[name].isdecimal() else -1 for name in _NUMBERS}
+    if not -1 < numbers["RANK"] < numbers["WORLD_SIZE"] or numbers["LOCAL_RANK"] < 0:
+        shown = ", ".join(f"{name}={given[name]}" for name in _NUMBERS)
+        raise UsageError(f"expected numbers from torchrun, a RANK from 0 and below WORLD_SIZE, got {shown}: {advice}")
+    return numbers["WORLD_SIZE"]
 
 
 @contextmanager
@@ -36,9 +61,9 @@ def open_processes(settings: Settings) -> Iterator[Accelerator]:
     if device.index is not None:
         os.environ["ACCELERATE_TORCH_DEVICE"] = settings.device
     AcceleratorState._reset_state(reset_partial_state=True)  # an earlier study may have had another precision
-    accelerator = Accelerator(
-        cpu=device.type == "cpu", mixed_precision="bf16" if settings.precision == "bf16" else "no"
-    )
+    precision = "bf16" if settings.precision == "bf16" else "no"
+    with nullcontext() if settings.processes == 1 else _ended_by_ctrl_c():
+        accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=precision)
     torch.set_num_threads(settings.threads)  # after Accelerate, which sets them too
     deterministic = torch.backends.cudnn.deterministic
     torch.backends.cudnn.deterministic = True
@@ -56,6 +81,21 @@ def open_processes(settings: Settings) -> Iterator[Accelerator]:
         os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
         accelerator.end_training()
         AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@contextmanager
+def _ended_by_ctrl_c() -> Iterator[None]:
+    # The processes wait for one another in C++, which hears no KeyboardInterrupt: one that lost the others to an early
+    # Ctrl-C would wait until torchrun kills it, for half a minute.
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def agree(accelerator: Accelerator, value: T) -> T:

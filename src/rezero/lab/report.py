@@ -6,6 +6,7 @@ from collections import defaultdict
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import altair as alt
@@ -15,10 +16,10 @@ import vl_convert
 from rezero import charts
 from rezero.errors import UsageError
 from rezero.lab.stats import Spread, by_arm, spread
-from rezero.lab.store import Store, TrialResult
+from rezero.lab.store import Store, Study, TrialResult
 from rezero.lab.task import Quality
-from rezero.lab.tasks import find_task
-from rezero.lab.verdict import show_value, write_verdict
+from rezero.lab.tasks import SAMPLE_MARK, find_task
+from rezero.lab.verdict import loss_unit, show_value, write_verdict
 
 __all__ = ["summary_rows", "write_report"]
 
@@ -28,7 +29,7 @@ _EMBED = "window.vegaEmbed = vegaEmbed;"  # what the page needs of the charts' J
 def write_report(store: Store) -> Path:
     """Write ``report.html``, ``verdict.txt``, ``summary.json`` and the charts as SVG and PNG into the study's folder.
 
-    The same study gives the same bytes.
+    The same study gives the same bytes. All files are written beside the old ones and take their places at the end.
 
     Args:
         store: The study's records.
@@ -40,37 +41,44 @@ def write_report(store: Store) -> Path:
         UsageError: If a file cannot be written.
     """
     try:
-        return _write(store, store.results())
+        with TemporaryDirectory(dir=store.folder, prefix=".report-") as beside:
+            _write(store, store.results(), Path(beside))
+            for file in sorted(Path(beside).iterdir()):
+                file.replace(store.folder / file.name)
+        return store.folder / "report.html"
     except OSError as error:
         raise UsageError(f"cannot write the report into {store.folder}: {error}") from error
 
 
-def _write(store: Store, results: list[TrialResult]) -> Path:
+def _write(store: Store, results: list[TrialResult], folder: Path) -> None:
     drawn = _draw(store, results)
     for name, (_, chart) in drawn.items():
-        charts.save(chart, store.folder / name)
+        charts.save(chart, folder / name)
     verdict = write_verdict(store.study, results)
-    (store.folder / "verdict.txt").write_text(verdict + "\n", encoding="utf-8")
+    _write_text(folder / "verdict.txt", verdict + "\n")
     summary = {**asdict(store.study), "results": _summarise(results)}
-    (store.folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    specs = {
-        name: json.dumps(chart.to_dict(), sort_keys=True).replace("<", "\\u003c") for name, (_, chart) in drawn.items()
-    }
+    _write_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+    specs = {name: chart.to_dict() for name, (_, chart) in drawn.items()}
     template = files("rezero.lab").joinpath("report.html.jinja").read_text(encoding="utf-8")
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
-    path = store.folder / "report.html"
     html = page.render(
         title=f"{store.study.task}: {', '.join(store.study.settings.arms)}",
         verdict=verdict.split("\n\n"),
-        charts=[(name, caption, specs[name]) for name, (caption, _) in drawn.items()],
+        charts=[
+            (name, caption, specs[name]["description"], json.dumps(specs[name], sort_keys=True).replace("<", "\\u003c"))
+            for name, (caption, _) in drawn.items()
+        ],
         table=summary_rows(store, results),
-        settings=vars(store.study.settings),
+        several_seeds=_seeds(results) > 1,
         samples=_samples(results),
-        provenance={"data": store.study.data, **store.study.provenance},
+        facts=_facts(store.study),
         bundle=vl_convert.javascript_bundle(_EMBED),
     )
-    path.write_text(html, encoding="utf-8")
-    return path
+    _write_text(folder / "report.html", html)
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")  # a path that is not UTF-8 has such bytes
 
 
 def summary_rows(store: Store, results: list[TrialResult]) -> list[dict[str, str]]:
@@ -85,17 +93,18 @@ def summary_rows(store: Store, results: list[TrialResult]) -> list[dict[str, str
     """
     task = find_task(store.study.task)
     quality, title = task.quality, _title(task.quality)
+    factor, unit = loss_unit(quality)
     rows = []
     for arm, trials in by_arm(results).items():
         last = [result.last for result in trials]
-        loss = spread(r.final("train_loss") for r in trials)
+        loss = spread(factor * r.final("train_loss") for r in trials)
         reached = spread(quality.factor * r.final(quality.metric) for r in trials)
         pace = spread(1000 * p.metrics["seconds"] / p.step for p in last)
         diverged = sum(result.status == "diverged" for result in trials)
         rows.append(
             {
                 "arm": arm,
-                "training loss (nats)": _with_range(loss, show_value),
+                f"training loss ({unit})": _with_range(loss, show_value),
                 title: _with_range(reached, quality.show),
                 "ms a step": _with_range(pace, "{:.1f}".format),
                 "seeds": f"{len(trials)}" + (f", {diverged} diverged" if diverged else ""),
@@ -118,30 +127,53 @@ def _summarise(results: list[TrialResult]) -> list[dict[str, object]]:
     ]
 
 
-def _samples(results: list[TrialResult]) -> list[tuple[str, int, str]]:
-    """List what the first seed of each arm wrote: arm, seed, text."""
+def _samples(results: list[TrialResult]) -> list[tuple[str, int, str, str]]:
+    """List what the first seed of each arm wrote: arm, seed, the text that was given, the model's own."""
     first = [trials[0] for trials in by_arm(results).values()]
-    return [(r.trial.arm, r.trial.seed, r.last.sample) for r in first if r.last.sample is not None]
+    halves = [(r.trial, *_halve(r.last.sample)) for r in first if r.last.sample is not None]
+    return [(trial.arm, trial.seed, given, written) for trial, given, written in halves]
+
+
+def _halve(sample: str) -> tuple[str, str]:
+    given, mark, written = sample.partition(SAMPLE_MARK)
+    return (given, written) if mark else ("", sample)
+
+
+def _facts(study: Study) -> list[tuple[str, str]]:
+    """List all that makes a study again, title to text: its data, where it comes from, and its settings."""
+    settings = [
+        (name.replace("_", " "), ", ".join(value) if isinstance(value, tuple) else str(value))
+        for name, value in vars(study.settings).items()
+        if value is not None
+    ]
+    return [("data set", study.data), *study.provenance.items(), *settings]
+
+
+def _seeds(results: list[TrialResult]) -> int:
+    return max((len(trials) for trials in by_arm(results).values()), default=0)
 
 
 def _with_range(values: Spread, show: Any) -> str:
     low, high = show(values.low).removesuffix(" %"), show(values.high).removesuffix(" %")
-    return f"{show(values.median)} ({low} to {high})" if values.n > 1 else f"{show(values.median)} (one seed)"
+    return f"{show(values.median)} ({low} to {high})" if values.n > 1 else str(show(values.median))
 
 
 def _draw(store: Store, results: list[TrialResult]) -> dict[str, tuple[str, alt.TopLevelMixin]]:
     """Draw the charts: name to caption and chart."""
     arms = [arm for arm in store.study.settings.arms if arm in by_arm(results)]
-    seeds = "median over seeds, band from the lowest to the highest seed"
+    whose = "each arm" if len(arms) > 1 else "".join(arms)
+    several = _seeds(results) > 1
     by = "step" if store.study.settings.epochs is None else "epoch"
     drawn: dict[str, tuple[str, alt.TopLevelMixin]] = {}
     quality = find_task(store.study.task).quality
+    loss, unit = loss_unit(quality)
     plots = [
-        ("train_loss", 1.0, "training loss", "training loss (nats, log scale)", True, False),
+        ("train_loss", loss, "training loss", f"training loss ({unit}, log scale)", True, False),
         (quality.metric, quality.factor, quality.name, _title(quality), False, quality.percent),
     ]
     for name, factor, title, axis, log, percent in plots:
-        caption = f"{title[0].upper()}{title[1:]} of each arm: {seeds}."
+        seeds = ": median over seeds, shaded from the lowest to the highest seed" if several else ""
+        caption = f"{title[0].upper()}{title[1:]} of {whose}{seeds}."
         if not (rows := _curve_rows(results, name, factor, by)):
             continue  # nothing has ended, or nothing stayed finite
         chart = charts.curves(
@@ -149,7 +181,8 @@ def _draw(store: Store, results: list[TrialResult]) -> dict[str, tuple[str, alt.
         )
         drawn[name] = (caption, chart)
     for arm, cells in _gate_cells(results, by).items():
-        caption = f"Size of every gate of {arm} over depth and time: median of |alpha| over seeds."
+        size = "median of |alpha| over seeds" if several else "|alpha|"
+        caption = f"Size of every gate of {arm} over depth and time: {size}."
         drawn[f"alpha_{arm}"] = (caption, charts.gate_map(cells, x=by, description=caption))
     return drawn
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from rezero.data.batches import Data
 from rezero.errors import UsageError
 
-__all__ = ["Settings", "total_steps"]
+__all__ = ["Settings", "check_parts", "total_steps"]
 
 LARGEST = 1_000_000
 PRECISIONS = ("float32", "bf16")
@@ -116,3 +116,23 @@ def total_steps(settings: Settings, data: Data) -> int:
         The number.
     """
     return settings.steps or (settings.epochs or 0) * data.steps_per_epoch(settings.batch_size)
+
+
+def check_parts(settings: Settings, data: Data) -> None:
+    """Refuse batches that cannot be shared between processes and accumulated parts.
+
+    Args:
+        settings: Batch size, processes and accumulated parts.
+        data: The data set.
+
+    Raises:
+        UsageError: If the run comes to a batch of fewer examples than parts; the last one of an epoch may be small.
+    """
+    parts = settings.processes * settings.accumulate
+    reached = min(total_steps(settings, data), data.steps_per_epoch(settings.batch_size))
+    smallest = data.batch_len(reached - 1, settings.batch_size)
+    if smallest < parts:
+        raise UsageError(
+            f"the last batch of an epoch has {smallest} examples for {parts} parts (processes times accumulate): "
+            "choose another batch-size"
+        )

@@ -6,7 +6,7 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,17 +112,20 @@ class Store:
         path = folder.absolute() / DATABASE
         with ExitStack() as stack:
             try:
+                if study is None and not path.exists():
+                    inside = folder.is_file() and folder.with_name(DATABASE).exists()
+                    advice = f"give its folder, {folder.parent}" if inside else "`rezero compare` makes one"
+                    raise UsageError(f"expected a study in {folder}, found no study.sqlite; {advice}")
                 if not path.exists():
-                    if study is None:
-                        raise UsageError(
-                            f"expected a study in {folder}, found no study.sqlite; `rezero compare` makes one"
-                        )
                     _check_new_folder(folder)
                     folder.mkdir(parents=True, exist_ok=True)
+                _check_writable(folder, path)
                 connection = stack.enter_context(closing(sqlite3.connect(path, timeout=10)))
-                if study is not None and not _is_empty(connection, folder):
-                    _check_same(_read_study(connection, folder), study, folder)
                 if study is not None:
+                    if _is_empty(connection, folder):
+                        _check_new_folder(folder)
+                    else:
+                        _check_same(_read_study(connection, folder), study, folder)
                     stack.enter_context(FileLock(path.with_name(LOCK), timeout=0))
                     stack.callback(path.with_name(LOCK).unlink, missing_ok=True)
                     _write_schema(connection, study, folder)
@@ -139,8 +142,7 @@ class Store:
     def done(self) -> set[Trial]:
         """Return the trials that need not be run again."""
         with _damage_named(self.folder):
-            rows = self._connection.execute("SELECT arm, lr, seed FROM trial WHERE status IN ('finished', 'diverged')")
-            return {Trial(*row) for row in rows}
+            return {trial for _, trial, _ in self._ended()}
 
     def begin(self, trial: Trial, start: int = 0) -> None:
         """Record that a trial starts, forgetting what an interrupted one left after its checkpoint at ``start``."""
@@ -182,30 +184,50 @@ class Store:
     def results(self) -> list[TrialResult]:
         """Return the trials that ended, by arm in the study's order and then by seed."""
         order = {arm: position for position, arm in enumerate(self.study.settings.arms)}
-        query = "SELECT id, arm, lr, seed, status FROM trial WHERE status IN ('finished', 'diverged')"
         with _damage_named(self.folder):
-            rows = self._connection.execute(query)
-            ended = [
-                TrialResult(Trial(arm, lr, seed), status, self._points(row)) for row, arm, lr, seed, status in rows
-            ]
+            ended = [TrialResult(trial, status, self._points(row)) for row, trial, status in self._ended()]
             return sorted(ended, key=lambda result: (order[result.trial.arm], result.trial.seed))
+
+    def _ended(self) -> Iterator[tuple[int, Trial, str]]:
+        query = "SELECT id, arm, lr, seed, status FROM trial WHERE status IN ('finished', 'diverged')"
+        for row, arm, lr, seed, status in self._rows(query, (), int, str, float, int, str):
+            if arm not in self.study.settings.arms:
+                raise ValueError(f"arm is {arm!r}")
+            yield row, Trial(arm, lr, seed), status
 
     def _points(self, row: int) -> tuple[Point, ...]:
         metrics: dict[tuple[int, float], dict[str, float]] = {}
         query = "SELECT step, epoch, name, value FROM metric WHERE trial = ? ORDER BY step, name"
-        for step, epoch, name, value in self._connection.execute(query, (row,)):
+        for step, epoch, name, value in self._rows(query, (row,), int, float, str, float | None):
             metrics.setdefault((step, epoch), {})[name] = math.nan if value is None else value
         alphas: dict[int, list[float]] = {}
         query = "SELECT step, value FROM alpha WHERE trial = ? ORDER BY step, gate"
-        for step, value in self._connection.execute(query, (row,)):
+        for step, value in self._rows(query, (row,), int, float | None):
             alphas.setdefault(step, []).append(math.nan if value is None else value)
         if not metrics or any(named.keys() != METRICS for named in metrics.values()):
             raise ValueError(f"a trial that ended lacks some of {', '.join(sorted(METRICS))}")
-        samples = dict(self._connection.execute("SELECT step, value FROM sample WHERE trial = ?", (row,)))
+        if (first := min(metrics))[0] < 1 or not first[1] > 0:
+            raise ValueError(f"a point is at step {first[0]}, epoch {first[1]}")
+        samples = dict(self._rows("SELECT step, value FROM sample WHERE trial = ?", (row,), int, str))
         return tuple(
             Point(step, epoch, named, tuple(alphas.get(step, ())), samples.get(step))
             for (step, epoch), named in metrics.items()
         )
+
+    def _rows(self, query: str, values: tuple[int, ...], *kinds: Any) -> Iterator[tuple[Any, ...]]:
+        """Read rows whose columns are of these kinds; a damaged column can hold anything, whatever it was made for."""
+        cursor = self._connection.execute(query, values)
+        names = [column[0] for column in cursor.description]
+        for row in cursor:
+            yield tuple(map(_of_kind, names, row, kinds))
+
+
+def _of_kind(name: str, value: Any, kind: Any) -> Any:
+    """Return a value that was read, if it is what is written there; whole numbers are numbers."""
+    wider = kind | int if isinstance(0.0, kind) else kind
+    if isinstance(value, bool) or not isinstance(value, wider):
+        raise TypeError(f"{name} is {value!r}")
+    return value
 
 
 def _key(trial: Trial) -> tuple[str, float, int]:
@@ -221,10 +243,23 @@ def _check_new_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"expected a folder for the study, got a file: {folder}")
     if folder.is_dir() and any(not file.name.startswith((LOCK, DATABASE)) for file in folder.iterdir()):
-        raise UsageError(f"expected an empty or new folder, or one that holds this study: {folder} holds other files")
+        empty = f" beside an empty {DATABASE}" if (folder / DATABASE).exists() else ""
+        raise UsageError(
+            f"expected an empty or new folder, or one that holds this study: {folder} holds other files{empty}"
+        )
     parent = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
         raise UsageError(f"cannot write to the output folder {folder}: {parent} is not a folder that you may write to")
+
+
+def _check_writable(folder: Path, path: Path) -> None:
+    """Refuse a place that may only be read; SQLite writes a log beside a database that it reads, too."""
+    for place in (path.parent, path):
+        if place.exists() and not os.access(place, os.W_OK):
+            raise UsageError(
+                f"cannot write to the output folder {folder}: {place} is not yours to write to; copy the study, or get "
+                "that right"
+            )
 
 
 def _is_empty(connection: sqlite3.Connection, folder: Path) -> bool:
@@ -264,19 +299,22 @@ def _damage_named(folder: Path) -> Iterator[None]:
 def _read_study(connection: sqlite3.Connection, folder: Path) -> Study:
     with _damage_named(folder):
         rows = connection.execute("SELECT key, value FROM study ORDER BY rowid").fetchall()
-        facts: dict[str, Any] = {key: json.loads(value) for key, value in rows}
-        version = facts.pop("schema")
+        facts: dict[str, Any] = {_of_kind("key", key, str): json.loads(value) for key, value in rows}
+        version = _of_kind("schema", facts.pop("schema"), int)
     if version != SCHEMA_VERSION:
-        older = isinstance(version, int) and version < SCHEMA_VERSION
-        whose, advice = ("an older", "use that one") if older else ("a newer", "update rezero")
+        whose, advice = ("an older", "use that one") if version < SCHEMA_VERSION else ("a newer", "update rezero")
         raise UsageError(
             f"{folder} was written by {whose} version of rezero: expected schema {SCHEMA_VERSION}, got {version}; "
             f"{advice}, or choose another folder"
         )
     with _damage_named(folder):
-        settings = facts.pop("settings")
-        task, data = facts.pop("task"), facts.pop("data")
-        return Study(task, Settings(**{**settings, "arms": tuple(settings["arms"])}), facts, data)
+        given = _of_kind("settings", facts.pop("settings"), dict)
+        kinds = {field.name: field.type for field in fields(Settings) if field.name != "arms"}
+        settings = {name: _of_kind(name, value, kinds[name]) for name, value in given.items() if name != "arms"}
+        arms = tuple(_of_kind("arm", arm, str) for arm in given["arms"])
+        texts = {name: _of_kind(name, value, str) for name, value in facts.items()}
+        task, data = texts.pop("task"), texts.pop("data")
+        return Study(task, Settings(arms=arms, **settings), texts, data)
 
 
 def _note_continuation(connection: sqlite3.Connection, held: Study, asked: Study) -> Study:

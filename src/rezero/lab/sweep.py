@@ -5,6 +5,7 @@ from typing import Protocol
 
 from rezero.data.batches import Data
 from rezero.lab.checkpoint import Checkpoints
+from rezero.lab.memory import memory_named
 from rezero.lab.processes import agree, open_processes
 from rezero.lab.settings import Settings, total_steps
 from rezero.lab.store import Store, Study
@@ -59,7 +60,7 @@ def run_study(
         checkpoint_every: Seconds between two checkpoints of a trial.
 
     Raises:
-        UsageError: If a checkpoint cannot be read or written.
+        UsageError: If a checkpoint cannot be read or written, or there is not enough memory.
     """
     settings = store.study.settings
     done = store.done()
@@ -68,7 +69,9 @@ def run_study(
         _checkpoints(store.folder, store.study, task, trial, data).clear()
     if not missing and settings.processes == 1:
         return
-    with open_processes(settings) as accelerator:
+    for trial in missing:
+        _checkpoints(store.folder, store.study, task, trial, data).check()
+    with memory_named(settings), open_processes(settings) as accelerator:
         here = data.to(accelerator.device)
         for trial in missing:
             checkpoints = _checkpoints(store.folder, store.study, task, trial, data)
@@ -104,7 +107,7 @@ def follow_study(folder: Path, study: Study, task: Task, data: Data) -> None:
         task: The study's task.
         data: The task's data.
     """
-    with open_processes(study.settings) as accelerator:
+    with memory_named(study.settings), open_processes(study.settings) as accelerator:
         here = data.to(accelerator.device)
         while (turn := agree(accelerator, None)) is not None:
             start, trial = turn

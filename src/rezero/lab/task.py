@@ -11,8 +11,10 @@ from torch import nn
 
 from rezero.data.batches import Data
 from rezero.errors import UsageError
+from rezero.lab.memory import check_memory
 from rezero.lab.optimize import check_recipe
-from rezero.lab.settings import Settings, total_steps
+from rezero.lab.processes import world_size
+from rezero.lab.settings import Settings, check_parts, total_steps
 
 __all__ = ["ACCURACY", "BITS", "Quality", "Task"]
 
@@ -90,8 +92,8 @@ class Task:
             Complete settings.
 
         Raises:
-            UsageError: If a value is out of range or has no meaning for this task, or this machine has not the device
-                or the cores.
+            UsageError: If a value is out of range or has no meaning for this task, this machine has not the device
+                or the cores, or torchrun's variables are incomplete.
         """
         for name in ("heads", "context", "embedding_std", "data"):
             if name in given and name not in self.takes:
@@ -99,34 +101,47 @@ class Task:
                     f"{self.name} has no option {(option := name.replace('_', '-'))}: leave --{option} out"
                 )
         length = {"epochs": None} if "steps" in given else {"steps": None} if "epochs" in given else {}
-        world = {"processes": int(os.environ.get("WORLD_SIZE", "1"))}
-        settings = replace(self.defaults, **{**self.derive(given), **length, **world, **given})
+        processes = {"processes": world_size()}
+        settings = replace(self.defaults, **{**self.derive(given), **length, **processes, **given})
         check_device(settings.device)
         if settings.threads > (cores := os.cpu_count() or 1):
             raise UsageError(f"threads must be at most the number of cores, {cores}: got {settings.threads}")
-        check_recipe(settings.optimizer, settings.schedule, warmup=settings.warmup, lr=settings.lr)
+        check_recipe(
+            settings.optimizer, settings.schedule, warmup=settings.warmup, lr=settings.lr, device=settings.device
+        )
         return settings
 
     def check(self, data: Data, settings: Settings) -> None:
-        """Refuse settings that only building every arm can refuse, before anything is written.
+        """Refuse settings that only the data and building every arm can refuse, before anything is written.
 
         Args:
             data: The task's data.
             settings: A study's settings.
 
         Raises:
-            UsageError: If an arm cannot be built, or the schedule does not fit the length of the run.
+            UsageError: If an arm cannot be built or held in memory, a batch is too small for its parts, or the schedule
+                does not fit the length of the run.
         """
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        steps = total_steps(settings, data)
+        if steps <= settings.warmup == self.defaults.warmup:
+            raise UsageError(
+                f"warmup must be shorter than the run of {steps} steps: got {settings.warmup}, the default of "
+                f"{self.name}; give --warmup"
+            )
+        check_parts(settings, data)
+        with torch.random.fork_rng(devices=[]):
             for arm in settings.arms:
-                self.build(data, arm, settings)
+                with torch.device("meta"):
+                    model = self.build(data, arm, settings)
+                check_memory(model, settings)
         check_recipe(
             settings.optimizer,
             settings.schedule,
             warmup=settings.warmup,
             lr=settings.lr,
-            steps=total_steps(settings, data),
+            steps=steps,
             per_epoch=data.steps_per_epoch(settings.batch_size),
+            device=settings.device,
         )
 
 

@@ -17,10 +17,11 @@ from rezero.lab.task import ACCURACY, BITS, Task
 from rezero.layers import MLP, LanguageModel, ResNet
 from rezero.layers.residuals import RESIDUALS
 
-__all__ = ["TASKS", "find_task"]
+__all__ = ["SAMPLE_MARK", "TASKS", "find_task"]
 
 VALIDATION_BYTES = 32_768
 SAMPLE_PROMPT, SAMPLE_BYTES = 64, 400
+SAMPLE_MARK = "\x1f"  # a unit separator: parts the text that was given from what the model wrote
 AUTHORS_RATE = {"rate of alpha": "that of every other parameter, as in the authors' code, unless --alpha-lr is given"}
 
 
@@ -76,7 +77,8 @@ def _sample_text(model: nn.Module, data: Data, seed: int) -> str:
     prompt = data.val[:SAMPLE_PROMPT].long()
     generator = torch.Generator(data.val.device).manual_seed(seed)
     written = model.generate(prompt[None], SAMPLE_BYTES, temperature=0.8, generator=generator)[0]
-    return bytes(written.tolist()).decode("utf-8", errors="replace")
+    halves = bytes(prompt.tolist()), bytes(written[len(prompt) :].tolist())
+    return SAMPLE_MARK.join(half.decode("utf-8", errors="replace") for half in halves)
 
 
 _MLP_ARMS = {name: formula for name, formula in RESIDUALS.items() if name != "fixup"}
@@ -130,10 +132,22 @@ def _resnet_rate(given: Mapping[str, Any]) -> dict[str, Any]:
     return {"lr": 0.1} if given.get("depth", 20) > 20 else {}
 
 
+# Layers apply from right to left; s is the shortcut and bn batch norm.
+_RESNET_ARMS = {
+    "plain": "relu bn conv relu bn conv x",
+    "residual": "relu(s(x) + bn conv relu bn conv x)",
+    "post-norm": "relu bn(s(x) + conv relu bn conv x)",
+    "pre-norm": "s(x) + conv relu bn conv relu bn x",
+    "rezero": "s(x) + alpha * relu bn conv relu bn conv x, alpha = 0 at the start",
+    "skipinit": "s(x) + alpha * conv relu conv relu x, alpha = 0 at the start",
+    "layerscale": "s(x) + scale * conv relu bn conv relu bn x, one small scale a channel",
+    "fixup": "relu(s(x) + m * conv(relu(conv(x + b1) + b2) + b3) + b4), rescaled by depth and zero at the start",
+}
+
 _RESNET_CIFAR10 = Task(
     name="resnet-cifar10",
     summary="the paper's ResNet-20, -56 or -110 on CIFAR-10",
-    arms={name: formula for name, formula in RESIDUALS.items() if name not in ("plain-norm", "deepnorm")},
+    arms=_RESNET_ARMS,
     defaults=Settings(
         arms=("residual", "rezero"),
         depth=20,
@@ -159,6 +173,7 @@ _RESNET_CIFAR10 = Task(
     derive=_resnet_rate,
 )
 
+_LM_ARMS = {**RESIDUALS, "fixup": "x + m * f(x + b) + c, f rescaled by depth and zero at the start"}
 _LM = Settings(
     arms=("post-norm", "pre-norm", "rezero"),
     depth=12,
@@ -181,7 +196,7 @@ _LM_RECIPE = {
     "embeddings": "of rezero and skipinit uniform in +-1/width, as its authors advise, unless --embedding-std is given",
     "gates": "one alpha for both branches of a layer, as in the paper",
     "weight decay": "on weights with two or more axes; biases, norms and alpha are not decayed",
-    "validation": f"the first {VALIDATION_BYTES:,} bytes of the validation part",
+    "validation": f"at most the first {VALIDATION_BYTES:,} bytes of the validation part",
 }
 
 
@@ -195,7 +210,7 @@ def _load_text(settings: Settings) -> TextData:
 _LM_TEXT = Task(
     name="lm-text",
     summary="a byte-level Transformer on Tiny Shakespeare, or on your own text with --data",
-    arms=RESIDUALS,
+    arms=_LM_ARMS,
     defaults=_LM,
     load=_load_text,
     build=_build_language_model,
@@ -208,7 +223,7 @@ _LM_TEXT = Task(
 _LM_ENWIK8 = Task(
     name="lm-enwik8",
     summary="a byte-level Transformer on the first 100 MB of Wikipedia",
-    arms=RESIDUALS,
+    arms=_LM_ARMS,
     defaults=_LM,
     load=lambda settings: load_enwik8(settings.context or 1, val_limit=VALIDATION_BYTES),
     build=_build_language_model,

@@ -18,7 +18,7 @@ from rezero.errors import UsageError
 from rezero.gate import gates
 from rezero.lab.checkpoint import Checkpoints
 from rezero.lab.optimize import build_optimizer, build_schedule
-from rezero.lab.settings import Settings, total_steps
+from rezero.lab.settings import Settings, check_parts, total_steps
 from rezero.lab.task import Task
 
 __all__ = ["Point", "Trial", "run_trial"]
@@ -109,7 +109,7 @@ def run_trial(
     """
     run = _Run(task, settings, trial, data, accelerator)
     if start and checkpoints is not None:
-        run.restore(checkpoints.load(start))
+        run.restore(start, checkpoints.load(start))
     run.prepare()
     return _train(run, on_step, checkpoints, checkpoint_every)
 
@@ -140,12 +140,7 @@ class _Run:
         self.task, self.settings, self.trial, self.data, self.accelerator = task, settings, trial, data, accelerator
         self.per_epoch, self.total = data.steps_per_epoch(settings.batch_size), total_steps(settings, data)
         self.parts = accelerator.num_processes * settings.accumulate
-        smallest = data.batch_len(self.per_epoch - 1, settings.batch_size)
-        if smallest < self.parts:
-            raise UsageError(
-                f"the last batch of an epoch has {smallest} examples for {self.parts} parts (processes times "
-                "accumulate): choose another batch-size"
-            )
+        check_parts(settings, data)
         torch.manual_seed(trial.seed)
         self.model = task.build(data, trial.arm, settings).to(accelerator.device)
         self.optimizer = build_optimizer(settings.optimizer, self.model, lr=trial.lr, alpha_lr=settings.alpha_lr)
@@ -177,19 +172,18 @@ class _Run:
             "schedule": None if self.schedule is None else self.schedule.state_dict(),
             "losses": torch.stack(self.losses) if self.losses else None,
             "seconds": self.seconds,
-            "step": self.step,
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
+    def restore(self, step: int, state: dict[str, Any]) -> None:
+        """Go on from the state of a step."""
         try:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             if self.schedule is not None:
                 self.schedule.load_state_dict(state["schedule"])
             self.losses = [] if state["losses"] is None else list(state["losses"].to(self.accelerator.device))
-            self.seconds, self.step = state["seconds"], state["step"]
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            self.seconds, self.step = float(state["seconds"]), step
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             detail = " ".join(str(error).split())
             raise UsageError(f"the checkpoint of {self.trial} does not fit the model: {detail}") from error
 
@@ -223,7 +217,7 @@ class _Run:
         train_loss = torch.stack(self.losses).mean().item()  # waits for the device
         with self.off_the_clock():
             metrics = {"train_loss": train_loss, **self.evaluate(), "seconds": self.seconds}
-            alphas = tuple(gate.scale.mean().item() for gate in gates(self.model).values())
+            alphas = tuple(gate.gate_scale.mean().item() for gate in gates(self.model).values())
             sample = None
             if self.step == self.total and self.task.sample is not None and math.isfinite(metrics["val_loss"]):
                 sample = self.task.sample(self.model, self.data, self.trial.seed)

@@ -9,7 +9,7 @@ from rezero.lab.sweep import plan
 from rezero.lab.task import Quality
 from rezero.lab.tasks import find_task
 
-__all__ = ["show_value", "write_verdict"]
+__all__ = ["loss_unit", "show_value", "write_verdict"]
 
 
 def write_verdict(study: Study, results: list[TrialResult]) -> str:
@@ -30,13 +30,25 @@ def write_verdict(study: Study, results: list[TrialResult]) -> str:
             "" if paired == results else f"Compared on the {_count(len(shared), 'seed')} that every arm has finished. "
         )
         quality = find_task(study.task).quality
-        paragraphs += [common + _compare(paired, quality), _limits(len(shared))]
+        paragraphs += [common + _compare(paired, quality), _limits(len(shared), len(study.settings.arms))]
     return "\n\n".join(paragraphs)
 
 
 def show_value(value: float) -> str:
-    """Write a loss with three digits."""
-    return f"{value:.3g}" if math.isfinite(value) else "diverged"
+    """Write a loss with three digits, zeros at the end among them."""
+    return f"{value:#.3g}".removesuffix(".") if math.isfinite(value) else "diverged"
+
+
+def loss_unit(quality: Quality) -> tuple[float, str]:
+    """Choose the unit of training losses: that of the validation loss where one is shown, otherwise nats.
+
+    Args:
+        quality: What is measured on the validation part.
+
+    Returns:
+        What a loss in nats is multiplied by, and the unit.
+    """
+    return (quality.factor, quality.unit) if quality.metric == "val_loss" else (1.0, "nats")
 
 
 def _describe(study: Study, results: list[TrialResult]) -> str:
@@ -51,20 +63,23 @@ def _describe(study: Study, results: list[TrialResult]) -> str:
 
 
 def _rates(settings: Settings) -> str:
+    who = "Every arm" if len(settings.arms) > 1 else "The arm"
     gates = "" if settings.alpha_lr is None else f" ({settings.alpha_lr:g} for the gates)"
     if settings.schedule == "constant" and not settings.warmup:
-        return f"Every arm ran at one fixed learning rate, {settings.lr:g}{gates}: not tuned."
+        return f"{who} ran at one fixed learning rate, {settings.lr:g}{gates}: not tuned."
     warmup = f"{_count(settings.warmup, 'step')} of warm-up" if settings.warmup else ""
     schedule = "" if settings.schedule == "constant" else settings.schedule
     course = " and ".join(filter(None, (warmup, schedule)))
-    return f"Every arm ran at the learning rate {settings.lr:g}{gates} with {course}: not tuned."
+    return f"{who} ran at the learning rate {settings.lr:g}{gates} with {course}: not tuned."
 
 
 def _compare(results: list[TrialResult], quality: Quality) -> str:
-    losses = {arm: spread(r.final("train_loss") for r in trials) for arm, trials in by_arm(results).items()}
+    factor, unit = loss_unit(quality)
+    losses = {arm: spread(factor * r.final("train_loss") for r in trials) for arm, trials in by_arm(results).items()}
     ranked = sorted(losses, key=lambda arm: losses[arm].median)
-    listed = "; ".join(f"{arm} {show_value(losses[arm].median)} ({_range(losses[arm])})" for arm in ranked)
-    text = f"Training loss at the end, median over seeds and range: {listed}."
+    listed = "; ".join(f"{arm} {show_value(losses[arm].median)}{_range(losses[arm])}" for arm in ranked)
+    what = ", median over seeds and range" if losses[ranked[0]].n > 1 else ""
+    text = f"Training loss at the end ({unit}){what}: {listed}."
     if len(ranked) == 1:
         return text
     return f"{text} {_rank(losses, ranked)} {_validate(results, quality)}".rstrip()
@@ -112,16 +127,19 @@ def _validate(results: list[TrialResult], quality: Quality) -> str:
     )
 
 
-def _limits(seeds: int) -> str:
+def _limits(seeds: int, arms: int) -> str:
     spread_is_no_interval = f"a range over {seeds} seeds is no interval" if seeds > 1 else "one seed has no interval"
+    changes, claim = (
+        ("change the order of the arms", "which arm is better") if arms > 1 else ("give another loss", "how good it is")
+    )
     return (
-        f"Another learning rate may change the order of the arms, and {spread_is_no_interval}: this says what happened "
-        "at this setting, not which arm is better in general."
+        f"Another learning rate may {changes}, and {spread_is_no_interval}: this says what happened at this setting, "
+        f"not {claim} in general."
     )
 
 
 def _range(values: Spread) -> str:
-    return f"{show_value(values.low)} to {show_value(values.high)}" if values.n > 1 else "one seed"
+    return f" ({show_value(values.low)} to {show_value(values.high)})" if values.n > 1 else ""
 
 
 def _count(number: int, noun: str) -> str:

@@ -24,11 +24,24 @@ class LayerCache:
 
         Returns:
             Keys and values of all positions so far, each ``(B, H, S, C)``.
+
+        Raises:
+            ValueError: If those that are here have other heads, another dtype or device; then nothing is added.
         """
         if self.keys is not None and self.values is not None:
+            if _kind(self.keys) != _kind(keys):
+                held, new = ("{} heads of width {} in {} on {}".format(*_kind(each)) for each in (self.keys, keys))
+                raise ValueError(
+                    f"the cache belongs to another model, or was filled in another precision: it holds {held}, got "
+                    f"{new}; begin with model.new_cache()"
+                )
             keys, values = torch.cat((self.keys, keys), dim=2), torch.cat((self.values, values), dim=2)
         self.keys, self.values = keys, values
         return keys, values
+
+
+def _kind(keys: Tensor) -> tuple[int, int, torch.dtype, torch.device]:
+    return keys.shape[1], keys.shape[3], keys.dtype, keys.device
 
 
 class KVCache:

@@ -3,6 +3,7 @@
 # B batch, T positions, D width, V size of the vocabulary
 
 import math
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -162,7 +163,8 @@ class LanguageModel(nn.Module):
         Raises:
             TypeError: If ``tokens`` are not integers.
             ValueError: If ``tokens`` have another shape, the sequence is too long for learned positions, or the cache
-                belongs to another batch or model.
+                belongs to another batch, or to a model with other layers, heads, dtype or device.
+            IndexError: If a token is negative or not below ``V``; on a GPU a device-side assertion instead.
         """
         _check_tokens(tokens)
         start = 0 if cache is None else self._check_cache(cache, tokens)
@@ -211,9 +213,10 @@ class LanguageModel(nn.Module):
             Prompt and continuation, ``(B, T + max_new_tokens)``, int64.
 
         Raises:
-            TypeError: If the prompt is not made of integers.
+            TypeError: If the prompt is not made of integers, or ``max_new_tokens`` or ``top_k`` is no whole number.
             ValueError: If an argument is out of range or has another shape, or the result is too long for learned
                 positions.
+            IndexError: If a token of the prompt is not in the vocabulary, as in `forward`.
 
         Example:
             >>> model = LanguageModel(16, 2, 4)
@@ -223,12 +226,11 @@ class LanguageModel(nn.Module):
         _check_tokens(prompt)
         if prompt.shape[1] < 1:
             raise ValueError("the prompt must have at least one token: got none; begin with a newline, for example")
-        if max_new_tokens < 0:
-            raise ValueError(f"max_new_tokens must be at least 0: got {max_new_tokens}")
+        _check_whole("max_new_tokens", max_new_tokens, least=0)
         if not (math.isfinite(temperature) and temperature >= 0):
             raise ValueError(f"temperature must be a finite number, 0 or more: got {temperature}")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k must be at least 1, or None for all tokens: got {top_k}")
+        if top_k is not None:
+            _check_whole("top_k", top_k, least=1, otherwise=", or None for all tokens")
         self._check_length(prompt.shape[1] + max_new_tokens - 1)  # the last token is not read again
         modes = {module: module.training for module in self.modules()}
         self.eval()
@@ -281,6 +283,13 @@ def _check_tokens(tokens: Tensor) -> None:
         raise TypeError(f"tokens must be integers, such as torch.int64 or torch.uint8: got {tokens.dtype}")
     if tokens.ndim != 2:
         raise ValueError(f"tokens: expected shape (batch, positions), got {tuple(tokens.shape)}")
+
+
+def _check_whole(name: str, value: int, *, least: int, otherwise: str = "") -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be a whole number{otherwise}: got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}{otherwise}: got {value}")
 
 
 def _gains(residual: str, depth: int) -> tuple[float, float]:

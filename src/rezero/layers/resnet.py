@@ -48,7 +48,7 @@ class ResNet(nn.Module):
     - ``pre-norm``: ``s(x) + conv relu bn conv relu bn x``, and ``relu bn`` after the last block, He et al. (2016).
     - ``post-norm``: ``relu bn(s(x) + conv relu bn conv x)``, the same paper, fig. 4(b).
     - ``skipinit``: ``s(x) + alpha * conv relu conv relu x``. No batch norm anywhere; convolutions have biases.
-    - ``layerscale``: ``pre-norm`` with one learned scale a channel on the branch.
+    - ``layerscale``: ``s(x) + scale * conv relu bn conv relu bn x``: ``pre-norm`` with one learned scale a channel.
     - ``fixup``: ``relu(s(x) + m * conv(relu(conv(x + b1) + b2) + b3) + b4)`` with learned numbers ``m`` and ``b``. No
       batch norm anywhere; a scalar bias follows the first convolution and another precedes the output. The first
       convolution of each of the ``L`` blocks starts ``L ** -0.5`` times smaller, the second one and the output at zero.

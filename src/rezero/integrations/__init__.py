@@ -1,0 +1,1 @@
+"""Other packages, each imported only when it is asked for."""

@@ -1,0 +1,305 @@
+"""Put a gate on every residual branch of a model that somebody else wrote."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from rezero.errors import UsageError
+from rezero.surgery.find import Residuals, Site, find_residuals
+from rezero.surgery.recipe import GateRecipe, Recipe, Undo, apply_, check_convertible
+from rezero.surgery.saved import remember, save_converted
+from rezero.surgery.verify import all_outputs
+from rezero.surgery.verify import verify as verify_
+from rezero.surgery.zero import wake_
+
+__all__ = ["Conversion", "convert_"]
+
+_CHANNELS_FIRST = (
+    nn.modules.conv._ConvNd,
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.instancenorm._InstanceNorm,
+    nn.GroupNorm,
+)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What `convert_` changed.
+
+    Attributes:
+        model: The converted model.
+        residuals: The additions that are gated, and those that were left out.
+        recipe: The changes, as data.
+        reset: Parameters that ended a branch with zeros and were set to their usual start.
+        silent: Modules whose branch is zero on the example although no parameter of it is.
+    """
+
+    model: nn.Module
+    residuals: Residuals
+    recipe: Recipe
+    reset: tuple[str, ...]
+    silent: tuple[str, ...]
+    _undo: Undo
+
+    @property
+    def gates(self) -> tuple[str, ...]:
+        """Names of the new parameters."""
+        own = (gate for gate in self.recipe.gates if gate.owner is None)
+        return tuple(f"{gate.leaf}.{gate.parameter}".lstrip(".") for gate in own)
+
+    def undo(self) -> None:
+        """Put the very same model back: its classes, its state-dict keys, its outputs. Once is enough."""
+        self._undo()
+
+    def save(self, path: str | Path) -> None:
+        """Write the weights and the recipe, for `rezero.load_converted_`.
+
+        Args:
+            path: A folder, made if it is not there.
+        """
+        save_converted(self.model, self.recipe, path)
+
+    def __str__(self) -> str:
+        gates, norms = len(self.gates), len(self.recipe.norms)
+        lines = [f"{len(self.residuals.branches)} branches gated by {gates} gates, {norms} norms removed"]
+        if self.reset:
+            lines.append(f"were zero, and start as usual now: {', '.join(self.reset)}")
+        if self.silent:
+            lines.append(f"zero on this example, so that their gates could not be tried: {', '.join(self.silent)}")
+        return "\n".join([*lines, "", str(self.residuals)])
+
+
+def convert_(
+    model: nn.Module,
+    args: Any = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    gate: Literal["scalar", "channel", "tanh"] = "scalar",
+    share: Literal["sublayer", "layer"] = "sublayer",
+    init_value: float = 0.0,
+    norms: Literal["keep", "remove"] = "keep",
+    activation_after: Literal["keep", "move"] = "keep",
+    zero_last: Literal["reset", "refuse"] = "reset",
+    long_skips: bool = False,
+    filter_fn: Callable[[nn.Module, str], bool] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    verify: bool = True,
+) -> Conversion:
+    r"""Switch ReZero on in a model of any class: every ``x + f(x)`` becomes ``x + alpha * f(x)``, in place.
+
+    The modules that return the branches change their class for a gated one, so the keys of the state dict stay and only
+    ``alpha`` is new. Then the model is held against the original; if a check fails, everything is undone.
+
+    ``init_value = 0`` is for training from the start; it erases what a trained model has learned. For trained weights
+    ``init_value = 1`` leaves every output as it was, bit for bit.
+
+    Args:
+        model: The model.
+        args: Example arguments of its ``forward``: a tensor, or a tuple.
+        kwargs: Example keyword arguments.
+        gate: One number a branch, one a ``channel``, or one number through ``tanh``.
+        share: A gate for each ``sublayer``, or one for a whole ``layer``, as in the paper's Transformer.
+        init_value: Start of the gates (dimensionless).
+        norms: Whether the norms before and after gated branches stay. Removed ones return their input; their parameters
+            stay in the state dict, frozen.
+        activation_after: Whether an activation after the addition stays, or moves into the branch as in the paper's
+            ResNet: after the addition it is not the identity for negative ``x``.
+        zero_last: What is done where a branch outputs only zeros, because its last layer, gain or scale starts at zero:
+            behind a gate at zero it would never learn. ``reset`` gives it its usual start, ``refuse`` is an error. With
+            another ``init_value`` such branches stay as they are.
+        long_skips: Whether skips over other resolutions, as in a U-Net, are gated too.
+        filter_fn: Is given a branch's module and its qualified name, and says whether the branch gets a gate.
+        optimizer: Gets the gates as a group of their own, without decay.
+        verify: Whether the converted model is held against the original.
+
+    Returns:
+        What was changed, with ``undo()``.
+
+    Raises:
+        TypeError: If ``model`` is not a module.
+        ValueError: If an option is unknown.
+        UsageError: If the model can't be converted, whole and surely: why, and where. It is left as it was.
+
+    References:
+        Bachlechner et al. (2020), arXiv:2003.04887, eq. 1 and table 1.
+
+    Example:
+        >>> import rezero
+        >>> model, x = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True), torch.randn(1, 3, 8)
+        >>> rezero.convert_(model, x).gates
+        ('self_attn.out_proj.alpha', 'linear2.alpha')
+        >>> torch.equal(model(x), x)
+        True
+    """
+    args = tuple(args) if isinstance(args, tuple | list) else (args,)
+    kwargs = dict(kwargs or {})
+    _check_options(
+        init_value, gate=gate, share=share, norms=norms, activation_after=activation_after, zero_last=zero_last
+    )
+    check_convertible(model)
+    found = find_residuals(model, args, kwargs, filter_fn=filter_fn, long_skips=long_skips)
+    _check_found(found)
+    recipe = _plan(model, found, gate, share, init_value, norms, activation_after)
+    real = not any(parameter.is_meta for parameter in model.parameters())
+    undo = Undo()
+    try:
+        fresh = real and init_value == 0
+        reset, silent = wake_(model, args, kwargs, found, reset=zero_last == "reset", undo=undo) if fresh else ((), ())
+        before = all_outputs(model, args, kwargs) if verify and real else {}
+        apply_(model, recipe, undo)
+        if verify and real:
+            alive = {branch.leaf for branch in found.branches} - set(silent) if fresh else set()
+            unchanged = norms == "keep" and activation_after == "keep"
+            verify_(model, args, kwargs, found, before, unchanged=unchanged, alive=alive)
+        remember(model, recipe, undo)
+        if optimizer is not None:
+            _add_to(optimizer, model, recipe, undo)
+    except BaseException:
+        undo()
+        raise
+    return Conversion(model, found, recipe, reset, silent, undo)
+
+
+_OPTIONS = {
+    "gate": ("scalar", "channel", "tanh"),
+    "share": ("sublayer", "layer"),
+    "norms": ("keep", "remove"),
+    "activation_after": ("keep", "move"),
+    "zero_last": ("reset", "refuse"),
+}
+
+
+def _check_options(init_value: float, **options: str) -> None:
+    for name, value in options.items():
+        if value not in _OPTIONS[name]:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, _OPTIONS[name]))}: got {value!r}")
+    if not math.isfinite(init_value):
+        raise ValueError(f"init_value must be a finite number: got {init_value}")
+    if abs(init_value) > torch.finfo(torch.float32).max:
+        raise ValueError(f"init_value must fit into torch.float32: got {init_value}")
+
+
+def _check_found(found: Residuals) -> None:
+    refused = [each for each in found.left_out if each.refused]
+    if refused:
+        more = f" and {len(refused) - 1} more" if len(refused) > 1 else ""
+        raise UsageError(
+            f"the addition in {refused[0].name or 'the model'!r}{more} can't be gated: {refused[0].reason}; leave it "
+            "out with filter_fn, which is asked about that module, or see rezero.find_residuals for all of them"
+        )
+    if not len(found):
+        raise UsageError(f"expected residual additions, found none\n{found}")
+
+
+def _plan(
+    model: nn.Module,
+    found: Residuals,
+    gate: str,
+    share: str,
+    init_value: float,
+    norms: str,
+    activation_after: str,
+) -> Recipe:
+    recipes: list[GateRecipe] = []
+    owners: dict[str, GateRecipe] = {}
+    moved: list[str] = []
+    for site in found:
+        activation = _movable(found, site) if activation_after == "move" else None
+        if activation is not None:
+            moved.append(activation)
+        for branch in site.branches:
+            leaf, reader = _place(model, branch.leaf)
+            module = model.get_submodule(leaf)
+            shape = _channels(module, leaf, branch.shape, reader) if gate == "channel" else (1,)
+            name = "rezero_alpha" if hasattr(module, "alpha") else "alpha"
+            tanh = "tanh" if gate == "tanh" else None
+            key = _layer(model, site.name) if share == "layer" else leaf
+            owner = owners.get(key)
+            owned_by = None if owner is None else owner.leaf
+            each = GateRecipe(leaf, shape, init_value, tanh, name, 1, owned_by, reader, activation)
+            if owner is not None and max(owner.shape) != max(shape):
+                raise UsageError(f"{owner.leaf!r} and {leaf!r} can't share a gate: they have other numbers of channels")
+            owners.setdefault(key, each)
+            recipes.append(each)
+    served = Counter(each.owner or each.leaf for each in recipes)
+    recipes = [replace(each, branches=served[each.leaf]) if each.owner is None else each for each in recipes]
+    removed = tuple(sorted(found.removable)) if norms == "remove" else ()
+    theirs = (f"{norm}.{name}" for norm in removed for name, _ in model.get_submodule(norm).named_parameters())
+    frozen = tuple(name for name in theirs if name in found.readers and found.readers[name] <= set(removed))
+    return Recipe(tuple(recipes), removed, frozen, tuple(moved))
+
+
+def _place(model: nn.Module, leaf: str) -> tuple[str, str | None]:
+    """Return the module that a gate goes to, and the module that reads its weights without calling it."""
+    parent, _, child = leaf.rpartition(".")
+    reader = model.get_submodule(parent)
+    if isinstance(reader, nn.TransformerEncoderLayer) and child in ("self_attn", "linear2"):
+        return (f"{leaf}.out_proj" if child == "self_attn" else leaf), parent
+    return leaf, None
+
+
+def _channels(module: nn.Module, name: str, shape: tuple[int, ...], reader: str | None) -> tuple[int, ...]:
+    """Return the shape of a gate with one number a channel beside a branch."""
+    if reader is not None:
+        return (shape[-1],)
+    images = isinstance(module, _CHANNELS_FIRST) or type(module).__name__.endswith("2d")
+    if images and len(shape) > 2:
+        return (shape[1], *[1] * (len(shape) - 2))
+    if len(shape) > 3 and not isinstance(module, nn.Linear | nn.LayerNorm | nn.RMSNorm):
+        raise UsageError(f"gate='channel': which axis of {name!r} holds the channels is unknown; use gate='scalar'")
+    return (shape[-1],)
+
+
+def _layer(model: nn.Module, name: str) -> str:
+    """Return the layer of a stack of equal layers that a module belongs to, or the module itself."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        stack = model.get_submodule(".".join(parts[: end - 1]))
+        if isinstance(stack, nn.ModuleList | nn.Sequential) and len({type(layer) for layer in stack}) == 1:
+            return ".".join(parts[:end])
+    return name
+
+
+def _movable(found: Residuals, site: Site) -> str | None:
+    activation = site.activation_after
+    if activation is None:
+        return None
+    where = site.name or "the model"
+    if activation.startswith("("):
+        raise UsageError(
+            f"activation_after='move': {where} calls the function {activation[1:-1]}, which can't be moved: make it a "
+            "module, or keep it"
+        )
+    if found.calls[activation] > 1:
+        raise UsageError(
+            f"activation_after='move': {activation!r} is used {found.calls[activation]} times, so its use after the "
+            f"addition in {where} can't be told from the others: give each use a module of its own, or keep it"
+        )
+    if len(site.branches) > 1:
+        raise UsageError(f"activation_after='move': {where} adds several branches: keep it")
+    return activation
+
+
+def _add_to(optimizer: torch.optim.Optimizer, model: nn.Module, recipe: Recipe, undo: Undo) -> None:
+    gates = [gate for gate in recipe.gates if gate.owner is None]
+    named = {f"{gate.leaf}.{gate.parameter}".lstrip("."): gate for gate in gates}
+    parameters = {name: getattr(model.get_submodule(gate.leaf), gate.parameter) for name, gate in named.items()}
+    with_names = any("param_names" in group for group in optimizer.param_groups)
+    before = list(optimizer.param_groups)
+
+    def put_back() -> None:
+        ours = {id(parameter) for parameter in parameters.values()}
+        kept = [group for group in optimizer.param_groups if not ours & {id(each) for each in group["params"]}]
+        optimizer.param_groups[:] = kept if len(kept) >= len(before) else before
+        for parameter in parameters.values():
+            optimizer.state.pop(parameter, None)
+
+    undo.steps.append(put_back)
+    params = list(parameters.items()) if with_names else list(parameters.values())
+    optimizer.add_param_group({"params": params, "weight_decay": 0.0, "name": "gates"})

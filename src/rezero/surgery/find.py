@@ -1,0 +1,571 @@
+"""Find the residual additions of any model."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, overload
+
+from torch import nn
+
+from rezero.surgery import linear
+from rezero.surgery.trace import Call, Op, Trace, Value, trace
+
+__all__ = ["Branch", "LeftOut", "Residuals", "Site", "find_residuals", "sort_additions"]
+
+Kind = Literal["identity", "projection", "parallel"]
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A residual branch and the module that a gate goes to.
+
+    Attributes:
+        leaf: Qualified name of the innermost module whose returned value, or its first item, is the branch.
+        leaves: Every module that takes part in the branch and has parameters of its own, in the order of use.
+        shape: Sizes of what the leaf returned.
+        scale: Parameters that the branch is multiplied by on its way to the addition, such as a LayerScale.
+    """
+
+    leaf: str
+    leaves: tuple[str, ...]
+    shape: tuple[int, ...] = ()
+    scale: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Site:
+    """A residual addition.
+
+    Attributes:
+        name: Qualified name of the module whose code adds; empty for the model itself.
+        branches: What is added to the skip, one entry for each gate.
+        pre_norms: Norms that read the skip for the branches.
+        post_norm: The norm that alone reads the sum, if there is one.
+        activation_after: The activation that alone reads the sum: a module's name, or a function's in brackets.
+        kind: ``identity`` if the skip has no parameters, ``projection`` if it has, ``parallel`` for several branches.
+        added: Where each branch is added: the owner's call, the addition in it, and the operand; all counted from 0.
+    """
+
+    name: str
+    branches: tuple[Branch, ...]
+    pre_norms: tuple[str, ...]
+    post_norm: str | None
+    activation_after: str | None
+    kind: Kind
+    added: tuple[tuple[int, int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """An addition that gets no gate.
+
+    Attributes:
+        name: Qualified name of the module whose code adds.
+        reason: Why.
+        refused: Whether it is a residual addition that no gate can be given to.
+    """
+
+    name: str
+    reason: str
+    refused: bool = False
+
+
+class Residuals(Sequence[Site]):
+    """The residual additions of a model, in the order in which they happen.
+
+    Args:
+        sites: Those that can be gated.
+        left_out: The others that were looked at.
+        removable: Norms before and after branches that feed nothing else.
+        calls: How often each module was called.
+        parameters: Names of the model's parameters by place: ``branch`` (inside a gated one), ``shortcut``, ``trunk``
+            (stem, transitions, head), ``refused`` (inside a residual branch that no gate can be given to).
+        readers: Names of the modules whose code reads each parameter.
+        filter_fn: Which branches were wanted.
+        long_skips: Whether long skips were.
+    """
+
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        left_out: Sequence[LeftOut] = (),
+        removable: frozenset[str] = frozenset(),
+        calls: Mapping[str, int] | None = None,
+        parameters: Mapping[str, frozenset[str]] | None = None,
+        readers: Mapping[str, frozenset[str]] | None = None,
+        filter_fn: Callable[[nn.Module, str], bool] | None = None,
+        long_skips: bool = False,
+    ) -> None:
+        self._sites = tuple(sites)
+        self.left_out = tuple(left_out)
+        self.removable = removable
+        self.calls = dict(calls or {})
+        self.parameters = dict(parameters or {})
+        self.readers = dict(readers or {})
+        self.filter_fn = filter_fn
+        self.long_skips = long_skips
+
+    @overload
+    def __getitem__(self, index: int) -> Site: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Site, ...]: ...
+    def __getitem__(self, index: int | slice) -> Site | tuple[Site, ...]:
+        return self._sites[index]
+
+    def __len__(self) -> int:
+        return len(self._sites)
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """All branches, in order."""
+        return tuple(branch for site in self for branch in site.branches)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all that was found as what JSON can hold."""
+        return {
+            "sites": [asdict(site) for site in self],
+            "left_out": [asdict(each) for each in self.left_out],
+            "removable_norms": sorted(self.removable),
+            "parameters": {place: sorted(names) for place, names in self.parameters.items()},
+        }
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} residual additions, {len(self.branches)} branches, {len(self.left_out)} left out>"
+
+    def __str__(self) -> str:
+        heads = ("where", "kind", "gate at", "norms before", "norm after", "activation after")
+        rows = [
+            (
+                site.name or "(the model)",
+                site.kind,
+                ", ".join(branch.leaf or "(the model)" for branch in site.branches),
+                ", ".join(site.pre_norms),
+                site.post_norm or "",
+                site.activation_after or "",
+            )
+            for site in self
+        ]
+        lines = _table([heads, *rows]) if rows else ["no residual additions"]
+        if self.left_out:
+            counts: dict[tuple[str, bool], list[str]] = {}
+            for each in self.left_out:
+                counts.setdefault((each.reason, each.refused), []).append(each.name or "(the model)")
+            lines += ["", "left out:"]
+            lines += [
+                f"  {len(names)} {'refused: ' if refused else ''}{reason} ({_some(names)})"
+                for (reason, refused), names in counts.items()
+            ]
+        return "\n".join(lines)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    used = [column for column in zip(*rows, strict=True) if any(column[1:])]
+    widths = [max(map(len, column)) for column in used]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in zip(*used, strict=True)
+    ]
+
+
+def _some(names: Sequence[str]) -> str:
+    different = list(dict.fromkeys(names))
+    return ", ".join(different[:3]) + (f" and {len(different) - 3} more" if len(different) > 3 else "")
+
+
+@dataclass(frozen=True)
+class _Term:
+    """A branch where it is added."""
+
+    value: Value
+    reader: Op  # the addition, or an earlier one that sums branches
+
+
+@dataclass(eq=False)
+class _Sum:
+    """A residual addition on its way to becoming a site."""
+
+    add: Op
+    skip: Value  # what the branches descend from
+    skip_scaled: bool  # the skip is multiplied by parameters on its way to the addition
+    terms: "list[_Term]"  # the branches
+    between: set[Op]
+    operands: list[tuple[Op, int]]  # which operand of which addition they are
+    leaves: "list[Call | str]" = field(default_factory=list)  # where the gates go, or why they can't
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the branches can't be gated, if they can't."""
+        return next((each for each in self.leaves if isinstance(each, str)), None)
+
+    @property
+    def gated(self) -> "list[Call]":
+        """The module calls whose output is gated."""
+        return [each for each in self.leaves if not isinstance(each, str)]
+
+
+def find_residuals(
+    model: nn.Module,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    filter_fn: Callable[[nn.Module, str], bool] | None = None,
+    long_skips: bool = False,
+) -> Residuals:
+    r"""Find every addition of a branch to its skip, ``x + f(x)``, in a model of any class.
+
+    One forward pass is followed, with shapes only. An addition is residual if one side, the skip, went into the other,
+    the branch, and parameters lie between; the skip may be projected by fewer layers than the branch has. The model
+    stays as it was, with its mode, its buffers, its gradients and the state of the random generators.
+
+    Args:
+        model: Any module, also one on the meta device.
+        args: Example arguments of its ``forward``: a tensor, or a tuple.
+        kwargs: Example keyword arguments.
+        filter_fn: Is given a branch's module and its qualified name, and says whether the branch is wanted. Where no
+            gate can be given to a branch, it is asked about the module that adds.
+        long_skips: Whether a skip over other resolutions, as in a U-Net, counts too.
+
+    Returns:
+        The additions, printing as a table; those left out are in ``left_out``, each with its reason.
+
+    Raises:
+        UsageError: If the model can't be run on the arguments.
+
+    Example:
+        >>> import torch, rezero
+        >>> layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        >>> found = rezero.find_residuals(layer, torch.randn(1, 3, 8))
+        >>> print(*(branch.leaf for branch in found.branches))
+        self_attn linear2
+    """
+    args = args if isinstance(args, tuple | list) else (args,)
+    return sort_additions(trace(model, args, kwargs), filter_fn, long_skips=long_skips)
+
+
+def sort_additions(
+    traced: Trace, filter_fn: Callable[[nn.Module, str], bool] | None = None, *, long_skips: bool = False
+) -> Residuals:
+    """Find the residual additions of one forward pass.
+
+    Args:
+        traced: The pass.
+        filter_fn: As for `find_residuals`.
+        long_skips: Likewise.
+
+    Returns:
+        The additions.
+    """
+    return _Finder(traced, filter_fn, long_skips=long_skips).residuals()
+
+
+class _Finder:
+    def __init__(self, traced: Trace, filter_fn: Callable[[nn.Module, str], bool] | None, *, long_skips: bool) -> None:
+        self.trace = traced
+        self.filter_fn = filter_fn
+        self.long_skips = long_skips
+        self.uses: dict[nn.Module, int] = {}
+        for call in traced.calls:
+            self.uses[call.module] = self.uses.get(call.module, 0) + 1
+        self.left_out: dict[Op, LeftOut] = {}
+        self.sums: dict[Op, _Sum] = {}
+
+    def residuals(self) -> Residuals:
+        """Sort all additions into sites and others."""
+        additions = [op for op in self.trace.ops if linear.is_addition(op)]
+        for op in additions:
+            self._judge(op)
+        places = self._places(additions)
+        skips = {found.skip for found in self.sums.values()}
+        inside = set().union(*(found.between for found in self.sums.values() if not found.trouble))
+        sites = []
+        for op, found in self.sums.items():
+            if found.trouble and self.filter_fn and not self.filter_fn(op.call.module, op.call.name):
+                self._leave(op, "not wanted by filter_fn")
+            elif found.trouble:
+                inner = op in inside
+                reason = found.trouble + (", inside a gated branch" if inner else "")
+                self._leave(op, reason, refused=not (inner or found.skip_scaled))
+            elif self.filter_fn and not all(self.filter_fn(call.module, call.name) for call in found.gated):
+                self._leave(op, "not wanted by filter_fn")
+            else:
+                sites.append(self._site(op, found, skips, places))
+        left_out = [self.left_out[op] for op in additions if op in self.left_out]
+        uses = {call.name: self.uses[call.module] for call in self.trace.calls}
+        return Residuals(
+            sites,
+            left_out,
+            self._removable(sites),
+            uses,
+            self._parameters(),
+            self._readers(),
+            filter_fn=self.filter_fn,
+            long_skips=self.long_skips,
+        )
+
+    def _readers(self) -> dict[str, frozenset[str]]:
+        """Name the modules whose code reads each parameter."""
+        readers: dict[str, set[str]] = {}
+        for value in self.trace.values:
+            if value.parameter:
+                readers.setdefault(value.parameter, set()).update(op.call.name for op in value.users)
+        return {name: frozenset(modules) for name, modules in readers.items()}
+
+    def _parameters(self) -> dict[str, frozenset[str]]:
+        """Sort the parameters that were read by where."""
+        places: dict[str, set[str]] = {"branch": set(), "shortcut": set(), "refused": set(), "trunk": set()}
+        for op, found in self.sums.items():
+            gated = op not in self.left_out
+            for term in found.terms:
+                places["branch" if gated else "refused"] |= _names(_between(found.skip, term.value))
+            others = [side for side in op.inputs[:2] if side not in {term.value for term in found.terms}]
+            for side in others if gated else ():
+                if side.descends_from(found.skip):
+                    places["shortcut"] |= _names(_between(found.skip, side))
+        places["trunk"] = _names(set(self.trace.ops))
+        known: set[str] = set()
+        for place, names in places.items():
+            places[place] = names - known
+            known |= names
+        return {place: frozenset(names) for place, names in places.items()}
+
+    def _removable(self, sites: Sequence[Site]) -> frozenset[str]:
+        """Name the norms of which every use feeds gated branches alone, or follows a gated addition alone."""
+        gated = {branch.leaf for site in sites for branch in site.branches}
+        sums = [
+            found
+            for found in self.sums.values()
+            if not found.trouble and all(call.name in gated for call in found.gated)
+        ]
+        inside = set().union(*(found.between for found in sums))
+        outputs = {found.add.outputs[-1] for found in sums}
+        before = {name for site in sites for name in site.pre_norms}
+        after = {site.post_norm for site in sites if site.post_norm is not None}
+
+        def serves(call: Call) -> bool:
+            output = call.output
+            feeds = output is not None and not output.escapes and all(user in inside for user in output.users)
+            return (call.name in before and feeds) or (call.name in after and bool(outputs.intersection(call.inputs)))
+
+        kept = {call.name for call in self.trace.calls if call.name in before | after and not serves(call)}
+        return frozenset((before | after) - kept)
+
+    def _leave(self, op: Op, reason: str, *, refused: bool = False) -> None:
+        self.left_out[op] = LeftOut(op.call.name, reason, refused)
+
+    def _places(self, additions: Sequence[Op]) -> dict[Op, tuple[int, int]]:
+        counts: dict[Call, int] = {}
+        places = {}
+        for op in additions:
+            places[op] = (op.call.number, counts.get(op.call, 0))
+            counts[op.call] = places[op][1] + 1
+        return places
+
+    # Judging one addition
+
+    def _judge(self, op: Op) -> None:
+        found = self._identity(op) or self._over_sum(op) or self._projection(op)
+        if isinstance(found, str):
+            self._leave(op, found)
+            return
+        found.leaves = [self._leaf(found, term) for term in found.terms]
+        if not self.long_skips and self._is_long(found):
+            self._leave(op, "a long skip over other resolutions: ask for it with long_skips=True")
+        else:
+            self.sums[op] = found
+
+    def _identity(self, op: Op) -> "_Sum | str | None":
+        """Recognise ``x + f(x)``."""
+        empty = None
+        for skip, term in linear.summands(op):
+            root, scaled = next(
+                ((root, scaled) for root, scaled in linear.sources(skip) if term.descends_from(root)), (None, False)
+            )
+            if root is None:
+                continue
+            between = _between(root, term)
+            if _has_parameters(between, op.call):
+                return _Sum(op, root, scaled, self._terms(op, root, term), between, [(op, op.inputs.index(term))])
+            empty = "no parameters between skip and branch"
+        return empty
+
+    def _over_sum(self, op: Op) -> "_Sum | None":
+        """Recognise ``(x + f(x)) + g(x)``, which is one addition with two branches."""
+        for inner, term in linear.summands(op):
+            before = self.sums.get(inner.op) if inner.op is not None else None
+            if before is None or inner.users != [op] or inner.escapes or before.add.call is not op.call:
+                continue
+            between = _between(before.skip, term) if term.descends_from(before.skip) else set()
+            if _has_parameters(between, op.call):
+                del self.sums[before.add]
+                terms = [*before.terms, *self._terms(op, before.skip, term)]
+                operands = [*before.operands, (op, op.inputs.index(term))]
+                return _Sum(op, before.skip, before.skip_scaled, terms, before.between | between, operands)
+        return None
+
+    def _terms(self, reader: Op, skip: Value, term: Value) -> list[_Term]:
+        """Split a branch that is itself a sum of branches."""
+        last = term.op
+        if last is None or last.call is not reader.call or term.users != [reader] or term.escapes:
+            return [_Term(term, reader)]
+        stacked = last.inputs[0].op if last.name == "sum" else None
+        if linear.is_addition(last):
+            parts: Sequence[Value] = last.inputs[:2]
+        elif stacked is not None and stacked.name == "stack":
+            parts, last = stacked.inputs, stacked
+        else:
+            return [_Term(term, reader)]
+        if not all(part.descends_from(skip) for part in parts):
+            return [_Term(term, reader)]
+        self.left_out.pop(last, None)
+        self.sums.pop(last, None)
+        return [each for part in parts for each in self._terms(last, skip, part)]
+
+    def _projection(self, op: Op) -> "_Sum | str":
+        """Recognise ``s(x) + f(x)`` with ``s`` affine and of fewer layers."""
+        ties = False
+        for skip, term in linear.summands(op):
+            root = next((root for root in linear.affine_sources(skip) if term.descends_from(root)), None)
+            if root is None:
+                continue
+            between = _between(root, term)
+            short, long = _layers(_between(root, skip)), _layers(between)
+            if short < long:
+                return _Sum(op, root, False, self._terms(op, root, term), between, [(op, op.inputs.index(term))])
+            ties = ties or short == long > 0
+        if ties:
+            return "both sides have as many layers: neither is a skip"
+        if not all(side.data for side in op.inputs[:2]):
+            return "one side does not depend on the input"
+        return "neither side is a skip of the other"
+
+    def _is_long(self, found: _Sum) -> bool:
+        """Return whether a branch runs through another resolution only, as the inside of a U-Net does."""
+        return any(not _reaches(found.skip, term.value) for term in found.terms)
+
+    # Where the gate goes
+
+    def _leaf(self, found: _Sum, term: _Term) -> Call | str:
+        """Return the call of the module that a gate goes to, or why there is none."""
+        trouble = "no module returns the branch"
+        for scales in (False, True):
+            deepest: Call | None = None
+            for value, reader in linear.path(term.value, term.reader, found.skip, scales=scales):
+                if not value.descends_from(found.skip):
+                    break
+                if value.users != [reader] or value.escapes:
+                    trouble = "the branch is used elsewhere too"
+                    break
+                for call in value.returned:
+                    if value in call.inputs or found.add.call.within(call):  # it only hands on, or adds itself
+                        continue
+                    if self.uses[call.module] == 1:
+                        deepest = call
+                        break
+                    trouble = f"{call.name} is used {self.uses[call.module]} times"
+            if deepest is not None:
+                return deepest
+        return trouble
+
+    def _site(self, op: Op, found: _Sum, skips: set[Value], places: Mapping[Op, tuple[int, int]]) -> Site:
+        norms = [
+            call
+            for call in self.trace.calls
+            if linear.is_norm(call.module)
+            and call.inputs
+            and any(root is found.skip for root, _ in linear.sources(call.inputs[0]))
+            and any(each in found.between for each in self.trace.ops[call.first : call.last])
+        ]
+        after = [call for call in self.trace.calls if op.outputs[-1] in call.inputs and linear.is_norm(call.module)]
+        post = next((call for call in after if self._is_post_norm(call, op, skips, alone=not norms)), None)
+        values = [term.value for term in found.terms]
+        others = [side for side in op.inputs[:2] if side not in values]
+        projected = any(_layers(_between(found.skip, side)) for side in others if side.descends_from(found.skip))
+        kind: Kind = "parallel" if len(found.terms) > 1 else "projection" if projected else "identity"
+        return Site(
+            op.call.name,
+            tuple(self._branch(found, term, call) for term, call in zip(found.terms, found.gated, strict=True)),
+            tuple(dict.fromkeys(call.name for call in norms)),
+            post.name if post else None,
+            _activation(op),
+            kind,
+            tuple((*places[add], operand) for add, operand in found.operands),
+        )
+
+    def _is_post_norm(self, norm: Call, op: Op, skips: set[Value], *, alone: bool) -> bool:
+        """Return whether a norm after a sum belongs to it; the final norm of a pre-norm network does not."""
+        if op.outputs[-1].escapes or any(
+            user not in self.trace.ops[norm.first : norm.last] for user in op.outputs[-1].users
+        ):
+            return False
+        return norm.output in skips or (alone and norm.parent is op.call)
+
+    def _branch(self, found: _Sum, term: _Term, leaf: Call) -> Branch:
+        ops = sorted(_between(found.skip, term.value), key=lambda op: op.index)
+        calls = [op.call for op in ops if op.call is not found.add.call]
+        used = [call.name for call in calls if next(call.module.parameters(recurse=False), None) is not None]
+        scales = [
+            value.parameter
+            for _, reader in linear.path(term.value, term.reader, found.skip, scales=True)
+            for value in reader.inputs
+            if value.parameter and reader is not term.reader
+        ]
+        shape = leaf.output.shape if leaf.output is not None else ()
+        return Branch(leaf.name, tuple(dict.fromkeys(used)), shape, tuple(dict.fromkeys(scales)))
+
+
+def _between(start: Value, end: Value) -> set[Op]:
+    """Return the operations through which ``end`` comes from ``start``."""
+    found: set[Op] = set()
+    open_values = [end]
+    while open_values:
+        value = open_values.pop()
+        if value is start or value.op is None or value.op in found or not value.descends_from(start):
+            continue
+        found.add(value.op)
+        open_values += value.op.inputs
+    return found
+
+
+def _reaches(start: Value, end: Value) -> bool:
+    """Return whether ``end`` comes from ``start`` on a way without a change of resolution."""
+    seen: set[Value] = set()
+    open_values = [end]
+    while open_values:
+        value = open_values.pop()
+        if value is start:
+            return True
+        if value in seen or value.op is None or not value.descends_from(start) or linear.changes_resolution(value.op):
+            continue
+        seen.add(value)
+        open_values += value.op.inputs
+    return False
+
+
+def _weights(op: Op) -> Iterator[Value]:
+    """Yield the parameters that an operation reads, also those that were transformed first."""
+    for value in op.inputs:
+        if value.parameter:
+            yield value
+        elif value.op is not None and not value.data:
+            yield from _weights(value.op)
+
+
+def _names(ops: set[Op]) -> set[str]:
+    return {weight.parameter for op in ops for weight in _weights(op) if weight.parameter}
+
+
+def _has_parameters(between: set[Op], owner: Call) -> bool:
+    """Return whether a branch has a layer: a matrix, or parameters inside a module of its own."""
+    return any(linear.is_matrix(weight) or op.call is not owner for op in between for weight in _weights(op))
+
+
+def _layers(between: set[Op]) -> int:
+    """Count the matrices on the way."""
+    return sum(any(linear.is_matrix(weight) for weight in _weights(op)) for op in between)
+
+
+def _activation(op: Op) -> str | None:
+    users = op.outputs[-1].users
+    if len(users) != 1 or op.outputs[-1].escapes or not linear.is_activation(users[0]):
+        return None
+    call = users[0].call
+    return call.name if not call.within(op.call) or call is not op.call else f"({users[0].name})"

@@ -1,0 +1,245 @@
+"""Classes that modules of other people's models are changed to: the same module, with a gate or passed by."""
+
+import types
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from rezero.gate import AnyGate
+from rezero.kernels import reference
+
+__all__ = [
+    "Changed",
+    "GatedOutput",
+    "GatedWeight",
+    "Passed",
+    "ReadsGated",
+    "SharedOutput",
+    "SharedWeight",
+    "swap_class",
+]
+
+if TYPE_CHECKING:
+    from rezero.surgery.recipe import GateRecipe
+
+    _Module = nn.Module
+else:  # a mixin, which the class of any module can follow
+    _Module = object
+
+
+class Changed(_Module):
+    """A module of somebody's class, changed by `rezero.convert_`.
+
+    Its class is made on the spot, from one of the classes below and the module's own, so `isinstance` still holds, the
+    keys of the state dict stay, and no hook stands in the way of a compiler.
+    """
+
+    original_class: type[nn.Module]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # The class made on the spot can't be found by its name, so a copy or a pickle names what it is made from.
+        reduced: Any = super().__reduce_ex__(max(2, protocol))
+        _, arguments, *rest = reduced
+        change = next(kind for kind in type(self).__mro__ if kind.__module__ == __name__)
+        return _rebuild, (change, self.original_class, tuple(arguments[1:])), *rest
+
+
+class _Owner(Changed, AnyGate):
+    """A layer that owns a gate."""
+
+    rezero_gate: "GateRecipe"
+
+    @property
+    def gate_parameter(self) -> nn.Parameter:  # type: ignore[override]
+        """The parameter of the gate."""
+        parameter: nn.Parameter = getattr(self, self.rezero_gate.parameter)
+        return parameter
+
+    @property
+    def gate_branches(self) -> int:  # type: ignore[override]
+        """How many branches it scales: its own, and those of the layers that share it."""
+        return self.rezero_gate.branches
+
+    @property
+    def gate_scale(self) -> Tensor:  # type: ignore[override]
+        """What this layer's branch is multiplied by."""
+        return torch.tanh(self.gate_parameter) if self.rezero_gate.activation == "tanh" else self.gate_parameter
+
+    def reset_gate(self) -> None:
+        """Set the gate back to its start."""
+        nn.init.constant_(self.gate_parameter, self.rezero_gate.init_value)
+
+    def reset_parameters(self) -> None:
+        """Draw the layer's weights anew, as its own class does, and set the gate back."""
+        own = getattr(super(), "reset_parameters", None)
+        if own is not None:
+            own()
+        self.reset_gate()
+
+
+class _Sharer(Changed):
+    """A layer that uses the gate of another one."""
+
+    rezero_gate: "GateRecipe"
+    rezero_owner: tuple[AnyGate]  # in a tuple, for otherwise the owner would be registered twice
+
+    @property
+    def gate_scale(self) -> Tensor:
+        """What this layer's branch is multiplied by."""
+        return self.rezero_owner[0].gate_scale
+
+
+class _ScalesOutput(Changed):
+    rezero_gate: "GateRecipe"
+    rezero_moved: tuple[Any, ...] = ()  # the activation from behind the addition
+    gate_scale: Tensor
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module and scale what it returns.
+
+        Args:
+            *args: As the module's own class takes them.
+            **kwargs: Likewise.
+
+        Returns:
+            Its output, or the first item of it, multiplied by the gate.
+        """
+        output = super().forward(*args, **kwargs)
+        f = output if isinstance(output, Tensor) else output[0]
+        for activation in self.rezero_moved:
+            f = activation.original_class.forward(activation, f)
+        f = reference.gate(f, self.gate_scale.view(self.rezero_gate.shape))
+        if isinstance(output, Tensor):
+            return f
+        return type(output)(f, *output[1:]) if hasattr(output, "_fields") else type(output)((f, *output[1:]))
+
+
+class _ScalesWeight(Changed):
+    """A layer whose weights other code reads: its gate is multiplied into them while that code runs.
+
+    The rest of the time ``weight`` and ``bias`` are the parameters themselves, so that an initialisation can fill them.
+    """
+
+    gate_scale: Tensor
+    rezero_reading: bool = False
+
+    @property
+    def weight(self) -> Any:
+        """The weight, scaled while `ReadsGated` runs."""
+        return self._read("weight")
+
+    @property
+    def bias(self) -> Any:
+        """The bias, likewise."""
+        return self._read("bias")
+
+    def _read(self, name: str) -> Any:
+        parameter = self._parameters[name]
+        if parameter is None or not self.rezero_reading:
+            return parameter
+        return reference.gate(parameter, self.gate_scale.view(-1, *[1] * (parameter.ndim - 1)))
+
+
+class GatedOutput(_ScalesOutput, _Owner):
+    """A module whose output is multiplied by its own gate."""
+
+
+class SharedOutput(_ScalesOutput, _Sharer):
+    """A module whose output is multiplied by another's gate."""
+
+
+class GatedWeight(_ScalesWeight, _Owner):
+    """A layer whose weights are multiplied by its own gate."""
+
+
+class SharedWeight(_ScalesWeight, _Sharer):
+    """A layer whose weights are multiplied by another's gate."""
+
+
+class ReadsGated(Changed):
+    """A module that reads the weights of layers inside it without calling them.
+
+    ``nn.TransformerEncoderLayer`` does so in evaluation, on its fused path. Two threads cannot run it at once.
+    """
+
+    rezero_weights: tuple[_ScalesWeight, ...]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module on scaled weights.
+
+        Args:
+            *args: As the module's own class takes them.
+            **kwargs: Likewise.
+
+        Returns:
+            Its output.
+        """
+        for layer in self.rezero_weights:
+            layer.rezero_reading = True
+        try:
+            return super().forward(*args, **kwargs)
+        finally:
+            for layer in self.rezero_weights:
+                layer.rezero_reading = False
+
+
+class ReadsGatedWithoutNorms(ReadsGated):
+    """A Transformer layer without norms: its fused path would apply them, so it is never taken."""
+
+    @property
+    def activation_relu_or_gelu(self) -> int:
+        """0, which tells the layer that its activation is unknown to the fused path."""
+        return 0
+
+
+class Passed(Changed):
+    """A module that returns its input. Its parameters stay, frozen, for the state dict and for those who read them."""
+
+    def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+        """Return the input.
+
+        Args:
+            x: Any tensor.
+            *_: Ignored.
+            **__: Ignored.
+
+        Returns:
+            ``x``.
+        """
+        return x
+
+
+@cache
+def _changed_class(change: type[Changed], original: Any) -> type[Changed]:
+    made: Any = types.new_class(f"{change.__name__}{original.__name__}", (change, original))
+    made.__module__, made.__doc__ = original.__module__, original.__doc__
+    made.original_class = original
+    return made  # type: ignore[no-any-return]
+
+
+def swap_class(module: nn.Module, change: type[Changed]) -> None:
+    """Change a module's class in place.
+
+    Args:
+        module: Any module.
+        change: What becomes of it.
+    """
+    module.__class__ = _changed_class(change, type(module))  # type: ignore[arg-type]
+
+
+def restore_class(module: nn.Module) -> None:
+    """Give a changed module its own class back, and take away what the change had added beside its parameters.
+
+    Args:
+        module: A module whose class `swap_class` changed.
+    """
+    module.__class__ = module.original_class  # type: ignore[assignment]
+    for name in ("rezero_gate", "rezero_owner", "rezero_moved", "rezero_weights", "rezero_reading"):
+        vars(module).pop(name, None)
+
+
+def _rebuild(change: type[Changed], original: type[nn.Module], arguments: tuple[Any, ...]) -> nn.Module:
+    kind = _changed_class(change, original)  # type: ignore[arg-type]
+    return kind.__new__(kind, *arguments)

@@ -1,0 +1,176 @@
+"""What is known of torch's functions: which of them add, which only move or scale numbers, which are affine."""
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from rezero.surgery.trace import ADDITIONS, Op, Value
+
+__all__ = [
+    "affine_sources",
+    "changes_resolution",
+    "is_activation",
+    "is_addition",
+    "is_matrix",
+    "is_norm",
+    "path",
+    "sources",
+    "summands",
+]
+
+_ADD = frozenset(name for name in ADDITIONS if "sub" not in name)
+_SCALE = {"mul", "rmul", "imul", "multiply", "div", "truediv", "itruediv", "true_divide", "divide", "neg", "negative"}
+_MOVE = frozenset(
+    """
+    view view_as reshape reshape_as permute transpose swapaxes swapdims movedim moveaxis t adjoint contiguous flatten
+    unflatten squeeze unsqueeze expand expand_as getitem get select narrow chunk split split_with_sizes unbind
+    tensor_split roll flip clone to type type_as float half bfloat16 double detach pad constant_pad_nd index_select
+    dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout requires_grad
+    """.split()  # noqa: SIM905
+)
+_POOL = {
+    f"{adaptive}{kind}_pool{axes}d{indices}"
+    for adaptive in ("", "adaptive_")
+    for kind in ("avg", "max")
+    for axes in (1, 2, 3)
+    for indices in ("", "_with_indices")
+} | {"amax", "mean"}
+_AFFINE = frozenset(
+    """
+    linear conv1d conv2d conv3d batch_norm layer_norm group_norm rms_norm instance_norm addmm matmul rmatmul
+    """.split()  # noqa: SIM905
+)
+_RESOLUTION = {"interpolate", "upsample", "pixel_shuffle", "grid_sample"} | {f"conv_transpose{n}d" for n in (1, 2, 3)}
+_ACTIVATIONS = frozenset(
+    """
+    relu gelu silu elu selu celu leaky_relu prelu hardswish hardtanh relu6 mish softplus sigmoid tanh
+    """.split()  # noqa: SIM905
+)
+
+
+def _plain(op: Op) -> str:
+    """Name a function without the marks of a method: ``__iadd__`` and ``relu_`` become ``iadd`` and ``relu``."""
+    return op.name.strip("_")
+
+
+def is_addition(op: Op) -> bool:
+    """Return whether an operation adds two tensors, one of which has the shape of the result."""
+    if _plain(op) not in ADDITIONS or len(op.inputs) < 2:
+        return False
+    shape = op.outputs[-1].shape
+    return bool(shape) and any(value.shape == shape for value in op.inputs[:2])
+
+
+def summands(op: Op) -> list[tuple[Value, Value]]:
+    """Pair the sides of an addition as skip and branch, in every way that is possible.
+
+    Args:
+        op: An addition.
+
+    Returns:
+        Pairs of a side that has the shape of the sum and is not subtracted, and the other side.
+    """
+    first, second = op.inputs[:2]
+    ways = [(first, second)] if _plain(op) not in _ADD else [(first, second), (second, first)]
+    return [way for way in ways if way[0].shape == op.outputs[-1].shape]
+
+
+def sources(value: Value) -> Iterator[tuple[Value, bool]]:
+    """Walk back from a skip as long as numbers are only moved, pooled or scaled.
+
+    Args:
+        value: A side of an addition.
+
+    Yields:
+        The value and those it came from; with whether parameters have scaled it.
+    """
+    scaled = False
+    while True:
+        yield value, scaled
+        op = value.op
+        if op is None or not (_plain(op) in _MOVE | _POOL | _SCALE or _adds_number(op)):
+            return
+        main, *others = _by_data(op)
+        if _plain(op) in _SCALE and any(other.data for other in others):
+            return
+        scaled = scaled or any(_from_parameters(other) for other in others)
+        value = main
+
+
+def affine_sources(value: Value) -> Iterator[Value]:
+    """Walk back from a projected skip as long as the operations are affine in one input.
+
+    Args:
+        value: A side of an addition.
+
+    Yields:
+        The values that it came from, the nearest first.
+    """
+    while (op := value.op) is not None and _plain(op) in _MOVE | _POOL | _SCALE | _AFFINE:
+        value, *others = _by_data(op)
+        if any(other.data for other in others) and _plain(op) not in _MOVE:
+            return
+        yield value
+
+
+def path(term: Value, reader: Op, skip: Value, *, scales: bool) -> Iterator[tuple[Value, Op]]:
+    """Walk back from a branch as long as scaling an earlier value scales the branch.
+
+    Args:
+        term: The branch where it is added.
+        reader: The addition.
+        skip: What the branch came from.
+        scales: Whether to walk through products with other tensors, too.
+
+    Yields:
+        A value and the operation that reads it on the way to the addition.
+    """
+    value = term
+    while True:
+        yield value, reader
+        op = value.op
+        if op is None or _plain(op) not in _MOVE | _SCALE | _ADD:
+            return
+        main = [each for each in op.inputs if each.descends_from(skip)]
+        if len(main) != 1 or (_plain(op) in _ADD and len(op.inputs) > 1):
+            return
+        if not scales and len(op.inputs) > 1 and _plain(op) in _SCALE:
+            others = [each for each in op.inputs if each is not main[0]]
+            if any(each.data or _from_parameters(each) for each in others):
+                return
+        value, reader = main[0], op
+
+
+def _adds_number(op: Op) -> bool:
+    return _plain(op) in _ADD and len(op.inputs) == 1  # sum() begins with 0
+
+
+def _by_data(op: Op) -> list[Value]:
+    """Order the inputs of an operation, those that depend on the model's input first."""
+    return sorted(op.inputs, key=lambda value: not value.data)
+
+
+def _from_parameters(value: Value) -> bool:
+    return value.parameter is not None or (value.op is not None and any(map(_from_parameters, value.op.inputs)))
+
+
+def is_matrix(value: Value) -> bool:
+    """Return whether a parameter mixes features: two or more of its axes are longer than 1."""
+    return sum(size > 1 for size in value.shape) >= 2
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Return whether a module is a norm, judged by its class's name and its parameters."""
+    return "norm" in type(module).__name__.lower() and all(
+        sum(size > 1 for size in parameter.shape) <= 1 for parameter in module.parameters()
+    )
+
+
+def changes_resolution(op: Op) -> bool:
+    """Return whether an operation makes an image or a sequence longer."""
+    return _plain(op) in _RESOLUTION
+
+
+def is_activation(op: Op) -> bool:
+    """Return whether an operation is an activation function."""
+    return _plain(op) in _ACTIVATIONS

@@ -1,0 +1,205 @@
+"""What a conversion changes, as plain data: applied to a model, stored beside its weights, applied again."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from rezero.errors import UsageError
+from rezero.gate import gate_dtype
+from rezero.surgery.gated import (
+    Changed,
+    GatedOutput,
+    GatedWeight,
+    Passed,
+    ReadsGated,
+    ReadsGatedWithoutNorms,
+    SharedOutput,
+    SharedWeight,
+    restore_class,
+    swap_class,
+)
+
+__all__ = ["GateRecipe", "Recipe", "Undo", "apply_", "check_convertible"]
+
+_WRAPPERS = {"OptimizedModule", "DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "FSDPModule"}
+
+
+@dataclass(frozen=True)
+class GateRecipe:
+    """A gate and where it goes.
+
+    Attributes:
+        leaf: Qualified name of the module.
+        shape: Shape of the scale beside the branch: ``(1,)``, ``(C,)`` or ``(C, 1, 1)``.
+        init_value: Start of the gate (dimensionless).
+        activation: None or ``"tanh"``.
+        parameter: Name of the gate's parameter.
+        branches: How many branches it scales.
+        owner: The module whose gate it shares; None if it has its own.
+        reader: The module that reads the leaf's weights without calling it; None if there is none.
+        moved: The activation module that is applied to the branch instead of to the sum; None for none.
+    """
+
+    leaf: str
+    shape: tuple[int, ...] = (1,)
+    init_value: float = 0.0
+    activation: str | None = None
+    parameter: str = "alpha"
+    branches: int = 1
+    owner: str | None = None
+    reader: str | None = None
+    moved: str | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All changes of a conversion.
+
+    Attributes:
+        gates: The gates.
+        norms: Norms that return their input.
+        frozen: Their parameters that nothing else reads.
+        activations: Activation modules that return their input.
+        version: Of this form.
+    """
+
+    gates: tuple[GateRecipe, ...]
+    norms: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
+    activations: tuple[str, ...] = ()
+    version: int = 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as what JSON can hold."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Any, source: str) -> "Recipe":
+        """Read what `to_json` returned.
+
+        Args:
+            data: The data.
+            source: Where it comes from, for errors.
+
+        Returns:
+            The recipe.
+
+        Raises:
+            UsageError: If it is damaged, or of a newer form.
+        """
+        try:
+            if data["version"] > cls.version:
+                raise UsageError(f"{source} was written by a newer version of rezero: update it")
+            gates = tuple(GateRecipe(**{**each, "shape": tuple(each["shape"])}) for each in data["gates"])
+            norms, frozen, activations = (tuple(data[each]) for each in ("norms", "frozen", "activations"))
+            return cls(gates, norms, frozen, activations, data["version"])
+        except (KeyError, TypeError) as error:
+            raise UsageError(f"{source} holds no recipe of a conversion, or is damaged: {error!r}") from error
+
+
+def check_convertible(model: nn.Module) -> None:
+    """Refuse a model that can't be changed in place.
+
+    Args:
+        model: Any module.
+
+    Raises:
+        TypeError: If it is none.
+        UsageError: If it is wrapped, scripted, lazy or converted already, or gradients are off for good.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    if torch.is_inference_mode_enabled():
+        raise UsageError("torch.inference_mode is on, gates made in it could not be trained: convert outside of it")
+    for name, module in model.named_modules():
+        where = f"{name} ({type(module).__name__})" if name else type(module).__name__
+        kinds = {kind.__name__ for kind in type(module).__mro__}
+        if kinds & {
+            "OptimizedModule",
+            "DistributedDataParallel",
+            "DataParallel",
+            "FullyShardedDataParallel",
+            "FSDPModule",
+        }:
+            raise UsageError(f"{where} is a wrapped model: convert first, then compile or distribute it")
+        if getattr(module, "_compiled_call_impl", None) is not None:
+            raise UsageError(f"{where} is compiled in place: convert first, then compile")
+        if "quantized" in type(module).__module__:
+            raise UsageError(f"{where} is quantized, its weights can't be trained: convert first, then quantize")
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UsageError(f"{where} is scripted, its code can't be followed: convert the model before torch.jit")
+        if isinstance(module, Changed):
+            raise UsageError(f"{where} has been converted already: call undo() of that conversion first")
+        if any(isinstance(p, nn.parameter.UninitializedParameter) for p in module.parameters(recurse=False)):
+            raise UsageError(f"{where} is lazy, its shapes are not known yet: run the model once before")
+
+
+@dataclass
+class Undo:
+    """Steps that put a model back, done in reverse.
+
+    Attributes:
+        steps: The steps.
+    """
+
+    steps: list[Callable[[], object]] = field(default_factory=list)
+
+    def __call__(self) -> None:
+        """Do the steps, the last one first; a second call does nothing."""
+        while self.steps:
+            self.steps.pop()()
+
+
+def apply_(model: nn.Module, recipe: Recipe, undo: Undo) -> None:
+    """Change a model's modules as a recipe says.
+
+    Args:
+        model: The model.
+        recipe: The changes.
+        undo: Gets what puts them back.
+    """
+    readers: dict[str, list[nn.Module]] = {}
+    for gate in recipe.gates:
+        leaf = model.get_submodule(gate.leaf)
+        if gate.owner is None:
+            _change(leaf, GatedOutput if gate.reader is None else GatedWeight, undo, rezero_gate=gate)
+            _give_gate(model, leaf, gate, undo)
+        else:
+            owner = (model.get_submodule(gate.owner),)
+            change = SharedOutput if gate.reader is None else SharedWeight
+            _change(leaf, change, undo, rezero_gate=gate, rezero_owner=owner)
+        if gate.reader is not None:
+            readers.setdefault(gate.reader, []).append(leaf)
+        if gate.moved is not None:
+            vars(leaf)["rezero_moved"] = (model.get_submodule(gate.moved),)
+    for name, layers in readers.items():
+        bare = any(norm.rpartition(".")[0] == name for norm in recipe.norms)
+        reading = ReadsGatedWithoutNorms if bare else ReadsGated
+        _change(model.get_submodule(name), reading, undo, rezero_weights=tuple(layers))
+    for name in (*recipe.norms, *recipe.activations):
+        _change(model.get_submodule(name), Passed, undo)
+    for parameter in (model.get_parameter(name) for name in recipe.frozen):
+        undo.steps.append(partial(parameter.requires_grad_, parameter.requires_grad))
+        parameter.requires_grad_(False)
+
+
+def _change(module: nn.Module, change: type[Changed], undo: Undo, **attributes: Any) -> None:
+    def put_back() -> None:
+        if isinstance(module, Changed):  # not folded since
+            restore_class(module)
+
+    undo.steps.append(put_back)
+    swap_class(module, change)
+    vars(module).update(attributes)
+
+
+def _give_gate(model: nn.Module, leaf: nn.Module, gate: GateRecipe, undo: Undo) -> None:
+    near = next((p for each in (leaf, model) for p in each.parameters() if p.is_floating_point()), None)
+    dtype, device = (None, None) if near is None else (near.dtype, near.device)
+    alpha = torch.full((max(gate.shape),), gate.init_value, dtype=gate_dtype(dtype), device=device)
+    leaf.register_parameter(gate.parameter, nn.Parameter(alpha))
+    undo.steps.append(partial(leaf._parameters.pop, gate.parameter, None))

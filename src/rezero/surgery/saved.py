@@ -1,0 +1,157 @@
+"""A converted model on disk: its weights, and the recipe that rebuilds it."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_model
+from torch import Tensor, nn
+
+from rezero.errors import UsageError
+from rezero.surgery.recipe import Recipe, Undo, apply_, check_convertible
+
+__all__ = ["from_pretrained", "load_converted_", "remember", "save_converted"]
+
+_KEY = "rezero"  # in the config of a model of transformers
+_FILE = "rezero.json"
+
+
+def remember(model: Any, recipe: Recipe, undo: Undo) -> None:
+    """Note the recipe in the model's configuration, which transformers saves beside the weights.
+
+    Args:
+        model: The converted model.
+        recipe: Its recipe.
+        undo: Gets what takes the note away.
+    """
+    config = getattr(model, "config", None)
+    if callable(getattr(config, "to_json_string", None)):
+        setattr(config, _KEY, recipe.to_json())
+        undo.steps.append(lambda: vars(config).pop(_KEY, None))
+
+
+def save_converted(model: nn.Module, recipe: Recipe, path: str | Path) -> None:
+    """Write ``model.safetensors`` and ``rezero.json``.
+
+    Args:
+        model: The converted model.
+        recipe: Its recipe.
+        path: A folder, made if it is not there.
+    """
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model(model, str(folder / "model.safetensors"))
+    (folder / _FILE).write_text(json.dumps(recipe.to_json(), indent=1), encoding="utf-8")
+
+
+def load_converted_(model: nn.Module, path: str | Path) -> nn.Module:
+    """Convert a model as the one that was saved, and load its weights.
+
+    Args:
+        model: A model built as the original was, not converted.
+        path: The folder that ``Conversion.save`` or ``save_pretrained`` wrote.
+
+    Returns:
+        The model.
+
+    Raises:
+        UsageError: If the folder holds no converted model, or one of another shape: the first difference. The model is
+            left as it was.
+    """
+    folder = Path(path)
+    recipe = _read_recipe(folder)
+    check_convertible(model)
+    names = {name for name, _ in model.named_modules()}
+    for gate in recipe.gates:
+        if gate.leaf not in names:
+            raise UsageError(f"{folder} was saved from another model: this one has no module {gate.leaf!r}")
+    undo = Undo()
+    try:
+        apply_(model, recipe, undo)
+        _load(model, folder)
+        remember(model, recipe, undo)
+    except BaseException:
+        undo()
+        raise
+    return model
+
+
+def from_pretrained(path: str | Path, **kwargs: Any) -> Any:
+    """Rebuild a converted model of transformers from the folder that ``save_pretrained`` wrote.
+
+    The ``from_pretrained`` of transformers itself would drop the gates as unexpected keys.
+
+    Args:
+        path: The folder.
+        **kwargs: Passed on to the model's configuration.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        UsageError: If the folder holds no converted model of transformers.
+    """
+    folder = Path(path)
+    _read_recipe(folder)
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder, **kwargs)
+    architectures = getattr(config, "architectures", None) or []
+    kind = next((getattr(transformers, name, None) for name in architectures), None)
+    if kind is None:
+        raise UsageError(
+            f"{folder} names no architecture of transformers: build the model yourself and call rezero.load_converted_"
+        )
+    delattr(config, _KEY)
+    model: Any = load_converted_(kind._from_config(config), folder)
+    if (folder / "generation_config.json").exists():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
+    return model.eval()
+
+
+def _read_recipe(folder: Path) -> Recipe:
+    for file in (folder / _FILE, folder / "config.json"):
+        if not file.is_file():
+            continue
+        try:
+            data = json.loads(file.read_text(encoding="utf-8"))
+            data = data if file.name == _FILE else data.get(_KEY)
+        except (ValueError, AttributeError) as error:
+            raise UsageError(f"{file} is damaged: {error}") from error
+        if data is not None:
+            return Recipe.from_json(data, str(file))
+    raise UsageError(
+        f"expected a converted model in {folder}, found no recipe in {_FILE} or config.json: save one with "
+        "Conversion.save or save_pretrained"
+    )
+
+
+def _load(model: nn.Module, folder: Path) -> None:
+    own = model.state_dict(keep_vars=True)
+    loaded: dict[str, Tensor] = {}
+    for name, tensor in _tensors(folder):
+        if name not in own:
+            raise UsageError(f"{folder} was saved from another model: this one has no {name!r}")
+        if own[name].shape != tensor.shape:
+            expected, got = tuple(own[name].shape), tuple(tensor.shape)
+            raise UsageError(f"{folder} was saved from another model: {name!r} is {expected} here and {got} there")
+        loaded[name] = tensor
+    present = {id(own[name]) for name in loaded}
+    if missing := [name for name, tensor in own.items() if id(tensor) not in present]:
+        raise UsageError(f"{folder} was saved from another model, or is incomplete: it has no {missing[0]!r}")
+    model.load_state_dict(loaded, strict=False, assign=any(tensor.is_meta for tensor in own.values()))
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UsageError(f"expected weights in {folder}, found no .safetensors file; other kinds are not read")
+    for file in files:
+        try:
+            with safe_open(file, "pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - not a dictionary
+                    yield name, tensors.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise UsageError(f"{file} is damaged: {error}") from error

@@ -1,0 +1,429 @@
+"""One forward pass of any model, written down: which operation made which tensor inside which module."""
+
+import functools
+import gc
+import logging
+import random
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn.modules import module as hooks
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_iter, tree_map_only
+from torch.utils.weak import WeakIdKeyDictionary
+
+from rezero.errors import UsageError
+
+__all__ = ["ADDITIONS", "Call", "Op", "Trace", "Value", "switched", "trace", "undisturbed"]
+
+
+ADDITIONS = frozenset(("add", "radd", "iadd", "sub", "isub", "subtract"))  # without the underscores of methods
+
+
+@dataclass(eq=False)
+class Value:
+    """A tensor as an operation left it; writing into it makes another value.
+
+    Attributes:
+        index: Its place among the values.
+        shape: Its sizes.
+        op: The operation that made it; None for inputs, parameters and constants.
+        parameter: Its name, if it is a parameter of the model.
+        users: The operations that read it.
+        returned: The module calls that returned it, alone or as their first item, the innermost first.
+        escapes: Whether the model returned it.
+        data: Whether it depends on what the model was given.
+        below: The values that it was computed from, as bits.
+    """
+
+    index: int
+    shape: tuple[int, ...]
+    op: "Op | None" = None
+    parameter: str | None = None
+    data: bool = False
+    users: "list[Op]" = field(default_factory=list)
+    returned: "list[Call]" = field(default_factory=list)
+    escapes: bool = False
+    below: int = 0
+
+    def descends_from(self, other: "Value") -> bool:
+        """Return whether this was computed from the other."""
+        return bool(self.below >> other.index & 1)
+
+
+@dataclass(eq=False)
+class Op:
+    """A call of a torch function.
+
+    Attributes:
+        index: Its place among the operations.
+        name: Name of the function.
+        inputs: The tensors that it was given.
+        outputs: The tensors that it returned or wrote into.
+        call: The innermost module call it happened in.
+    """
+
+    index: int
+    name: str
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    call: "Call"
+
+
+@dataclass(eq=False)
+class Call:
+    """A call of a module.
+
+    Attributes:
+        module: The module.
+        name: Its qualified name; empty for the model.
+        parent: The call it happened in; None for the model's own.
+        number: How many calls of the same module there were before.
+        first: Number of operations before it.
+        last: Number of operations at its end.
+        inputs: The tensors that it was given.
+        output: The tensor that it returned, alone or as its first item.
+        others: The other tensors that it returned.
+    """
+
+    module: nn.Module
+    name: str
+    parent: "Call | None"
+    number: int
+    first: int
+    last: int = 0
+    inputs: tuple[Value, ...] = ()
+    output: Value | None = None
+    others: tuple[Value, ...] = ()
+
+    def within(self, other: "Call") -> bool:
+        """Return whether this happened inside the other, or is it."""
+        call: Call | None = self
+        while call is not None:
+            if call is other:
+                return True
+            call = call.parent
+        return False
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What happened in one forward pass.
+
+    Attributes:
+        ops: The operations, in order.
+        calls: The module calls, in the order of their beginning.
+        values: The tensors.
+        real: Whether it was run with the model's own numbers, and not with shapes alone.
+    """
+
+    ops: list[Op]
+    calls: list[Call]
+    values: list[Value]
+    real: bool
+
+
+def trace(
+    model: nn.Module,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    training: bool = False,
+    grad: bool = False,
+    on_add: Callable[[Op, list[Tensor]], object] | None = None,
+) -> Trace:
+    """Run a model and write down what happens; the model is left as it was.
+
+    The pass computes shapes only, which is fast and needs no memory, even for a model on the meta device. Where the
+    model looks at numbers to decide what to do, it is run once more with real ones.
+
+    Args:
+        model: Any module.
+        args: Its example arguments.
+        kwargs: Its example keyword arguments.
+        training: Whether to run it in training mode.
+        grad: Whether to run it with gradients enabled.
+        on_add: Is shown every addition with its operands as they were before; the pass then uses real numbers from the
+            start.
+
+    Returns:
+        The trace.
+
+    Raises:
+        UsageError: If the model can't be run on these arguments: why, and where.
+    """
+    given = (tuple(args), dict(kwargs or {}))
+    parameter = next(model.parameters(), None)
+    unreal = parameter is not None and (parameter.is_meta or isinstance(parameter, FakeTensor))
+    if parameter is not None and unreal:
+        device = parameter.device
+        given = tree_map_only(Tensor, lambda tensor: tensor.to(device), given)
+    problem: Exception | None = None
+    for real in (False, True):
+        if unreal if real else on_add is not None:
+            continue
+        recorder = _Recorder(model, on_add)
+        with ExitStack() as stack:
+            stack.enter_context(undisturbed(model))
+            stack.enter_context(switched(model, training=training))
+            stack.enter_context(torch.set_grad_enabled(grad))
+            if parameter is not None and unreal:
+                stack.enter_context(parameter.device)
+            try:
+                return recorder.run(*given, real=real)
+            except Exception as error:
+                problem = error
+    raise UsageError(_explain(model, problem)) from problem
+
+
+class _Recorder(TorchFunctionMode):
+    def __init__(self, model: nn.Module, on_add: Callable[[Op, list[Tensor]], object] | None) -> None:
+        super().__init__()
+        self.model = model
+        self.names = {module: name for name, module in reversed(list(model.named_modules(remove_duplicate=False)))}
+        self.parameters = {id(p): name for name, p in reversed(list(model.named_parameters(remove_duplicate=False)))}
+        self.on_add = on_add
+        self.ops: list[Op] = []
+        self.calls: list[Call] = []
+        self.values: list[Value] = []
+        self.open: list[Call] = []
+        self._seen: Any = WeakIdKeyDictionary()
+        self._counts: dict[nn.Module, int] = {}
+
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, real: bool) -> Trace:
+        """Run the model, with its own numbers or with shapes alone."""
+        with ExitStack() as stack:
+            if not real:
+                stack.enter_context(_quiet())
+                stack.enter_context(_clean_caches())
+                fake = FakeTensorMode(allow_non_fake_inputs=True)
+                args, kwargs = tree_map_only(Tensor, fake.from_tensor, (args, kwargs))
+                stack.enter_context(fake)
+            stack.enter_context(self.listening())
+            for tensor in _tensors((args, kwargs)):
+                self.value(tensor).data = True
+            for tensor in _tensors(self.model(*args, **kwargs)):
+                self.value(tensor).escapes = True
+        return Trace(self.ops, self.calls, self.values, real)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Follow every module call and every torch function."""
+        handles = [
+            hooks.register_module_forward_pre_hook(self._enter),
+            hooks.register_module_forward_hook(self._leave),
+        ]
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)  # a fused Transformer layer shows no addition
+        try:
+            with self:
+                yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+            for handle in handles:
+                handle.remove()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        given = _tensors((args, kwargs))
+        versions = [_version(tensor) for tensor in given]
+        inputs = tuple(self.value(tensor) for tensor in given)
+        name = getattr(func, "__name__", str(func))
+        watched = self.on_add is not None and name.strip("_") in ADDITIONS
+        before = [tensor.detach().clone() for tensor in given] if watched else []
+        result = func(*args, **kwargs)
+        changed = [
+            tensor for tensor, version in zip(given, versions, strict=True) if _version(tensor) not in (None, version)
+        ]
+        known = {id(tensor) for tensor in given}
+        made = [*changed, *(tensor for tensor in _tensors(result) if id(tensor) not in known)]
+        if made and self.open:
+            op = Op(len(self.ops), name, inputs, (), self.open[-1])
+            self.ops.append(op)
+            op.outputs = tuple(self._make(tensor, op) for tensor in _with_bases(made, changed))
+            for value in dict.fromkeys(inputs):
+                value.users.append(op)
+            if watched and self.on_add is not None:
+                self.on_add(op, before)
+        return result
+
+    def value(self, tensor: Tensor) -> Value:
+        """Return the present value of a tensor."""
+        if (known := self._seen.get(tensor)) is None:
+            known = self._make(tensor, None)
+        return known  # type: ignore[no-any-return]
+
+    def _make(self, tensor: Tensor, op: Op | None) -> Value:
+        value = Value(len(self.values), tuple(tensor.shape), op, None if op else self.parameters.get(id(tensor)))
+        if op is not None:
+            for each in op.inputs:
+                value.below |= each.below | 1 << each.index
+                value.data = value.data or each.data
+        self.values.append(value)
+        self._seen[tensor] = value
+        return value
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        if module not in self.names:  # made during the pass, or not the model's
+            return
+        number = self._counts.get(module, 0)
+        self._counts[module] = number + 1
+        call = Call(module, self.names[module], self.open[-1] if self.open else None, number, len(self.ops))
+        call.inputs = tuple(self.value(tensor) for tensor in _tensors(args))
+        self.calls.append(call)
+        self.open.append(call)
+
+    def _leave(self, module: nn.Module, _: Any, output: Any) -> None:
+        if module not in self.names:
+            return
+        call = self.open.pop()
+        call.last = len(self.ops)
+        first = output if isinstance(output, Tensor) else _first(output)
+        if isinstance(first, Tensor):
+            call.output = self.value(first)
+            call.output.returned.append(call)
+        call.others = tuple(self.value(tensor) for tensor in _tensors(output) if tensor is not first)
+
+
+def _first(output: Any) -> Any:
+    return output[0] if isinstance(output, tuple | list) and output else None
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    """List the tensors of nested tuples, lists, dictionaries and plain objects such as outputs and caches."""
+    found: list[Tensor] = []
+    for leaf in tree_iter(tree):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif isinstance(leaf, Mapping):
+            found += _tensors(dict(leaf))
+    return found
+
+
+def _version(tensor: Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version
+
+
+def _with_bases(made: list[Tensor], changed: list[Tensor]) -> list[Tensor]:
+    """Add the tensors that were written into through a view."""
+    bases = [tensor._base for tensor in changed if tensor._base is not None]
+    return list({id(tensor): tensor for tensor in [*bases, *made]}.values())
+
+
+@contextmanager
+def undisturbed(model: nn.Module, *, keep_buffers: bool = True) -> Iterator[None]:
+    """Put everything back that a forward pass may change: attributes, buffers, random numbers.
+
+    Args:
+        model: The model.
+        keep_buffers: Whether the numbers in the buffers are put back too.
+
+    Yields:
+        Nothing.
+    """
+    modules = list(model.modules())
+    before = [{name: _copied(value) for name, value in vars(module).items()} for module in modules]
+    buffers = [(b, b.detach().clone()) for b in model.buffers() if keep_buffers and not b.is_meta]
+    devices = {p.device.index for p in model.parameters() if p.is_cuda}
+    python, numpy = random.getstate(), sys.modules.get("numpy")
+    drawn = numpy.random.get_state() if numpy is not None else None
+    try:
+        with torch.random.fork_rng(sorted(index for index in devices if index is not None)):
+            yield
+    finally:
+        for module, attributes in zip(modules, before, strict=True):
+            _put_back(vars(module), attributes)
+        with torch.no_grad():
+            for buffer, numbers in buffers:
+                if not torch.equal(buffer, numbers):
+                    buffer.copy_(numbers)
+        random.setstate(python)
+        if numpy is not None:
+            numpy.random.set_state(drawn)
+
+
+def _copied(value: Any) -> tuple[Any, Any]:
+    """Keep an attribute and, where it is a container, what is in it."""
+    return value, value.copy() if isinstance(value, dict | list | set) else None
+
+
+def _put_back(attributes: dict[str, Any], before: dict[str, tuple[Any, Any]]) -> None:
+    for name in attributes.keys() - before.keys():
+        del attributes[name]
+    for name, (value, content) in before.items():
+        if attributes.get(name) is not value:
+            attributes[name] = value
+        if isinstance(value, dict | set):
+            if value != content if isinstance(value, set) else not _same(value, content):
+                value.clear()
+                value.update(content)
+        elif isinstance(value, list) and (
+            len(value) != len(content) or any(a is not b for a, b in zip(value, content, strict=False))
+        ):
+            value[:] = content
+
+
+def _same(one: dict[Any, Any], other: dict[Any, Any]) -> bool:
+    return list(one) == list(other) and all(one[key] is other[key] for key in one)
+
+
+@contextmanager
+def switched(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Set every module's mode, and put each back."""
+    before = [(module, module.training) for module in model.modules()]
+    for module, _ in before:
+        module.training = training
+    try:
+        yield
+    finally:
+        for module, mode in before:
+            module.training = mode
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch from printing the stack of an error that is caught here."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+@contextmanager
+def _clean_caches() -> Iterator[None]:
+    """Empty the caches of functions that a pass without numbers has filled with tensors without numbers."""
+    caches = [each for each in gc.get_objects() if type(each) is functools._lru_cache_wrapper]
+    sizes = [cache.cache_info().currsize for cache in caches]
+    try:
+        yield
+    finally:
+        for cache, size in zip(caches, sizes, strict=True):
+            if cache.cache_info().currsize > size:
+                cache.cache_clear()
+
+
+def _explain(model: nn.Module, error: Exception | None) -> str:
+    """Say why a model can't be run, and in which module and line of its own code."""
+    frames = list(traceback.walk_tb(error.__traceback__ if error else None))
+    where = ""
+    names = {id(module): name for name, module in reversed(list(model.named_modules(remove_duplicate=False)))}
+    for frame, line in reversed(frames):
+        owner = frame.f_locals.get("self")
+        if id(owner) in names and frame.f_code.co_filename != hooks.__file__:
+            name = names[id(owner)] or "the model"
+            where = f" in {name} ({type(owner).__name__}), {frame.f_code.co_filename}:{line}"
+            break
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return f"the model can't be run on the example input{where}: {reason[:500]}"
