@@ -168,7 +168,7 @@ def is_norm(module: nn.Module) -> bool:
 
 def changes_resolution(op: Op) -> bool:
     """Return whether an operation makes an image or a sequence longer."""
-    return _plain(op) in _RESOLUTION
+    return _plain(op) in _RESOLUTION and op.outputs[-1].shape[2:] != op.inputs[0].shape[2:]
 
 
 def is_activation(op: Op) -> bool:
