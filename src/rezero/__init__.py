@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from rezero.optim import param_groups
     from rezero.residual import ReZero
     from rezero.surgery.convert import Conversion, convert_
-    from rezero.surgery.find import Residuals, find_residuals
+    from rezero.surgery.find import find_residuals
     from rezero.surgery.fold import Folded, fold_
     from rezero.surgery.saved import from_pretrained, load_converted_
+    from rezero.surgery.sites import Residuals
 
 __version__ = "0.2.0"
 
@@ -45,7 +46,7 @@ _HOME = {
     "Gate": "rezero.gate",
     "gates": "rezero.gate",
     "find_residuals": "rezero.surgery.find",
-    "Residuals": "rezero.surgery.find",
+    "Residuals": "rezero.surgery.sites",
     "convert_": "rezero.surgery.convert",
     "Conversion": "rezero.surgery.convert",
     "fold_": "rezero.surgery.fold",

@@ -19,15 +19,13 @@ class AnyGate:
         gate_parameter: The learned number or numbers, ``(1,)`` or ``(dim,)``.
         gate_scale: The factor that the branch is multiplied by, of the same shape.
         gate_branches: How many residual branches of one block it scales; `rezero.param_groups` counts them.
+        reset_gate: Sets the gate back to its start.
     """
 
     gate_parameter: nn.Parameter
     gate_scale: Tensor
     gate_branches: int
-
-    def reset_gate(self) -> None:
-        """Set the gate back to its start."""
-        raise NotImplementedError
+    reset_gate: Callable[[], None]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         ours = self.gate_parameter, self.gate_parameter.grad

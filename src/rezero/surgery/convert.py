@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from rezero.errors import UsageError
-from rezero.surgery.find import Residuals, Site, find_residuals
+from rezero.surgery.find import find_residuals
 from rezero.surgery.recipe import GateRecipe, Recipe, Undo, apply_, check_convertible
 from rezero.surgery.saved import remember, save_converted
+from rezero.surgery.sites import Residuals, Site
 from rezero.surgery.verify import all_outputs
 from rezero.surgery.verify import verify as verify_
 from rezero.surgery.zero import wake_
@@ -50,8 +51,7 @@ class Conversion:
     @property
     def gates(self) -> tuple[str, ...]:
         """Names of the new parameters."""
-        own = (gate for gate in self.recipe.gates if gate.owner is None)
-        return tuple(f"{gate.leaf}.{gate.parameter}".lstrip(".") for gate in own)
+        return self.recipe.parameters
 
     def undo(self) -> None:
         """Put the very same model back: its classes, its state-dict keys, its outputs. Once is enough."""
@@ -287,9 +287,7 @@ def _movable(found: Residuals, site: Site) -> str | None:
 
 
 def _add_to(optimizer: torch.optim.Optimizer, model: nn.Module, recipe: Recipe, undo: Undo) -> None:
-    gates = [gate for gate in recipe.gates if gate.owner is None]
-    named = {f"{gate.leaf}.{gate.parameter}".lstrip("."): gate for gate in gates}
-    parameters = {name: getattr(model.get_submodule(gate.leaf), gate.parameter) for name, gate in named.items()}
+    parameters = {name: model.get_parameter(name) for name in recipe.parameters}
     with_names = any("param_names" in group for group in optimizer.param_groups)
     before = list(optimizer.param_groups)
 

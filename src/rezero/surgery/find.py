@@ -1,174 +1,16 @@
 """Find the residual additions of any model."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, overload
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
 from rezero.surgery import linear
+from rezero.surgery.sites import Branch, Kind, LeftOut, Residuals, Site
 from rezero.surgery.trace import Call, Op, Trace, Value, trace
 
-__all__ = ["Branch", "LeftOut", "Residuals", "Site", "find_residuals", "sort_additions"]
-
-Kind = Literal["identity", "projection", "parallel"]
-
-
-@dataclass(frozen=True)
-class Branch:
-    """A residual branch and the module that a gate goes to.
-
-    Attributes:
-        leaf: Qualified name of the innermost module whose returned value, or its first item, is the branch.
-        leaves: Every module that takes part in the branch and has parameters of its own, in the order of use.
-        shape: Sizes of what the leaf returned.
-        scale: Parameters that the branch is multiplied by on its way to the addition, such as a LayerScale.
-    """
-
-    leaf: str
-    leaves: tuple[str, ...]
-    shape: tuple[int, ...] = ()
-    scale: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Site:
-    """A residual addition.
-
-    Attributes:
-        name: Qualified name of the module whose code adds; empty for the model itself.
-        branches: What is added to the skip, one entry for each gate.
-        pre_norms: Norms that read the skip for the branches.
-        post_norm: The norm that alone reads the sum, if there is one.
-        activation_after: The activation that alone reads the sum: a module's name, or a function's in brackets.
-        kind: ``identity`` if the skip has no parameters, ``projection`` if it has, ``parallel`` for several branches.
-        added: Where each branch is added: the owner's call, the addition in it, and the operand; all counted from 0.
-    """
-
-    name: str
-    branches: tuple[Branch, ...]
-    pre_norms: tuple[str, ...]
-    post_norm: str | None
-    activation_after: str | None
-    kind: Kind
-    added: tuple[tuple[int, int, int], ...] = ()
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """An addition that gets no gate.
-
-    Attributes:
-        name: Qualified name of the module whose code adds.
-        reason: Why.
-        refused: Whether it is a residual addition that no gate can be given to.
-    """
-
-    name: str
-    reason: str
-    refused: bool = False
-
-
-class Residuals(Sequence[Site]):
-    """The residual additions of a model, in the order in which they happen.
-
-    Args:
-        sites: Those that can be gated.
-        left_out: The others that were looked at.
-        removable: Norms before and after branches that feed nothing else.
-        calls: How often each module was called.
-        parameters: Names of the model's parameters by place: ``branch`` (inside a gated one), ``shortcut``, ``trunk``
-            (stem, transitions, head), ``refused`` (inside a residual branch that no gate can be given to).
-        readers: Names of the modules whose code reads each parameter.
-        filter_fn: Which branches were wanted.
-        long_skips: Whether long skips were.
-    """
-
-    def __init__(
-        self,
-        sites: Sequence[Site],
-        left_out: Sequence[LeftOut] = (),
-        removable: frozenset[str] = frozenset(),
-        calls: Mapping[str, int] | None = None,
-        parameters: Mapping[str, frozenset[str]] | None = None,
-        readers: Mapping[str, frozenset[str]] | None = None,
-        filter_fn: Callable[[nn.Module, str], bool] | None = None,
-        long_skips: bool = False,
-    ) -> None:
-        self._sites = tuple(sites)
-        self.left_out = tuple(left_out)
-        self.removable = removable
-        self.calls = dict(calls or {})
-        self.parameters = dict(parameters or {})
-        self.readers = dict(readers or {})
-        self.filter_fn = filter_fn
-        self.long_skips = long_skips
-
-    @overload
-    def __getitem__(self, index: int) -> Site: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Site, ...]: ...
-    def __getitem__(self, index: int | slice) -> Site | tuple[Site, ...]:
-        return self._sites[index]
-
-    def __len__(self) -> int:
-        return len(self._sites)
-
-    @property
-    def branches(self) -> tuple[Branch, ...]:
-        """All branches, in order."""
-        return tuple(branch for site in self for branch in site.branches)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return all that was found as what JSON can hold."""
-        return {
-            "sites": [asdict(site) for site in self],
-            "left_out": [asdict(each) for each in self.left_out],
-            "removable_norms": sorted(self.removable),
-            "parameters": {place: sorted(names) for place, names in self.parameters.items()},
-        }
-
-    def __repr__(self) -> str:
-        return f"<{len(self)} residual additions, {len(self.branches)} branches, {len(self.left_out)} left out>"
-
-    def __str__(self) -> str:
-        heads = ("where", "kind", "gate at", "norms before", "norm after", "activation after")
-        rows = [
-            (
-                site.name or "(the model)",
-                site.kind,
-                ", ".join(branch.leaf or "(the model)" for branch in site.branches),
-                ", ".join(site.pre_norms),
-                site.post_norm or "",
-                site.activation_after or "",
-            )
-            for site in self
-        ]
-        lines = _table([heads, *rows]) if rows else ["no residual additions"]
-        if self.left_out:
-            counts: dict[tuple[str, bool], list[str]] = {}
-            for each in self.left_out:
-                counts.setdefault((each.reason, each.refused), []).append(each.name or "(the model)")
-            lines += ["", "left out:"]
-            lines += [
-                f"  {len(names)} {'refused: ' if refused else ''}{reason} ({_some(names)})"
-                for (reason, refused), names in counts.items()
-            ]
-        return "\n".join(lines)
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    used = [column for column in zip(*rows, strict=True) if any(column[1:])]
-    widths = [max(map(len, column)) for column in used]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in zip(*used, strict=True)
-    ]
-
-
-def _some(names: Sequence[str]) -> str:
-    different = list(dict.fromkeys(names))
-    return ", ".join(different[:3]) + (f" and {len(different) - 3} more" if len(different) > 3 else "")
+__all__ = ["find_residuals", "sort_additions"]
 
 
 @dataclass(frozen=True)
@@ -195,6 +37,12 @@ class _Sum:
     def trouble(self) -> str | None:
         """Why the branches can't be gated, if they can't."""
         return next((each for each in self.leaves if isinstance(each, str)), None)
+
+    @property
+    def shortcuts(self) -> list[Value]:
+        """The sides of the addition that are the skip after a way of its own."""
+        values = {term.value for term in self.terms}
+        return [side for side in self.add.inputs[:2] if side not in values and side.descends_from(self.skip)]
 
     @property
     def gated(self) -> "list[Call]":
@@ -316,10 +164,8 @@ class _Finder:
             gated = op not in self.left_out
             for term in found.terms:
                 places["branch" if gated else "refused"] |= _names(_between(found.skip, term.value))
-            others = [side for side in op.inputs[:2] if side not in {term.value for term in found.terms}]
-            for side in others if gated else ():
-                if side.descends_from(found.skip):
-                    places["shortcut"] |= _names(_between(found.skip, side))
+            for side in found.shortcuts if gated else ():
+                places["shortcut"] |= _names(_between(found.skip, side))
         places["trunk"] = _names(set(self.trace.ops))
         known: set[str] = set()
         for place, names in places.items():
@@ -329,12 +175,7 @@ class _Finder:
 
     def _removable(self, sites: Sequence[Site]) -> frozenset[str]:
         """Name the norms of which every use feeds gated branches alone, or follows a gated addition alone."""
-        gated = {branch.leaf for site in sites for branch in site.branches}
-        sums = [
-            found
-            for found in self.sums.values()
-            if not found.trouble and all(call.name in gated for call in found.gated)
-        ]
+        sums = [found for op, found in self.sums.items() if op not in self.left_out]
         inside = set().union(*(found.between for found in sums))
         outputs = {found.add.outputs[-1] for found in sums}
         before = {name for site in sites for name in site.pre_norms}
@@ -476,9 +317,7 @@ class _Finder:
         ]
         after = [call for call in self.trace.calls if op.outputs[-1] in call.inputs and linear.is_norm(call.module)]
         post = next((call for call in after if self._is_post_norm(call, op, skips, alone=not norms)), None)
-        values = [term.value for term in found.terms]
-        others = [side for side in op.inputs[:2] if side not in values]
-        projected = any(_layers(_between(found.skip, side)) for side in others if side.descends_from(found.skip))
+        projected = any(_layers(_between(found.skip, side)) for side in found.shortcuts)
         kind: Kind = "parallel" if len(found.terms) > 1 else "projection" if projected else "identity"
         return Site(
             op.call.name,
@@ -555,12 +394,12 @@ def _names(ops: set[Op]) -> set[str]:
 
 def _has_parameters(between: set[Op], owner: Call) -> bool:
     """Return whether a branch has a layer: a matrix, or parameters inside a module of its own."""
-    return any(linear.is_matrix(weight) or op.call is not owner for op in between for weight in _weights(op))
+    return any(linear.is_matrix(weight.shape) or op.call is not owner for op in between for weight in _weights(op))
 
 
 def _layers(between: set[Op]) -> int:
     """Count the matrices on the way."""
-    return sum(any(linear.is_matrix(weight) for weight in _weights(op)) for op in between)
+    return sum(any(linear.is_matrix(weight.shape) for weight in _weights(op)) for op in between)
 
 
 def _activation(op: Op) -> str | None:
@@ -568,4 +407,4 @@ def _activation(op: Op) -> str | None:
     if len(users) != 1 or op.outputs[-1].escapes or not linear.is_activation(users[0]):
         return None
     call = users[0].call
-    return call.name if not call.within(op.call) or call is not op.call else f"({users[0].name})"
+    return call.name if call is not op.call else f"({users[0].name})"

@@ -1,6 +1,6 @@
 """What is known of torch's functions: which of them add, which only move or scale numbers, which are affine."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch import nn
 
@@ -154,16 +154,15 @@ def _from_parameters(value: Value) -> bool:
     return value.parameter is not None or (value.op is not None and any(map(_from_parameters, value.op.inputs)))
 
 
-def is_matrix(value: Value) -> bool:
-    """Return whether a parameter mixes features: two or more of its axes are longer than 1."""
-    return sum(size > 1 for size in value.shape) >= 2
+def is_matrix(shape: Sequence[int]) -> bool:
+    """Return whether a parameter of that shape mixes features: two or more of its axes are longer than 1."""
+    return sum(size > 1 for size in shape) >= 2
 
 
 def is_norm(module: nn.Module) -> bool:
     """Return whether a module is a norm, judged by its class's name and its parameters."""
-    return "norm" in type(module).__name__.lower() and all(
-        sum(size > 1 for size in parameter.shape) <= 1 for parameter in module.parameters()
-    )
+    named = "norm" in type(module).__name__.lower()
+    return named and not any(is_matrix(parameter.shape) for parameter in module.parameters())
 
 
 def changes_resolution(op: Op) -> bool:

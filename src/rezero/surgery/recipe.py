@@ -73,6 +73,11 @@ class Recipe:
     activations: tuple[str, ...] = ()
     version: int = 1
 
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the gates' parameters."""
+        return tuple(f"{gate.leaf}.{gate.parameter}".lstrip(".") for gate in self.gates if gate.owner is None)
+
     def to_json(self) -> dict[str, Any]:
         """Return it as what JSON can hold."""
         return asdict(self)

@@ -1,10 +1,5 @@
 """One forward pass of any model, written down: which operation made which tensor inside which module."""
 
-import functools
-import gc
-import logging
-import random
-import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,8 +15,9 @@ from torch.utils._pytree import tree_iter, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from rezero.errors import UsageError
+from rezero.surgery.undisturbed import clean_caches, quiet, switched, undisturbed, unfused
 
-__all__ = ["ADDITIONS", "Call", "Op", "Trace", "Value", "switched", "trace", "undisturbed"]
+__all__ = ["ADDITIONS", "Call", "Op", "Trace", "Value", "trace"]
 
 
 ADDITIONS = frozenset(("add", "radd", "iadd", "sub", "isub", "subtract"))  # without the underscores of methods
@@ -201,8 +197,8 @@ class _Recorder(TorchFunctionMode):
         """Run the model, with its own numbers or with shapes alone."""
         with ExitStack() as stack:
             if not real:
-                stack.enter_context(_quiet())
-                stack.enter_context(_clean_caches())
+                stack.enter_context(quiet())
+                stack.enter_context(clean_caches())
                 fake = FakeTensorMode(allow_non_fake_inputs=True)
                 args, kwargs = tree_map_only(Tensor, fake.from_tensor, (args, kwargs))
                 stack.enter_context(fake)
@@ -220,13 +216,10 @@ class _Recorder(TorchFunctionMode):
             hooks.register_module_forward_pre_hook(self._enter),
             hooks.register_module_forward_hook(self._leave),
         ]
-        fast = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)  # a fused Transformer layer shows no addition
         try:
-            with self:
+            with unfused(), self:
                 yield
         finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
             for handle in handles:
                 handle.remove()
 
@@ -317,101 +310,6 @@ def _with_bases(made: list[Tensor], changed: list[Tensor]) -> list[Tensor]:
     """Add the tensors that were written into through a view."""
     bases = [tensor._base for tensor in changed if tensor._base is not None]
     return list({id(tensor): tensor for tensor in [*bases, *made]}.values())
-
-
-@contextmanager
-def undisturbed(model: nn.Module, *, keep_buffers: bool = True) -> Iterator[None]:
-    """Put everything back that a forward pass may change: attributes, buffers, random numbers.
-
-    Args:
-        model: The model.
-        keep_buffers: Whether the numbers in the buffers are put back too.
-
-    Yields:
-        Nothing.
-    """
-    modules = list(model.modules())
-    before = [{name: _copied(value) for name, value in vars(module).items()} for module in modules]
-    buffers = [(b, b.detach().clone()) for b in model.buffers() if keep_buffers and not b.is_meta]
-    devices = {p.device.index for p in model.parameters() if p.is_cuda}
-    python, numpy = random.getstate(), sys.modules.get("numpy")
-    drawn = numpy.random.get_state() if numpy is not None else None
-    try:
-        with torch.random.fork_rng(sorted(index for index in devices if index is not None)):
-            yield
-    finally:
-        for module, attributes in zip(modules, before, strict=True):
-            _put_back(vars(module), attributes)
-        with torch.no_grad():
-            for buffer, numbers in buffers:
-                if not torch.equal(buffer, numbers):
-                    buffer.copy_(numbers)
-        random.setstate(python)
-        if numpy is not None:
-            numpy.random.set_state(drawn)
-
-
-def _copied(value: Any) -> tuple[Any, Any]:
-    """Keep an attribute and, where it is a container, what is in it."""
-    return value, value.copy() if isinstance(value, dict | list | set) else None
-
-
-def _put_back(attributes: dict[str, Any], before: dict[str, tuple[Any, Any]]) -> None:
-    for name in attributes.keys() - before.keys():
-        del attributes[name]
-    for name, (value, content) in before.items():
-        if attributes.get(name) is not value:
-            attributes[name] = value
-        if isinstance(value, dict | set):
-            if value != content if isinstance(value, set) else not _same(value, content):
-                value.clear()
-                value.update(content)
-        elif isinstance(value, list) and (
-            len(value) != len(content) or any(a is not b for a, b in zip(value, content, strict=False))
-        ):
-            value[:] = content
-
-
-def _same(one: dict[Any, Any], other: dict[Any, Any]) -> bool:
-    return list(one) == list(other) and all(one[key] is other[key] for key in one)
-
-
-@contextmanager
-def switched(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """Set every module's mode, and put each back."""
-    before = [(module, module.training) for module in model.modules()]
-    for module, _ in before:
-        module.training = training
-    try:
-        yield
-    finally:
-        for module, mode in before:
-            module.training = mode
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep torch from printing the stack of an error that is caught here."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before = logger.disabled
-    logger.disabled = True
-    try:
-        yield
-    finally:
-        logger.disabled = before
-
-
-@contextmanager
-def _clean_caches() -> Iterator[None]:
-    """Empty the caches of functions that a pass without numbers has filled with tensors without numbers."""
-    caches = [each for each in gc.get_objects() if type(each) is functools._lru_cache_wrapper]
-    sizes = [cache.cache_info().currsize for cache in caches]
-    try:
-        yield
-    finally:
-        for cache, size in zip(caches, sizes, strict=True):
-            if cache.cache_info().currsize > size:
-                cache.cache_clear()
 
 
 def _explain(model: nn.Module, error: Exception | None) -> str:

@@ -11,10 +11,12 @@ from torch.utils._pytree import tree_leaves
 
 from rezero.errors import UsageError
 from rezero.gate import AnyGate
-from rezero.surgery.find import Residuals, Site, sort_additions
+from rezero.surgery.find import sort_additions
 from rezero.surgery.gated import ReadsGated
 from rezero.surgery.linear import is_addition
-from rezero.surgery.trace import Op, switched, trace, undisturbed
+from rezero.surgery.sites import Residuals, Site
+from rezero.surgery.trace import Op, trace
+from rezero.surgery.undisturbed import switched, undisturbed, unfused
 
 __all__ = ["Outputs", "all_outputs", "silent_branches", "verify"]
 
@@ -184,12 +186,8 @@ def _check_skips(
 def _check_fast_path(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], before: Outputs) -> None:
     """Compare evaluation as it is with evaluation without torch's fused layers, and with gradients."""
     fused = _outputs(model, args, kwargs, training=False, grad=False)
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
+    with unfused():
         plain = _outputs(model, args, kwargs, training=False, grad=False)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
     if not isinstance(before[False, False], Exception):
         _compare(plain, fused, "with all gates at 0 on the fused path", exact=False)
     if _agree(before[False, False], before[False, True]):

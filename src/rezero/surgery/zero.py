@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from rezero.errors import UsageError
-from rezero.surgery.find import Branch, Residuals
+from rezero.surgery.linear import is_matrix
 from rezero.surgery.recipe import Undo
+from rezero.surgery.sites import Branch, Residuals
 from rezero.surgery.verify import silent_branches
 
 __all__ = ["wake_"]
@@ -71,7 +72,7 @@ def _wake(model: nn.Module, name: str, undo: Undo) -> None:
     parameter = model.get_parameter(name)
     layer = model.get_submodule(name.rpartition(".")[0])
     draw = getattr(layer, "reset_parameters", None)
-    if sum(size > 1 for size in parameter.shape) <= 1 or draw is None:
+    if not is_matrix(parameter.shape) or draw is None:
         undo.steps.append(partial(_fill, parameter, parameter.detach().clone()))
         parameter.fill_(1.0)
         return
