@@ -1,0 +1,367 @@
+"""What a trace writes down, and that a pass leaves no trace in the model."""
+
+import random
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rezero.errors import UsageError
+from rezero.surgery.trace import Op, Trace, Value, trace
+from rezero.surgery.undisturbed import switched, undisturbed
+from tests.surgery.models import WIDTH, Attention, PreNorm, Restless, linear
+
+X = torch.linspace(-1, 1, 2 * 3 * WIDTH).reshape(2, 3, WIDTH)
+
+
+class Function(nn.Module):
+    """Runs any function of itself and its input; it has a layer ``fc``, a ``weight`` and a buffer."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.fc, self.weight = linear(), nn.Parameter(torch.ones(WIDTH))
+        self.register_buffer("table", torch.ones(WIDTH))
+        self.function = function
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(self, *args, **kwargs)
+
+
+def names(traced: Trace) -> list[str]:
+    return [op.name for op in traced.ops]
+
+
+def op_named(traced: Trace, name: str) -> Op:
+    (op,) = [op for op in traced.ops if op.name == name]
+    return op
+
+
+def ignore(_op: Op, _tensors: list[Tensor]) -> None:
+    """Ask for a pass with numbers."""
+
+
+# What is written down
+
+
+def test_operations() -> None:
+    """Operations are in order, each with the tensors it read and made and the module call it happened in."""
+    traced = trace(PreNorm(), (X,))
+    assert [name.strip("_") for name in names(traced)] == ["layer_norm", "linear", "gelu", "linear", "add"]
+    assert [op.index for op in traced.ops] == list(range(5))
+    assert [op.call.name for op in traced.ops] == ["norm", "fc1", "", "fc2", ""]
+    for first, second in zip(traced.ops, traced.ops[1:], strict=False):
+        assert first.outputs[-1] in second.inputs
+    assert traced.ops[1].inputs[1].parameter == "fc1.weight"
+    assert not traced.real
+
+
+def test_calls() -> None:
+    """Module calls are in the order of their beginning, each with its parent, its operations and its tensors."""
+    traced = trace(nn.Sequential(PreNorm(), linear()), (X,))
+    assert [call.name for call in traced.calls] == ["", "0", "0.norm", "0.fc1", "0.fc2", "1"]
+    whole, block, norm, *_, last = traced.calls
+    assert (whole.parent, block.parent, norm.parent, last.parent) == (None, whole, block, whole)
+    assert [(call.first, call.last) for call in (whole, block, norm, last)] == [(0, 6), (0, 5), (0, 1), (5, 6)]
+    assert block.inputs == norm.inputs == whole.inputs
+    assert block.output is traced.ops[4].outputs[-1]
+    assert last.inputs == (block.output,)
+    assert norm.within(block)
+    assert norm.within(norm)
+    assert not block.within(norm)
+    assert not last.within(block)
+
+
+def test_calls_of_one_module_are_numbered() -> None:
+    """A module that is called again has the same name and the next number."""
+    traced = trace(Function(lambda self, x: self.fc(self.fc(x))), (X,))
+    assert [(call.name, call.number) for call in traced.calls] == [("", 0), ("fc", 0), ("fc", 1)]
+
+
+def test_returned_by_innermost_first() -> None:
+    """A value that several modules hand on lists their calls, the innermost first."""
+    traced = trace(nn.Sequential(nn.Sequential(linear())), (X,))
+    (op,) = traced.ops
+    assert [call.name for call in op.outputs[-1].returned] == ["0.0", "0", ""]
+
+
+def test_tuple_is_known_by_its_first_item() -> None:
+    """Of a tuple the first item is the output, and the others are kept beside it."""
+    traced = trace(nn.Sequential(Attention(weights=True)), (X,))
+    attention = next(call for call in traced.calls if call.name == "0")
+    assert attention.output is op_outputs(traced, "linear")[-1]
+    assert [value.shape for value in attention.others] == [(2, 3, 3)]
+    assert all(value.escapes for value in (attention.output, *attention.others))
+
+
+def op_outputs(traced: Trace, name: str) -> list[Value]:
+    return [op.outputs[-1] for op in traced.ops if op.name == name]
+
+
+@pytest.mark.parametrize(
+    ("wrap", "escapes"),
+    [
+        (lambda y: {"a": y}, True),
+        (lambda y: [None, (1, {"a": y})], True),
+        (lambda y: (y.shape, "nothing"), False),
+    ],
+    ids=["dictionary", "nested", "no-tensor"],
+)
+def test_what_escapes(wrap: Any, *, escapes: bool) -> None:
+    """Tensors in nested results escape; results without tensors are no matter."""
+    traced = trace(Function(lambda self, x: wrap(self.fc(x))), (X,))
+    assert op_outputs(traced, "linear")[0].escapes is escapes
+
+
+def test_data_is_what_depends_on_the_input() -> None:
+    """Values made from parameters and buffers alone are not data, those made with the input are."""
+    traced = trace(Function(lambda self, x: x * (self.weight * self.table)), (X,))
+    scale, product = (op.outputs[-1] for op in traced.ops)
+    assert (scale.data, product.data) == (False, True)
+
+
+def test_keyword_inputs_are_data() -> None:
+    """Tensors in keyword arguments, also in nested ones, are inputs like others."""
+    traced = trace(Function(lambda _, *, x: x["a"][0] + 1), kwargs={"x": {"a": [X]}})
+    assert traced.ops[-1].inputs[0].data
+
+
+def test_shared_module_and_tied_parameter_go_by_their_first_names() -> None:
+    """A module or parameter with two names has the first."""
+    model = nn.ModuleDict({"a": linear(), "b": linear()})
+    model["b"].weight = model["a"].weight
+    model["c"] = model["a"]
+    chain = nn.Sequential(model["a"], model["b"], model["c"])
+    traced = trace(chain, (X,))
+    assert [call.name for call in traced.calls] == ["", "0", "1", "0"]
+    assert [op.inputs[1].parameter for op in traced.ops] == ["0.weight"] * 3
+
+
+# Writing in place
+
+
+def test_in_place_makes_another_value() -> None:
+    """What is written into is another value from then on, whose operation wrote it."""
+
+    def write(self: Function, x: Tensor) -> Tensor:
+        y = self.fc(x)
+        y += x
+        return y
+
+    traced = trace(Function(write), (X,))
+    layer, add = traced.ops
+    before, after = layer.outputs[-1], add.outputs[-1]
+    assert before is not after
+    assert before in add.inputs
+    assert before.users == [add]
+    assert after.descends_from(before)
+    assert (before.escapes, after.escapes) == (False, True)
+
+
+def test_input_written_in_place() -> None:
+    """An input that is written into keeps its first value, too."""
+
+    def write(self: Function, x: Tensor) -> Tensor:
+        x.add_(self.fc(x))
+        return x
+
+    traced = trace(Function(write), (X,))
+    x = traced.calls[0].inputs[0]
+    assert [op.name for op in x.users] == ["linear", "add_"]
+    assert traced.calls[0].output is op_named(traced, "add_").outputs[-1]
+
+
+def test_out_argument_is_written_into() -> None:
+    """A tensor given as ``out=`` is another value from then on."""
+
+    def write(self: Function, x: Tensor) -> Tensor:
+        out = torch.empty_like(x)
+        torch.add(x, self.table, out=out)
+        return out
+
+    traced = trace(Function(write), (X,))
+    assert op_named(traced, "add").outputs[-1] is traced.calls[0].output
+    assert traced.calls[0].output.descends_from(traced.calls[0].inputs[0])  # type: ignore[union-attr]
+
+
+def test_setitem_changes_the_tensor() -> None:
+    """Assigning to items makes another value of the tensor."""
+
+    def write(self: Function, x: Tensor) -> Tensor:
+        y = torch.zeros_like(x)
+        y[:, 0] = self.fc(x)[:, 0]
+        return y
+
+    traced = trace(Function(write), (X,))
+    assert traced.calls[0].output is not None
+    assert traced.calls[0].output.descends_from(op_outputs(traced, "linear")[0])
+
+
+# Shapes or numbers
+
+
+def looks(self: Function, x: Tensor) -> Tensor:
+    return self.fc(x) if float(x.sum()) > -1e9 else x
+
+
+def test_numbers_where_the_model_looks_at_them() -> None:
+    """A model that decides by numbers is run with its own, and written down the same."""
+    traced = trace(Function(looks), (X,))
+    assert traced.real
+    assert names(traced)[-1] == "linear"
+    assert traced.calls[-1].name == "fc"
+
+
+def test_failed_pass_leaves_nothing_in_the_trace() -> None:
+    """What happened before the pass with shapes gave up is not in the trace."""
+    traced = trace(Function(lambda self, x: looks(self, self.fc(x))), (X,))
+    assert traced.real
+    assert [call.name for call in traced.calls] == ["", "fc", "fc"]
+    assert [call.number for call in traced.calls] == [0, 0, 1]
+
+
+def test_example_without_tensors() -> None:
+    """A model may make its own tensors."""
+    traced = trace(Function(lambda self: self.fc(torch.ones(1, WIDTH))))
+    assert op_outputs(traced, "linear")[0].escapes
+
+
+def test_on_add_is_shown_the_operands_before() -> None:
+    """With ``on_add`` every addition is shown with its operands as they were, though it overwrites one."""
+    shown: list[tuple[str, list[Tensor]]] = []
+
+    def add(self: Function, x: Tensor) -> Tensor:
+        y = x * 2
+        y += x
+        return y - x
+
+    traced = trace(Function(add), (X,), on_add=lambda op, tensors: shown.append((op.name, tensors)))
+    assert traced.real
+    assert [name.strip("_") for name, _ in shown] == ["add", "sub"]
+    assert torch.equal(shown[0][1][0], 2 * X)
+    assert torch.equal(shown[0][1][1], X)
+    assert torch.equal(shown[1][1][0], 3 * X)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("grad", [False, True], ids=["no-grad", "grad"])
+def test_mode(*, training: bool, grad: bool) -> None:
+    """The pass runs in the mode that was asked for, whatever the model's own, which is put back."""
+    seen: list[tuple[bool, bool, bool]] = []
+
+    def look(self: Function, x: Tensor) -> Tensor:
+        y = self.fc(x)
+        seen.append((self.training, self.fc.training, y.requires_grad))
+        return y
+
+    model = Function(look).train(not training)
+    model.fc.train(training)
+    trace(model, (X,), training=training, grad=grad)
+    assert seen == [(training, training, grad)]
+    assert (model.training, model.fc.training) == (not training, training)
+    assert torch.is_grad_enabled()
+
+
+def test_hooks_and_modes_are_gone_after_an_error() -> None:
+    """After a pass that failed, no hook of ours is called and no mode of ours is on."""
+    with pytest.raises(UsageError, match=r"in fc \(Linear\), \S+linear\.py:\d+"):
+        trace(Function(lambda self, x: self.fc(x[..., :3])), (X,))
+    assert not torch.overrides._get_current_function_mode_stack()
+    assert not torch.utils._python_dispatch._get_current_dispatch_mode_stack()
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert not torch.nn.modules.module._global_forward_hooks
+    assert not torch.nn.modules.module._global_forward_pre_hooks
+
+
+# The context managers
+
+
+def test_switched_puts_each_mode_back() -> None:
+    """Every module has its own mode again afterwards, also after an exception."""
+    model = nn.Sequential(nn.Dropout(), nn.Dropout()).eval()
+    model[1].train()
+    modes: list[bool] = []
+
+    def fail() -> None:
+        with switched(model, training=True):
+            modes.extend(module.training for module in model.modules())
+            raise KeyError("stop")
+
+    with pytest.raises(KeyError, match="stop"):
+        fail()
+    assert modes == [True] * 3
+    assert [module.training for module in model.modules()] == [False, False, True]
+
+
+def disturb(model: Restless) -> None:
+    """Change all that `undisturbed` is to put back."""
+    model.train()
+    model(X)
+    torch.rand(3), random.random(), np.random.rand()
+    model.bn.running_mean.fill_(float("nan"))
+    model.bn.momentum = None
+    model.fc = nn.Linear(2, 2)
+    model.log = ["another"]
+    del model.cache
+
+
+def snapshot(model: Restless) -> dict[str, Any]:
+    return {
+        "attributes": {name: dict.fromkeys(vars(module)) for name, module in model.named_modules()},
+        "tensors": {key: (id(value), value.tolist()) for key, value in model.state_dict(keep_vars=True).items()},
+        "plain": (model.count, model.temporary, model.cache, model.log, model.seen, model.bn.momentum, model.drop.p),
+        "objects": (id(model.cache), id(model.log), id(model.seen), id(model.fc)),
+        "modes": [module.training for module in model.modules()],
+        "torch": torch.get_rng_state().tolist(),
+        "random": random.getstate(),
+        "numpy": [str(each) for each in np.random.get_state()],
+    }
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["ends", "raises"])
+def test_undisturbed_puts_everything_back(*, fails: bool) -> None:
+    """Attributes, containers, modules, buffers, modes and random states are put back, also after an exception."""
+    model = Restless().eval()
+    before = snapshot(model)
+
+    def run() -> None:
+        with undisturbed(model):
+            disturb(model)
+            if fails:
+                raise KeyError("stop")
+
+    with pytest.raises(KeyError, match="stop") if fails else nullcontext():
+        run()
+    assert snapshot(model) == before
+
+
+def test_undisturbed_with_buffers_of_nan() -> None:
+    """Buffers that hold NaN or integers are put back, and one that did not change is not written into."""
+    model = nn.BatchNorm1d(3)
+    model.running_mean.fill_(float("nan"))
+    version = model.running_var._version
+    with undisturbed(model):
+        model.num_batches_tracked += 5
+        model.running_mean.zero_()
+    assert model.running_mean.isnan().all()
+    assert int(model.num_batches_tracked) == 0
+    assert model.running_var._version == version
+
+
+def test_undisturbed_with_buffers_on_the_meta_device() -> None:
+    """Buffers without numbers are no obstacle."""
+    with torch.device("meta"):
+        model = nn.BatchNorm1d(3)
+    with undisturbed(model):
+        model.extra = 1
+    assert not hasattr(model, "extra")
+
+
+def test_passes_draw_no_numbers() -> None:
+    """A pass with dropout, in training mode and with numbers, leaves all random states alone."""
+    model = Restless(looks=True)
+    before = snapshot(model)
+    trace(model, (X,), training=True, on_add=ignore)
+    assert snapshot(model) == before

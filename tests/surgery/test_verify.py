@@ -1,0 +1,248 @@
+"""A conversion that can't be shown to be right is refused, and the check itself leaves no trace."""
+
+import copy
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import rezero
+from rezero.errors import UsageError
+
+# Suffixes: B batch, T positions, D width.
+D = 8
+X_BD = torch.randn(3, D, generator=torch.Generator().manual_seed(1))
+
+
+class Block(nn.Module):
+    """``x + f(x)``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = nn.Linear(D, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.f(x)
+
+
+# What is refused
+
+
+class AnotherPathInTraining(Block):
+    """Adds another layer's output in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.g = nn.Linear(D, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + (self.g(x) if self.training else self.f(x))
+
+
+class NoAdditionInTraining(Block):
+    """Skips the block in training, as LayerDrop does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.training else x + self.f(x)
+
+
+class ReadInTraining(Block):
+    """Reads the layer's weight itself in training, and calls the layer in evaluation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + (F.linear(x, self.f.weight, self.f.bias) if self.training else self.f(x))
+
+
+class ReadWithGradients(Block):
+    """Reads the layer's weight itself as long as gradients are wanted."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + (F.linear(x, self.f.weight, self.f.bias) if torch.is_grad_enabled() else self.f(x))
+
+
+class ReadElsewhere(Block):
+    """The layer's output is used once, but its class is asked for: a gated one takes another path."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.f(x) if type(self.f) is nn.Linear else 2 * x + self.f(x)
+
+
+class OwnForward(Block):
+    """The layer's forward was replaced on the instance, as accelerate's hooks do: its class no longer counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        forward = self.f.forward
+        self.f.forward = lambda x: forward(x)
+
+
+class OwnGateScale(Block):
+    """The layer has a parameter of the name that a gate's factor has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = GateScale()
+
+
+class GateScale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(D, D)
+        self.gate_scale = nn.Parameter(torch.full((D,), 2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gate_scale * self.linear(x)
+
+
+class Detached(nn.Module):
+    """The branch is cut from the graph, so its gate can have no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.f = nn.Linear(D, D), nn.Linear(D, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return x + self.f(x).detach()
+
+
+REFUSED = {
+    "another path in training": (AnotherPathInTraining, r"in training .* the model takes another path"),
+    "no addition in training": (NoAdditionInTraining, r"in training .* the model takes another path"),
+    "read in training": (ReadInTraining, r"in training .* does not return its skip"),
+    "read with gradients": (ReadWithGradients, r"in evaluation with gradients .* does not return its skip"),
+    "class asked for": (ReadElsewhere, r"output differs from the original's|takes another path"),
+    "forward of its own": (OwnForward, r"does not return its skip"),
+    "gate_scale of its own": (OwnGateScale, r"gate_scale|output differs from the original's"),
+}
+
+
+@pytest.mark.parametrize(("build", "message"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_what_can_not_be_gated_surely_is_refused(build: Callable[[], nn.Module], message: str, training: bool) -> None:
+    """A model whose gates would not gate, in one mode or for one gradient, is refused and left as it was."""
+    model = build().train(training)
+    before, classes = copy.deepcopy(model.state_dict()), [type(module) for module in model.modules()]
+    expected = model(X_BD)
+    with pytest.raises(UsageError, match=message):
+        rezero.convert_(model, X_BD)
+    assert [type(module) for module in model.modules()] == classes
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert torch.equal(model(X_BD), expected)
+    assert all(module.training == training for module in model.modules())
+
+
+def test_the_addition_is_named() -> None:
+    """The message names the module whose addition went wrong."""
+    model = nn.Sequential(Block(), ReadInTraining())
+    with pytest.raises(UsageError, match=r"with all gates at 0 in training without gradients the addition in '1'"):
+        rezero.convert_(model, X_BD)
+
+
+def test_without_verification_nothing_is_held_against_the_original() -> None:
+    """verify=False converts what the check would refuse."""
+    model = ReadInTraining()
+    assert rezero.convert_(model, X_BD, verify=False).gates == ("f.alpha",)
+
+
+# What is not refused
+
+
+class Draws(Block):
+    """Draws from Python's, NumPy's and torch's generators."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * random.random() + F.dropout(self.f(x), 0.5, self.training) + torch.rand(1)
+
+
+class Counts(Block):
+    """Counts its calls in a buffer and in an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+        self.seen: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.get_buffer("calls").add_(1)
+        self.seen.append(len(x))
+        return x + self.f(x) * (1 + self.get_buffer("calls"))
+
+
+class FailsInTraining(Block):
+    """Can't be trained at all: it is converted for evaluation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            raise NotImplementedError("only for inference")
+        return x + self.f(x)
+
+
+class NotANumber(Block):
+    """Gives infinities and NaNs beside its output."""
+
+    def forward(self, x: Tensor) -> Any:
+        y = x + self.f(x)
+        return y, torch.full_like(y, torch.nan), torch.full_like(y, torch.inf)
+
+
+ACCEPTED = {
+    "draws": Draws,
+    "counts": Counts,
+    "fails in training": FailsInTraining,
+    "not a number": NotANumber,
+    "frozen": lambda: Block().requires_grad_(False),
+    "batch norm": lambda: nn.Sequential(Block(), nn.BatchNorm1d(D), Block()),
+}
+
+
+@pytest.mark.parametrize("build", ACCEPTED.values(), ids=ACCEPTED)
+@pytest.mark.parametrize("start", [0.0, 1.0])
+def test_what_others_do_in_forward_does_not_matter(build: Callable[[], nn.Module], start: float) -> None:
+    """Randomness, counters, writes to the input and the like are converted, and leave no trace behind."""
+    model = build().eval()
+    state = copy.deepcopy(model.state_dict())
+    given = X_BD.clone()
+    rng, python = torch.get_rng_state(), random.getstate()
+    conversion = rezero.convert_(model, given, init_value=start)
+    assert torch.equal(given, X_BD), "the example input was written into"
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert random.getstate() == python
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in state.items())
+    assert all(gate.gate_parameter.item() == start for gate in rezero.gates(model).values())
+    assert all(p.grad is None for p in model.parameters())
+    assert getattr(model, "seen", []) == []
+    conversion.undo()
+    assert model.state_dict().keys() == state.keys()
+
+
+def test_modes_and_gradients_stay_as_they_were() -> None:
+    """Each module's mode and each parameter's gradient are the same objects and values after a conversion."""
+    model = nn.Sequential(Block(), nn.Dropout(0.5), Block())
+    model[1].eval()
+    model(X_BD).sum().backward()
+    modes = {name: module.training for name, module in model.named_modules()}
+    before = {name: (p.grad, p.grad.clone()) for name, p in model.named_parameters() if p.grad is not None}
+    rezero.convert_(model, X_BD)
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    for name, (gradient, numbers) in before.items():
+        assert model.get_parameter(name).grad is gradient
+        assert torch.equal(gradient, numbers)
+
+
+@pytest.mark.parametrize("enabled", [True, False], ids=["grad", "no_grad"])
+def test_gates_can_learn_wherever_they_were_made(enabled: bool) -> None:
+    """A conversion under no_grad is as good as any: it is verified, and its gates learn."""
+    model = nn.Sequential(Block(), Block())
+    with torch.set_grad_enabled(enabled):
+        rezero.convert_(model, X_BD)
+        assert torch.is_grad_enabled() == enabled
+        with pytest.raises(UsageError, match="does not return its skip"):
+            rezero.convert_(ReadWithGradients(), X_BD)
+    model(X_BD).square().sum().backward()
+    assert all(gate.gate_parameter.grad.any() for gate in rezero.gates(model).values())

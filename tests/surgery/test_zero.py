@@ -1,0 +1,182 @@
+"""Branches that start at zero are woken before a gate at zero hides them, and put back by undo."""
+
+import copy
+from typing import Any
+
+import pytest
+import timm
+import torch
+import transformers
+from torch import Tensor, nn
+
+import rezero
+from rezero.errors import UsageError
+
+# Suffixes: B batch, T positions, D width.
+D = 8
+
+
+class Block(nn.Module):
+    """``x + branch(x)``."""
+
+    def __init__(self, branch: nn.Module) -> None:
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(x)
+
+
+class LayerScale(nn.Module):
+    def __init__(self, start: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((D,), start))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class ScaledBlock(nn.Module):
+    """``x + gain * branch(x)``, the gain being a parameter of the block's own, 0 at first, as in SkipInit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = nn.Linear(D, D)
+        self.gain = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.gain * self.branch(x)
+
+
+def zero_(module: nn.Module) -> nn.Module:
+    for parameter in module.parameters(recurse=False):
+        nn.init.zeros_(parameter)
+    return module
+
+
+def zero_linear() -> nn.Module:
+    return Block(nn.Sequential(nn.Linear(D, D), nn.GELU(), zero_(nn.Linear(D, D))))
+
+
+def zero_layer_scale() -> nn.Module:
+    return Block(nn.Sequential(nn.Linear(D, D), LayerScale(0.0)))
+
+
+def twice_zero() -> nn.Module:
+    return Block(nn.Sequential(zero_(nn.Linear(D, D)), LayerScale(0.0)))
+
+
+ASLEEP = {
+    "linear": (zero_linear, ("branch.2.weight",)),
+    "layer scale": (zero_layer_scale, ("branch.1.gamma",)),
+    "twice": (twice_zero, ("branch.1.gamma", "branch.0.weight")),
+    "gain of the block": (ScaledBlock, ("gain",)),
+}
+every_sleeper = pytest.mark.parametrize(("build", "names"), ASLEEP.values(), ids=ASLEEP)
+X_BD = torch.randn(3, D, generator=torch.Generator().manual_seed(1))
+
+
+def resnet() -> nn.Module:
+    return timm.create_model("resnet18", layers=(1, 2, 1, 1), channels=(8, 8, 16, 16), num_classes=5)
+
+
+@every_sleeper
+def test_what_ends_a_branch_with_zeros_is_reset_and_listed(build: Any, names: tuple[str, ...]) -> None:
+    """The weights and gains that make a branch zero are listed, become another than zero, and its gate can learn."""
+    model = build()
+    conversion = rezero.convert_(model, X_BD)
+    assert conversion.reset == names
+    assert all(name in str(conversion) for name in names)
+    assert all(model.get_parameter(name).any() for name in names)
+    assert torch.equal(model(X_BD), X_BD)
+    model(X_BD).square().sum().backward()
+    assert all(gate.gate_parameter.grad.any() for gate in rezero.gates(model).values())
+
+
+@every_sleeper
+def test_refusing_names_the_branch_and_changes_nothing(build: Any, names: tuple[str, ...]) -> None:
+    """With zero_last='refuse' a branch that starts at zero is an error, and the model stays as it was."""
+    model = build()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(UsageError, match=r"outputs only zeros and would never learn .* zero_last='reset'"):
+        rezero.convert_(model, X_BD, zero_last="refuse")
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@every_sleeper
+@pytest.mark.parametrize("start", [1.0, 0.5])
+def test_open_gates_leave_zeros_alone(build: Any, names: tuple[str, ...], start: float) -> None:
+    """A gate that starts at another number than 0 lets a zero branch learn, which stays as it is then."""
+    model = build()
+    conversion = rezero.convert_(model, X_BD, init_value=start, zero_last="refuse")
+    assert conversion.reset == ()
+    assert not any(model.get_parameter(name).any() for name in names)
+
+
+def test_a_reset_matrix_is_drawn_as_its_layer_draws_it() -> None:
+    """A zero linear layer gets what its own reset_parameters draws from the same seed."""
+    model, twin = zero_linear(), nn.Linear(D, D)
+    torch.manual_seed(3)
+    rezero.convert_(model, X_BD)
+    torch.manual_seed(3)
+    twin.reset_parameters()
+    assert torch.equal(model.get_parameter("branch.2.weight"), twin.weight)
+
+
+def test_timms_zero_gains_become_one() -> None:
+    """timm's resnet starts the last gain of each block at 0: they become 1, and undo puts the zeros back."""
+    model = resnet()
+    gains = [f"layer{i}.{j}.bn2.weight" for i, j in ((1, 0), (2, 0), (2, 1), (3, 0), (4, 0))]
+    assert not any(model.get_parameter(name).any() for name in gains)
+    conversion = rezero.convert_(model, torch.randn(2, 3, 32, 32))
+    assert list(conversion.reset) == gains
+    assert all(torch.equal(p, torch.ones_like(p)) for p in map(model.get_parameter, gains))
+    conversion.undo()
+    assert not any(model.get_parameter(name).any() for name in gains)
+
+
+def test_timms_resnet_is_refused_on_demand() -> None:
+    """With zero_last='refuse' timm's resnet is an error that names the first such block, and stays as it was."""
+    model = resnet()
+    with pytest.raises(UsageError, match=r"the branch of 'layer1\.0\.bn2' outputs only zeros"):
+        rezero.convert_(model, torch.randn(2, 3, 32, 32), zero_last="refuse")
+    assert not rezero.gates(model)
+    assert not model.get_parameter("layer1.0.bn2.weight").any()
+
+
+def test_a_zero_that_means_one_stays() -> None:
+    """Gemma's norms multiply by 1 + weight: their zero weights are no zero branch, and stay."""
+    tiny: Any = {"hidden_size": D, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.Gemma2Config(vocab_size=31, num_key_value_heads=1, head_dim=4, pad_token_id=0, **tiny)
+    model = transformers.Gemma2ForCausalLM(config)
+    norms = [name for name, p in model.named_parameters() if name.endswith("norm.weight") and not p.any()]
+    assert len(norms) == 9
+    conversion = rezero.convert_(model, (), {"input_ids": torch.arange(1, 7)[None]}, zero_last="refuse")
+    assert conversion.reset == ()
+    assert not any(model.get_parameter(name).any() for name in norms)
+
+
+def test_a_layer_scale_that_is_small_stays() -> None:
+    """A LayerScale of 1e-5 is small and not zero: it stays."""
+    model = Block(nn.Sequential(nn.Linear(D, D), LayerScale(1e-5)))
+    assert rezero.convert_(model, X_BD).reset == ()
+    assert torch.equal(model.get_parameter("branch.1.gamma"), torch.full((D,), 1e-5))
+
+
+def test_a_zero_that_no_parameter_explains_is_left_alone() -> None:
+    """A branch that is zero on this example for another reason, such as a closed threshold, is gated and not reset."""
+    model = Block(nn.Sequential(nn.Linear(D, D), nn.Threshold(3.0, 0.0)))
+    before = copy.deepcopy(model.state_dict())
+    conversion = rezero.convert_(model, 0.01 * X_BD)
+    assert conversion.reset == ()
+    assert len(conversion.gates) == 1
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
+
+
+def test_only_chosen_branches_are_woken() -> None:
+    """A zero branch that filter_fn leaves out stays zero."""
+    model = nn.Sequential(zero_linear(), zero_linear())
+    conversion = rezero.convert_(model, X_BD, filter_fn=lambda _, name: name.startswith("1."))
+    assert conversion.reset == ("1.branch.2.weight",)
+    assert not model.get_parameter("0.branch.2.weight").any()
