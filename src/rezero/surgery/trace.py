@@ -1,26 +1,42 @@
 """One forward pass of any model, written down: which operation made which tensor inside which module."""
 
+import math
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
 from torch.nn.modules import module as hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_iter, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from rezero.errors import UsageError
-from rezero.surgery.undisturbed import clean_caches, quiet, switched, undisturbed, unfused
+from rezero.surgery.shapes import all_on_meta, call_on_shapes
+from rezero.surgery.undisturbed import clean_caches, copied, quiet, switched, undisturbed, unfused
+from rezero.surgery.views import Views
 
 __all__ = ["ADDITIONS", "Call", "Op", "Trace", "Value", "trace"]
 
 
 ADDITIONS = frozenset(("add", "radd", "iadd", "sub", "isub", "subtract"))  # without the underscores of methods
+
+_READS_NOTHING = frozenset(
+    """
+    zeros_like ones_like empty_like full_like rand_like randn_like randint_like
+    new_zeros new_ones new_empty new_empty_strided new_full
+    """.split()  # noqa: SIM905
+)
+_READS_FIRST = frozenset(("expand_as", "reshape_as", "to", "type_as", "view_as"))  # of the others only shape and type
 
 
 @dataclass(eq=False)
@@ -156,27 +172,31 @@ def trace(
         UsageError: If the model can't be run on these arguments: why, and where.
     """
     given = (tuple(args), dict(kwargs or {}))
-    parameter = next(model.parameters(), None)
-    unreal = parameter is not None and (parameter.is_meta or isinstance(parameter, FakeTensor))
-    if parameter is not None and unreal:
-        device = parameter.device
+    device = _unreal_device(model)
+    if device is not None:
         given = tree_map_only(Tensor, lambda tensor: tensor.to(device), given)
     problem: Exception | None = None
     for real in (False, True):
-        if unreal if real else on_add is not None:
+        if device is not None if real else on_add is not None:
             continue
-        recorder = _Recorder(model, on_add)
         with ExitStack() as stack:
             stack.enter_context(undisturbed(model))
             stack.enter_context(switched(model, training=training))
             stack.enter_context(torch.set_grad_enabled(grad))
-            if parameter is not None and unreal:
-                stack.enter_context(parameter.device)
+            if device is not None:
+                stack.enter_context(device)
+                stack.enter_context(all_on_meta(model) if device.type == "meta" else nullcontext())
             try:
-                return recorder.run(*given, real=real)
+                return _Recorder(model, on_add).run(*copied(given), real=real)
             except Exception as error:
                 problem = error
     raise UsageError(_explain(model, problem)) from problem
+
+
+def _unreal_device(model: nn.Module) -> torch.device | None:
+    """Return the device of a model's parameters if they have no numbers: the meta device, or that of fake ones."""
+    devices = [p.device for p in model.parameters() if p.is_meta or isinstance(p, FakeTensor)]
+    return next((device for device in devices if device.type == "meta"), next(iter(devices), None))
 
 
 class _Recorder(TorchFunctionMode):
@@ -190,11 +210,15 @@ class _Recorder(TorchFunctionMode):
         self.calls: list[Call] = []
         self.values: list[Value] = []
         self.open: list[Call] = []
+        self.real = True
         self._seen: Any = WeakIdKeyDictionary()
+        self._views = Views()
+        self._stale: Any = WeakIdKeyDictionary()  # tensors that look at what was written into since, and the writings
         self._counts: dict[nn.Module, int] = {}
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, real: bool) -> Trace:
         """Run the model, with its own numbers or with shapes alone."""
+        self.real = real
         with ExitStack() as stack:
             if not real:
                 stack.enter_context(quiet())
@@ -229,40 +253,56 @@ class _Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         given = _tensors((args, kwargs))
         versions = [_version(tensor) for tensor in given]
-        inputs = tuple(self.value(tensor) for tensor in given)
         name = getattr(func, "__name__", str(func))
+        inputs = tuple(self.value(tensor) for tensor in _read(name, given))
         watched = self.on_add is not None and name.strip("_") in ADDITIONS
         before = [tensor.detach().clone() for tensor in given] if watched else []
-        result = func(*args, **kwargs)
+        result = func(*args, **kwargs) if self.real else call_on_shapes(func, args, kwargs)
         changed = [
             tensor for tensor, version in zip(given, versions, strict=True) if _version(tensor) not in (None, version)
         ]
         known = {id(tensor) for tensor in given}
         made = [*changed, *(tensor for tensor in _tensors(result) if id(tensor) not in known)]
         if made and self.open:
-            op = Op(len(self.ops), name, inputs, (), self.open[-1])
-            self.ops.append(op)
-            op.outputs = tuple(self._make(tensor, op) for tensor in _with_bases(made, changed))
-            for value in dict.fromkeys(inputs):
-                value.users.append(op)
+            self._record(name, inputs, _once(made))
+            for tensor in changed:
+                for other in self._views.changed_with(tensor):
+                    self._stale.setdefault(other, []).append(self._seen[tensor])
             if watched and self.on_add is not None:
-                self.on_add(op, before)
+                self.on_add(self.ops[-1], before)
         return result
 
     def value(self, tensor: Tensor) -> Value:
         """Return the present value of a tensor."""
-        if (known := self._seen.get(tensor)) is None:
-            known = self._make(tensor, None)
-        return known  # type: ignore[no-any-return]
+        known = self._seen.get(tensor)
+        if known is None:
+            with torch._C.DisableTorchFunction():  # its shape is nothing that the model asked for
+                return self._make(tensor, None)
+        if (written := self._stale.pop(tensor, None)) is None:
+            return known  # type: ignore[no-any-return]
+        whole = len(written) == 1 and math.prod(written[0].shape) == math.prod(known.shape)
+        inputs = tuple(written) if whole else (*written, known)
+        return self._record("view" if whole else "written", inputs, [tensor])[-1]
+
+    def _record(self, name: str, inputs: tuple[Value, ...], made: Sequence[Tensor]) -> tuple[Value, ...]:
+        op = Op(len(self.ops), name, inputs, (), self.open[-1] if self.open else self.calls[0])
+        self.ops.append(op)
+        with torch._C.DisableTorchFunction():
+            op.outputs = tuple(self._make(tensor, op) for tensor in made)
+        for value in dict.fromkeys(inputs):
+            value.users.append(op)
+        return op.outputs
 
     def _make(self, tensor: Tensor, op: Op | None) -> Value:
         value = Value(len(self.values), tuple(tensor.shape), op, None if op else self.parameters.get(id(tensor)))
-        if op is not None:
-            for each in op.inputs:
-                value.below |= each.below | 1 << each.index
-                value.data = value.data or each.data
+        for each in op.inputs if op else ():
+            value.below |= each.below | 1 << each.index
+            value.data = value.data or each.data
+        if tensor not in self._seen:
+            self._views.add(tensor)
         self.values.append(value)
         self._seen[tensor] = value
+        self._stale.pop(tensor, None)
         return value
 
     def _enter(self, module: nn.Module, args: Any) -> None:
@@ -306,10 +346,15 @@ def _version(tensor: Tensor) -> int | None:
     return None if tensor.is_inference() else tensor._version
 
 
-def _with_bases(made: list[Tensor], changed: list[Tensor]) -> list[Tensor]:
-    """Add the tensors that were written into through a view."""
-    bases = [tensor._base for tensor in changed if tensor._base is not None]
-    return list({id(tensor): tensor for tensor in [*bases, *made]}.values())
+def _read(name: str, given: list[Tensor]) -> list[Tensor]:
+    """Return the tensors whose numbers a function reads: of some it takes the shape alone."""
+    plain = name.strip("_")
+    return [] if plain in _READS_NOTHING else given[:1] if plain in _READS_FIRST else given
+
+
+def _once(tensors: list[Tensor]) -> list[Tensor]:
+    """Leave each tensor where it stands last."""
+    return list({id(tensor): tensor for tensor in reversed(tensors)}.values())[::-1]
 
 
 def _explain(model: nn.Module, error: Exception | None) -> str:
@@ -324,4 +369,6 @@ def _explain(model: nn.Module, error: Exception | None) -> str:
             where = f" in {name} ({type(owner).__name__}), {frame.f_code.co_filename}:{line}"
             break
     reason = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, DataDependentOutputException | DynamicOutputShapeException):
+        reason += ": it looks at numbers, and a model on the meta device has none; build it with some"
     return f"the model can't be run on the example input{where}: {reason[:500]}"

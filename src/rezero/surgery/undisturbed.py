@@ -1,18 +1,47 @@
 """Let a model run without a trace: what a pass changes, in it and around it, is put back."""
 
+import copy
 import functools
 import gc
 import logging
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._pytree import tree_leaves
 
-__all__ = ["clean_caches", "quiet", "switched", "undisturbed", "unfused"]
+from rezero.errors import UsageError
+
+__all__ = ["clean_caches", "copied", "quiet", "switched", "undisturbed", "unfused"]
+
+_Example = TypeVar("_Example")
+
+
+def copied(example: _Example) -> _Example:
+    """Copy an example with all that is in it, for a model may write into its arguments and fill a cache.
+
+    Args:
+        example: Arguments, with tensors at any depth.
+
+    Returns:
+        The copy, its tensors detached.
+
+    Raises:
+        UsageError: If something in it can't be copied.
+    """
+    tensors = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
+    memo: dict[int, Any] = {
+        id(tensor): tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in tensors
+    }
+    try:
+        return copy.deepcopy(example, memo)
+    except Exception as error:
+        raise UsageError(f"the example can't be copied, and the model might change it: {error}") from error
 
 
 @contextmanager
@@ -25,9 +54,9 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    modules = list(model.modules())
-    before = [{name: _copied(value) for name, value in vars(module).items()} for module in modules]
-    buffers = [(b, b.detach().clone()) for b in model.buffers() if not b.is_meta]
+    kept: dict[int, tuple[Any, Any]] = {}
+    for module in model.modules():
+        _keep(vars(module), kept)
     devices = {p.device.index for p in model.parameters() if p.is_cuda}
     python, numpy = random.getstate(), sys.modules.get("numpy")
     drawn = numpy.random.get_state() if numpy is not None else None
@@ -35,40 +64,49 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         with torch.random.fork_rng(sorted(index for index in devices if index is not None)):
             yield
     finally:
-        for module, attributes in zip(modules, before, strict=True):
-            _put_back(vars(module), attributes)
         with torch.no_grad():
-            for buffer, numbers in buffers:
-                if not torch.equal(buffer, numbers):
-                    buffer.copy_(numbers)
+            for value, content in kept.values():
+                _put_back(value, content)
         random.setstate(python)
         if numpy is not None:
             numpy.random.set_state(drawn)
 
 
-def _copied(value: Any) -> tuple[Any, Any]:
-    """Keep an attribute and, where it is a container, what is in it."""
-    return value, value.copy() if isinstance(value, dict | list | set) else None
+def _keep(value: Any, kept: dict[int, tuple[Any, Any]]) -> None:
+    """Keep what is in a container and in the containers in it: buffers, attributes, tensors that are neither."""
+    if id(value) in kept:
+        return
+    if isinstance(value, Tensor):
+        if not (isinstance(value, nn.Parameter | FakeTensor) or value.is_meta):
+            kept[id(value)] = value, value.detach().clone()
+    elif isinstance(value, dict):
+        kept[id(value)] = value, dict(value)
+        for each in value.values():
+            _keep(each, kept)
+    elif isinstance(value, list | set | tuple):
+        kept[id(value)] = value, copy.copy(value)
+        for each in value:
+            _keep(each, kept)
 
 
-def _put_back(attributes: dict[str, Any], before: dict[str, tuple[Any, Any]]) -> None:
-    for name in attributes.keys() - before.keys():
-        del attributes[name]
-    for name, (value, content) in before.items():
-        if attributes.get(name) is not value:
-            attributes[name] = value
-        if isinstance(value, dict | set):
-            if value != content if isinstance(value, set) else not _same(value, content):
-                value.clear()
-                value.update(content)
-        elif isinstance(value, list) and (
-            len(value) != len(content) or any(a is not b for a, b in zip(value, content, strict=False))
-        ):
+def _put_back(value: Any, content: Any) -> None:
+    if isinstance(value, Tensor):
+        if not torch.equal(value, content):
+            value.copy_(content)
+    elif isinstance(value, set):
+        if value != content:
+            value.clear()
+            value.update(content)
+    elif isinstance(value, list):
+        if not _same(value, content):
             value[:] = content
+    elif isinstance(value, dict) and not (_same(value, content) and _same(value.values(), content.values())):
+        value.clear()
+        value.update(content)
 
 
-def _same(one: dict[Any, Any], other: dict[Any, Any]) -> bool:
-    return list(one) == list(other) and all(one[key] is other[key] for key in one)
+def _same(one: Collection[Any], other: Collection[Any]) -> bool:
+    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
 
 
 @contextmanager
