@@ -398,6 +398,83 @@ class Functional(nn.Module):
         return x + F.relu(x @ self.weight)
 
 
+class Cut(nn.Module):
+    """Cuts the branch in two: one part is added, the other is joined with the sum, or goes elsewhere."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.how = linear(), nn.Linear(WIDTH, WIDTH + 2), how
+
+    def forward(self, x: Tensor) -> Any:
+        branch = self.fc2(self.fc1(x))
+        if "split" in self.how:
+            added, rest = branch.split([WIDTH, 2], dim=-1)
+        else:
+            added, rest = branch[..., :WIDTH], branch[..., WIDTH:]
+        if "joined" in self.how:
+            return torch.cat([x + added, rest], dim=-1)
+        return x + added, rest
+
+
+class HandsOn(nn.Module):
+    """The branch ends in a function; then a module returns it that changes nothing in evaluation."""
+
+    def __init__(self, drop: nn.Module) -> None:
+        super().__init__()
+        self.fc, self.drop = linear(), drop
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.drop(F.relu(self.fc(x)))
+
+
+class Fourier(nn.Module):
+    """Mixes without parameters, as in FNet."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.fftn(x, dim=(1, 2)).real
+
+
+class Affine(nn.Module):
+    """A skip that is projected, scaled and shifted, as in MobileBERT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj, self.fc1, self.fc2 = linear(), linear(), linear()
+        self.weight, self.bias = nn.Parameter(torch.full((WIDTH,), 0.5)), nn.Parameter(torch.ones(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x) * self.weight + self.bias + self.fc2(F.gelu(self.fc1(x)))
+
+
+class WritesThroughViews(nn.Module):
+    """Adds in place to a tensor of which it holds a view, then reads the view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = linear(), linear()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.clone()
+        flat = y.view(-1, WIDTH)
+        y += self.fc1(y)
+        return y + self.fc2(flat.view(y.shape))
+
+
+class AddsToParts(nn.Module):
+    """Adds in place to either half of a tensor, then goes on with the whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.fc3 = nn.Linear(4, 4), nn.Linear(4, 4), linear()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.clone()
+        first, second = y.chunk(2, dim=-1)
+        first += self.fc1(first)
+        second += self.fc2(second)
+        return y + self.fc3(y)
+
+
 class ActivatedInline(nn.Module):
     """The branch ends in a function that no module calls."""
 

@@ -865,6 +865,16 @@ def test_a_module_used_twice_is_refused_by_name() -> None:
     assert not rezero.gates(model)
 
 
+def test_a_module_used_twice_can_be_tied() -> None:
+    """Tied, a module used for two branches has one gate, which scales both and counts for two."""
+    model = nn.Sequential(block := Block(), block)
+    conversion = rezero.convert_(model, X_BD, repeated="tie", init_value=0.5)
+    assert conversion.gates == ("0.branch.alpha",)
+    assert rezero.gates(model)["0.branch"].gate_branches == 2
+    once = X_BD + 0.5 * F.linear(X_BD, block.branch.weight, block.branch.bias)
+    torch.testing.assert_close(model(X_BD), once + 0.5 * F.linear(once, block.branch.weight, block.branch.bias))
+
+
 def test_examples_may_be_a_tensor_a_tuple_or_keywords() -> None:
     """A tensor, a tuple, a list and keyword arguments are the same example."""
     names = set()

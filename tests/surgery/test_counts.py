@@ -94,6 +94,11 @@ TIMM: dict[str, dict[str, int]] = {
     "mobilevit_xxs": {"BottleneckBlock": 1 + 2, "Block": 2 * (2 + 4 + 3)},  # Mehta and Rastegari 2021
     "efficientformer_l1": {"MetaBlock2d": 2 * (3 + 2 + 6 + 3), "MetaBlock1d": 2 * 1},  # Li et al. 2022
     "levit_128": {"LevitBlock": 2 * (4 + 4 + 4), "LevitDownsample": 2},  # Graham et al. 2021: shrinking has no skip
+    # Ali et al. 2021: attention, local patches and MLP; two blocks of class attention, which no layer returns whole
+    "xcit_nano_12_p8_224": {"XCABlock": 3 * 12, "ClassAttentionBlock": 2 * 2},
+    # Han et al. 2021: 16 blocks; none where the stride is 2 (4 of them) or the width shrinks (the first). The skip
+    # goes into the first channels of the branch only.
+    "rexnet_100": {"LinearBottleneck": 16 - 4 - 1},
     "densenet121": {},  # concatenates
     "vgg16": {},
 }
@@ -228,6 +233,12 @@ TRANSFORMERS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
     "BertModel": (TEXT, {"BertSelfOutput": 2, "BertOutput": 2}),
     "RobertaModel": (TEXT, {"RobertaSelfOutput": 2, "RobertaOutput": 2}),
     "ElectraModel": ({**TEXT, "embedding_size": 8}, {"ElectraSelfOutput": 2, "ElectraOutput": 2}),
+    "FNetModel": (TEXT, {"FNetBasicOutput": 2, "FNetOutput": 2}),  # Lee-Thorp et al. 2021: Fourier transform and MLP
+    # Sun et al. 2020: attention, four MLPs and the bottleneck around all of them
+    "MobileBertModel": (
+        {**TEXT, "intra_bottleneck_size": 8, "embedding_size": 8, "true_hidden_size": 8},
+        {"MobileBertSelfOutput": 2, "FFNOutput": 2 * 3, "MobileBertOutput": 2, "OutputBottleneck": 2},
+    ),
     "DistilBertModel": (
         {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24, "vocab_size": 50},
         {"TransformerBlock": 2 * 2},
@@ -376,21 +387,13 @@ def test_albert_is_refused_by_name() -> None:
     ] * 2
 
 
-@pytest.mark.parametrize(
-    ("name", "gated", "refused"),
-    [
-        # Ali et al. 2021: attention, local patches and MLP; two class-attention blocks of 2 cut their branches up.
-        pytest.param("xcit_nano_12_p8_224", 3 * 12, 2 * 2, id="xcit"),
-        # Han et al. 2021: 16 blocks; none where the stride is 2 (4 of them) or the width shrinks (the first). The skip
-        # goes into the first channels of the branch only.
-        pytest.param("rexnet_100", 0, 16 - 4 - 1, id="rexnet"),
-    ],
-)
-def test_branch_that_is_cut_and_joined_is_refused(name: str, gated: int, refused: int) -> None:
-    """Branches that no module returns whole are counted as refused, not forgotten."""
-    model, x = timm_model(name)
-    found = find_residuals(model, x)
-    assert (len(found.branches), sum(each.refused for each in found.left_out)) == (gated, refused)
+def test_albert_can_be_tied() -> None:
+    """On demand ALBERT's one layer gets a gate for its attention and one for its MLP, as its weights are tied."""
+    model, inputs = transformers_model("AlbertModel", {**TEXT, "embedding_size": 8})
+    found = find_residuals(model, kwargs=inputs, repeated="tie")
+    assert len(found.branches) == 2 * 2
+    assert len({branch.leaf for branch in found.branches}) == 2
+    assert not any(each.refused for each in found.left_out)
 
 
 def test_xlnet_attention_is_refused() -> None:

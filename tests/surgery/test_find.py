@@ -361,7 +361,7 @@ def test_no_residual(model: nn.Module, x: Tensor, expected: list[tuple[str, str,
     assert left_out(found) == expected
 
 
-@pytest.mark.parametrize("how", ["type_as", "to"])
+@pytest.mark.parametrize("how", ["expand_as", "type_as", "to", "zeros_like", "new_ones"])
 def test_shape_is_no_data(how: str) -> None:
     """A side that took only its shape, type or device from the skip did not come from it."""
     found = find_residuals(models.PositionsLike(how), X)
@@ -377,6 +377,8 @@ def test_shape_is_no_data(how: str) -> None:
         pytest.param(models.ActivatedInline(), [("", NO_MODULE, True)], id="function-at-the-end"),
         pytest.param(models.UsedElsewhere("returned"), [("", ELSEWHERE, True)], id="branch-returned"),
         pytest.param(models.UsedElsewhere("read"), [("", ELSEWHERE, True)], id="branch-read"),
+        pytest.param(models.Cut("sliced"), [("", ELSEWHERE, True)], id="other-slice-returned"),
+        pytest.param(models.Cut("split"), [("", ELSEWHERE, True)], id="other-piece-returned"),
         pytest.param(
             Residual(models.Functional(), linear()), [("branch.0", f"{NO_MODULE}, inside a gated branch", False)],
             id="inside-a-gated-branch",
@@ -386,6 +388,50 @@ def test_shape_is_no_data(how: str) -> None:
 def test_refused(model: nn.Module, expected: list[tuple[str, str, bool]]) -> None:
     """A residual addition that no gate can be given to is refused by name, with the reason."""
     assert left_out(find_residuals(model, X)) == expected
+
+
+@pytest.mark.parametrize("how", ["sliced and joined", "split and joined"])
+def test_branch_that_is_cut_and_joined_again_is_one(how: str) -> None:
+    """A sum of the first channels that is joined with the rest of the branch is a padded skip plus the whole branch."""
+    assert facts(find_residuals(models.Cut(how), X)) == [fact("", "fc2", "fc1 fc2")]
+
+
+@pytest.mark.parametrize("drop", [nn.Identity(), nn.Dropout(0.5)], ids=["identity", "dropout"])
+def test_module_that_hands_on_the_branch_gets_the_gate(drop: nn.Module) -> None:
+    """Where no other module returns the branch, one that returns its input does."""
+    assert facts(find_residuals(models.HandsOn(drop), X)) == [fact("", "drop", "fc")]
+
+
+def test_fourier_transform_is_a_layer() -> None:
+    """A branch that mixes positions without parameters is a branch; the module that returns it gets the gate."""
+    assert facts(find_residuals(Residual(models.Fourier()), X)) == [fact("", "branch.0", " ")]
+
+
+def test_skip_may_be_scaled_and_shifted() -> None:
+    """A projected skip with a gain and a bias of its own is one still."""
+    assert facts(find_residuals(models.Affine(), X)) == [fact("", "fc2", "fc1 fc2", kind="projection")]
+
+
+def test_writing_changes_what_looks_at_the_same_numbers() -> None:
+    """A view read after its tensor was added to has the sum: two additions, one after the other, not side by side."""
+    assert facts(find_residuals(models.WritesThroughViews(), X)) == [fact("", "fc1"), fact("", "fc2")]
+
+
+def test_parts_are_added_to_on_their_own() -> None:
+    """Additions to the halves of a tensor are sites of their own; the whole is no older for it."""
+    found = find_residuals(models.AddsToParts(), X)
+    assert facts(found) == [fact("", "fc1"), fact("", "fc2"), fact("", "fc3")]
+
+
+def test_module_used_several_times_can_be_tied() -> None:
+    """On demand a module whose every use is a branch gets one gate; one with another use is refused all the same."""
+    assert facts(find_residuals(models.Shared(), X, repeated="tie")) == [fact("", "fc"), fact("", "fc")]
+    model = nn.Sequential(models.Shared(), linear())
+    model[1] = model[0].fc
+    assert (
+        left_out(find_residuals(model, X, repeated="tie"))
+        == [("0", "0.fc is used 3 times, 2 of them as a branch", True)] * 2
+    )
 
 
 def test_shared_parameter_is_no_shared_module() -> None:

@@ -87,6 +87,7 @@ def convert_(
     activation_after: Literal["keep", "move"] = "keep",
     zero_last: Literal["reset", "refuse"] = "reset",
     long_skips: bool = False,
+    repeated: Literal["refuse", "tie"] = "refuse",
     filter_fn: Callable[[nn.Module, str], bool] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     verify: bool = True,
@@ -114,6 +115,8 @@ def convert_(
             behind a gate at zero it would never learn. ``reset`` gives it its usual start, ``refuse`` is an error. With
             another ``init_value`` such branches stay as they are.
         long_skips: Whether skips over other resolutions, as in a U-Net, are gated too.
+        repeated: What is done with a module that is used several times, each time as a branch, such as the one layer of
+            ALBERT: ``refuse`` is an error, ``tie`` gives it one gate for all its uses, as its parameters are tied.
         filter_fn: Is given a branch's module and its qualified name, and says whether the branch gets a gate.
         optimizer: Gets the gates as a group of their own, without decay.
         verify: Whether the converted model is held against the original.
@@ -140,10 +143,16 @@ def convert_(
     args = tuple(args) if isinstance(args, tuple | list) else (args,)
     kwargs = dict(kwargs or {})
     _check_options(
-        init_value, gate=gate, share=share, norms=norms, activation_after=activation_after, zero_last=zero_last
+        init_value,
+        gate=gate,
+        share=share,
+        norms=norms,
+        activation_after=activation_after,
+        zero_last=zero_last,
+        repeated=repeated,
     )
     check_convertible(model)
-    found = find_residuals(model, args, kwargs, filter_fn=filter_fn, long_skips=long_skips)
+    found = find_residuals(model, args, kwargs, filter_fn=filter_fn, long_skips=long_skips, repeated=repeated)
     _check_found(found)
     recipe = _plan(model, found, gate, share, init_value, norms, activation_after)
     real = not any(parameter.is_meta for parameter in model.parameters())
@@ -172,6 +181,7 @@ _OPTIONS = {
     "norms": ("keep", "remove"),
     "activation_after": ("keep", "move"),
     "zero_last": ("reset", "refuse"),
+    "repeated": ("refuse", "tie"),
 }
 
 
@@ -206,8 +216,9 @@ def _plan(
     norms: str,
     activation_after: str,
 ) -> Recipe:
-    recipes: list[GateRecipe] = []
+    recipes: dict[str, GateRecipe] = {}
     owners: dict[str, GateRecipe] = {}
+    served: Counter[str] = Counter()
     moved: list[str] = []
     for site in found:
         activation = _movable(found, site) if activation_after == "move" else None
@@ -221,18 +232,19 @@ def _plan(
             tanh = "tanh" if gate == "tanh" else None
             key = _layer(model, site.name) if share == "layer" else leaf
             owner = owners.get(key)
-            owned_by = None if owner is None else owner.leaf
+            owned_by = None if owner is None or owner.leaf == leaf else owner.leaf
             each = GateRecipe(leaf, shape, init_value, tanh, name, 1, owned_by, reader, activation)
             if owner is not None and max(owner.shape) != max(shape):
                 raise UsageError(f"{owner.leaf!r} and {leaf!r} can't share a gate: they have other numbers of channels")
+            if recipes.setdefault(leaf, each) != each:
+                raise UsageError(f"{leaf!r} is used several times, in places that differ: one gate can't serve them")
             owners.setdefault(key, each)
-            recipes.append(each)
-    served = Counter(each.owner or each.leaf for each in recipes)
-    recipes = [replace(each, branches=served[each.leaf]) if each.owner is None else each for each in recipes]
+            served[owned_by or leaf] += 1
+    gates = tuple(each if each.owner else replace(each, branches=served[leaf]) for leaf, each in recipes.items())
     removed = tuple(sorted(found.removable)) if norms == "remove" else ()
     theirs = (f"{norm}.{name}" for norm in removed for name, _ in model.get_submodule(norm).named_parameters())
     frozen = tuple(name for name in theirs if name in found.readers and found.readers[name] <= set(removed))
-    return Recipe(tuple(recipes), removed, frozen, tuple(moved))
+    return Recipe(gates, removed, frozen, tuple(moved))
 
 
 def _place(model: nn.Module, leaf: str) -> tuple[str, str | None]:

@@ -1,53 +1,17 @@
 """Find the residual additions of any model."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from rezero.surgery import linear
-from rezero.surgery.sites import Branch, Kind, LeftOut, Residuals, Site
+from rezero.surgery.place import Placer
+from rezero.surgery.sites import Branch, Kind, LeftOut, Repeated, Residuals, Site
+from rezero.surgery.sums import Sum, Term, count_layers, has_parameters, ops_between, parameter_names, reaches
 from rezero.surgery.trace import Call, Op, Trace, Value, trace
 
 __all__ = ["find_residuals", "sort_additions"]
-
-
-@dataclass(frozen=True)
-class _Term:
-    """A branch where it is added."""
-
-    value: Value
-    reader: Op  # the addition, or an earlier one that sums branches
-
-
-@dataclass(eq=False)
-class _Sum:
-    """A residual addition on its way to becoming a site."""
-
-    add: Op
-    skip: Value  # what the branches descend from
-    skip_scaled: bool  # the skip is multiplied by parameters on its way to the addition
-    terms: "list[_Term]"  # the branches
-    between: set[Op]
-    operands: list[tuple[Op, int]]  # which operand of which addition they are
-    leaves: "list[Call | str]" = field(default_factory=list)  # where the gates go, or why they can't
-
-    @property
-    def trouble(self) -> str | None:
-        """Why the branches can't be gated, if they can't."""
-        return next((each for each in self.leaves if isinstance(each, str)), None)
-
-    @property
-    def shortcuts(self) -> list[Value]:
-        """The sides of the addition that are the skip after a way of its own."""
-        values = {term.value for term in self.terms}
-        return [side for side in self.add.inputs[:2] if side not in values and side.descends_from(self.skip)]
-
-    @property
-    def gated(self) -> "list[Call]":
-        """The module calls whose output is gated."""
-        return [each for each in self.leaves if not isinstance(each, str)]
 
 
 def find_residuals(
@@ -57,6 +21,7 @@ def find_residuals(
     *,
     filter_fn: Callable[[nn.Module, str], bool] | None = None,
     long_skips: bool = False,
+    repeated: Repeated = "refuse",
 ) -> Residuals:
     r"""Find every addition of a branch to its skip, ``x + f(x)``, in a model of any class.
 
@@ -71,6 +36,8 @@ def find_residuals(
         filter_fn: Is given a branch's module and its qualified name, and says whether the branch is wanted. Where no
             gate can be given to a branch, it is asked about the module that adds.
         long_skips: Whether a skip over other resolutions, as in a U-Net, counts too.
+        repeated: What becomes of a module that is used several times, each time as a branch, such as the one layer of
+            ALBERT: ``refuse``, or ``tie``, one gate for all its uses, as its parameters are tied.
 
     Returns:
         The additions, printing as a table; those left out are in ``left_out``, each with its reason.
@@ -86,11 +53,15 @@ def find_residuals(
         self_attn linear2
     """
     args = args if isinstance(args, tuple | list) else (args,)
-    return sort_additions(trace(model, args, kwargs), filter_fn, long_skips=long_skips)
+    return sort_additions(trace(model, args, kwargs), filter_fn, long_skips=long_skips, repeated=repeated)
 
 
 def sort_additions(
-    traced: Trace, filter_fn: Callable[[nn.Module, str], bool] | None = None, *, long_skips: bool = False
+    traced: Trace,
+    filter_fn: Callable[[nn.Module, str], bool] | None = None,
+    *,
+    long_skips: bool = False,
+    repeated: Repeated = "refuse",
 ) -> Residuals:
     """Find the residual additions of one forward pass.
 
@@ -98,29 +69,35 @@ def sort_additions(
         traced: The pass.
         filter_fn: As for `find_residuals`.
         long_skips: Likewise.
+        repeated: Likewise.
 
     Returns:
         The additions.
     """
-    return _Finder(traced, filter_fn, long_skips=long_skips).residuals()
+    return _Finder(traced, filter_fn, long_skips, repeated).residuals()
 
 
 class _Finder:
-    def __init__(self, traced: Trace, filter_fn: Callable[[nn.Module, str], bool] | None, *, long_skips: bool) -> None:
+    def __init__(
+        self,
+        traced: Trace,
+        filter_fn: Callable[[nn.Module, str], bool] | None,
+        long_skips: bool,
+        repeated: Repeated,
+    ) -> None:
         self.trace = traced
         self.filter_fn = filter_fn
         self.long_skips = long_skips
-        self.uses: dict[nn.Module, int] = {}
-        for call in traced.calls:
-            self.uses[call.module] = self.uses.get(call.module, 0) + 1
+        self.placer = Placer(traced.calls, repeated)
         self.left_out: dict[Op, LeftOut] = {}
-        self.sums: dict[Op, _Sum] = {}
+        self.sums: dict[Op, Sum] = {}
 
     def residuals(self) -> Residuals:
         """Sort all additions into sites and others."""
         additions = [op for op in self.trace.ops if linear.is_addition(op)]
         for op in additions:
             self._judge(op)
+        self.placer.check_ties(self.sums.values())
         places = self._places(additions)
         skips = {found.skip for found in self.sums.values()}
         inside = set().union(*(found.between for found in self.sums.values() if not found.trouble))
@@ -137,7 +114,7 @@ class _Finder:
             else:
                 sites.append(self._site(op, found, skips, places))
         left_out = [self.left_out[op] for op in additions if op in self.left_out]
-        uses = {call.name: self.uses[call.module] for call in self.trace.calls}
+        uses = {call.name: self.placer.uses[call.module] for call in self.trace.calls}
         return Residuals(
             sites,
             left_out,
@@ -147,6 +124,7 @@ class _Finder:
             self._readers(),
             filter_fn=self.filter_fn,
             long_skips=self.long_skips,
+            repeated=self.placer.repeated,
         )
 
     def _readers(self) -> dict[str, frozenset[str]]:
@@ -163,10 +141,10 @@ class _Finder:
         for op, found in self.sums.items():
             gated = op not in self.left_out
             for term in found.terms:
-                places["branch" if gated else "refused"] |= _names(_between(found.skip, term.value))
+                places["branch" if gated else "refused"] |= parameter_names(ops_between(found.skip, term.value))
             for side in found.shortcuts if gated else ():
-                places["shortcut"] |= _names(_between(found.skip, side))
-        places["trunk"] = _names(set(self.trace.ops))
+                places["shortcut"] |= parameter_names(ops_between(found.skip, side))
+        places["trunk"] = parameter_names(set(self.trace.ops))
         known: set[str] = set()
         for place, names in places.items():
             places[place] = names - known
@@ -207,13 +185,13 @@ class _Finder:
         if isinstance(found, str):
             self._leave(op, found)
             return
-        found.leaves = [self._leaf(found, term) for term in found.terms]
+        found.leaves = [self.placer.leaf(found, term) for term in found.terms]
         if not self.long_skips and self._is_long(found):
             self._leave(op, "a long skip over other resolutions: ask for it with long_skips=True")
         else:
             self.sums[op] = found
 
-    def _identity(self, op: Op) -> "_Sum | str | None":
+    def _identity(self, op: Op) -> "Sum | str | None":
         """Recognise ``x + f(x)``."""
         empty = None
         for skip, term in linear.summands(op):
@@ -222,55 +200,55 @@ class _Finder:
             )
             if root is None:
                 continue
-            between = _between(root, term)
-            if _has_parameters(between, op.call):
-                return _Sum(op, root, scaled, self._terms(op, root, term), between, [(op, op.inputs.index(term))])
+            between = ops_between(root, term)
+            if has_parameters(between, op.call):
+                return Sum(op, root, scaled, self._terms(op, root, term), between, [(op, op.inputs.index(term))])
             empty = "no parameters between skip and branch"
         return empty
 
-    def _over_sum(self, op: Op) -> "_Sum | None":
+    def _over_sum(self, op: Op) -> "Sum | None":
         """Recognise ``(x + f(x)) + g(x)``, which is one addition with two branches."""
         for inner, term in linear.summands(op):
             before = self.sums.get(inner.op) if inner.op is not None else None
             if before is None or inner.users != [op] or inner.escapes or before.add.call is not op.call:
                 continue
-            between = _between(before.skip, term) if term.descends_from(before.skip) else set()
-            if _has_parameters(between, op.call):
+            between = ops_between(before.skip, term) if term.descends_from(before.skip) else set()
+            if has_parameters(between, op.call):
                 del self.sums[before.add]
                 terms = [*before.terms, *self._terms(op, before.skip, term)]
                 operands = [*before.operands, (op, op.inputs.index(term))]
-                return _Sum(op, before.skip, before.skip_scaled, terms, before.between | between, operands)
+                return Sum(op, before.skip, before.skip_scaled, terms, before.between | between, operands)
         return None
 
-    def _terms(self, reader: Op, skip: Value, term: Value) -> list[_Term]:
+    def _terms(self, reader: Op, skip: Value, term: Value) -> list[Term]:
         """Split a branch that is itself a sum of branches."""
         last = term.op
         if last is None or last.call is not reader.call or term.users != [reader] or term.escapes:
-            return [_Term(term, reader)]
+            return [Term(term, reader)]
         stacked = last.inputs[0].op if last.name == "sum" else None
         if linear.is_addition(last):
             parts: Sequence[Value] = last.inputs[:2]
         elif stacked is not None and stacked.name == "stack":
             parts, last = stacked.inputs, stacked
         else:
-            return [_Term(term, reader)]
+            return [Term(term, reader)]
         if not all(part.descends_from(skip) for part in parts):
-            return [_Term(term, reader)]
+            return [Term(term, reader)]
         self.left_out.pop(last, None)
         self.sums.pop(last, None)
         return [each for part in parts for each in self._terms(last, skip, part)]
 
-    def _projection(self, op: Op) -> "_Sum | str":
+    def _projection(self, op: Op) -> "Sum | str":
         """Recognise ``s(x) + f(x)`` with ``s`` affine and of fewer layers."""
         ties = False
         for skip, term in linear.summands(op):
             root = next((root for root in linear.affine_sources(skip) if term.descends_from(root)), None)
             if root is None:
                 continue
-            between = _between(root, term)
-            short, long = _layers(_between(root, skip)), _layers(between)
+            between = ops_between(root, term)
+            short, long = count_layers(ops_between(root, skip)), count_layers(between)
             if short < long:
-                return _Sum(op, root, False, self._terms(op, root, term), between, [(op, op.inputs.index(term))])
+                return Sum(op, root, False, self._terms(op, root, term), between, [(op, op.inputs.index(term))])
             ties = ties or short == long > 0
         if ties:
             return "both sides have as many layers: neither is a skip"
@@ -278,35 +256,11 @@ class _Finder:
             return "one side does not depend on the input"
         return "neither side is a skip of the other"
 
-    def _is_long(self, found: _Sum) -> bool:
+    def _is_long(self, found: Sum) -> bool:
         """Return whether a branch runs through another resolution only, as the inside of a U-Net does."""
-        return any(not _reaches(found.skip, term.value) for term in found.terms)
+        return any(not reaches(found.skip, term.value) for term in found.terms)
 
-    # Where the gate goes
-
-    def _leaf(self, found: _Sum, term: _Term) -> Call | str:
-        """Return the call of the module that a gate goes to, or why there is none."""
-        trouble = "no module returns the branch"
-        for scales in (False, True):
-            deepest: Call | None = None
-            for value, reader in linear.path(term.value, term.reader, found.skip, scales=scales):
-                if not value.descends_from(found.skip):
-                    break
-                if value.users != [reader] or value.escapes:
-                    trouble = "the branch is used elsewhere too"
-                    break
-                for call in value.returned:
-                    if value in call.inputs or found.add.call.within(call):  # it only hands on, or adds itself
-                        continue
-                    if self.uses[call.module] == 1:
-                        deepest = call
-                        break
-                    trouble = f"{call.name} is used {self.uses[call.module]} times"
-            if deepest is not None:
-                return deepest
-        return trouble
-
-    def _site(self, op: Op, found: _Sum, skips: set[Value], places: Mapping[Op, tuple[int, int]]) -> Site:
+    def _site(self, op: Op, found: Sum, skips: set[Value], places: Mapping[Op, tuple[int, int]]) -> Site:
         norms = [
             call
             for call in self.trace.calls
@@ -317,7 +271,7 @@ class _Finder:
         ]
         after = [call for call in self.trace.calls if op.outputs[-1] in call.inputs and linear.is_norm(call.module)]
         post = next((call for call in after if self._is_post_norm(call, op, skips, alone=not norms)), None)
-        projected = any(_layers(_between(found.skip, side)) for side in found.shortcuts)
+        projected = any(count_layers(ops_between(found.skip, side)) for side in found.shortcuts)
         kind: Kind = "parallel" if len(found.terms) > 1 else "projection" if projected else "identity"
         return Site(
             op.call.name,
@@ -337,8 +291,8 @@ class _Finder:
             return False
         return norm.output in skips or (alone and norm.parent is op.call)
 
-    def _branch(self, found: _Sum, term: _Term, leaf: Call) -> Branch:
-        ops = sorted(_between(found.skip, term.value), key=lambda op: op.index)
+    def _branch(self, found: Sum, term: Term, leaf: Call) -> Branch:
+        ops = sorted(ops_between(found.skip, term.value), key=lambda op: op.index)
         calls = [op.call for op in ops if op.call is not found.add.call]
         used = [call.name for call in calls if next(call.module.parameters(recurse=False), None) is not None]
         scales = [
@@ -349,57 +303,6 @@ class _Finder:
         ]
         shape = leaf.output.shape if leaf.output is not None else ()
         return Branch(leaf.name, tuple(dict.fromkeys(used)), shape, tuple(dict.fromkeys(scales)))
-
-
-def _between(start: Value, end: Value) -> set[Op]:
-    """Return the operations through which ``end`` comes from ``start``."""
-    found: set[Op] = set()
-    open_values = [end]
-    while open_values:
-        value = open_values.pop()
-        if value is start or value.op is None or value.op in found or not value.descends_from(start):
-            continue
-        found.add(value.op)
-        open_values += value.op.inputs
-    return found
-
-
-def _reaches(start: Value, end: Value) -> bool:
-    """Return whether ``end`` comes from ``start`` on a way without a change of resolution."""
-    seen: set[Value] = set()
-    open_values = [end]
-    while open_values:
-        value = open_values.pop()
-        if value is start:
-            return True
-        if value in seen or value.op is None or not value.descends_from(start) or linear.changes_resolution(value.op):
-            continue
-        seen.add(value)
-        open_values += value.op.inputs
-    return False
-
-
-def _weights(op: Op) -> Iterator[Value]:
-    """Yield the parameters that an operation reads, also those that were transformed first."""
-    for value in op.inputs:
-        if value.parameter:
-            yield value
-        elif value.op is not None and not value.data:
-            yield from _weights(value.op)
-
-
-def _names(ops: set[Op]) -> set[str]:
-    return {weight.parameter for op in ops for weight in _weights(op) if weight.parameter}
-
-
-def _has_parameters(between: set[Op], owner: Call) -> bool:
-    """Return whether a branch has a layer: a matrix, or parameters inside a module of its own."""
-    return any(linear.is_matrix(weight.shape) or op.call is not owner for op in between for weight in _weights(op))
-
-
-def _layers(between: set[Op]) -> int:
-    """Count the matrices on the way."""
-    return sum(any(linear.is_matrix(weight.shape) for weight in _weights(op)) for op in between)
 
 
 def _activation(op: Op) -> str | None:

@@ -13,7 +13,9 @@ __all__ = [
     "is_addition",
     "is_matrix",
     "is_norm",
+    "mixes",
     "path",
+    "rejoins",
     "sources",
     "summands",
 ]
@@ -40,6 +42,7 @@ _AFFINE = frozenset(
     linear conv1d conv2d conv3d batch_norm layer_norm group_norm rms_norm instance_norm addmm matmul rmatmul
     """.split()  # noqa: SIM905
 )
+_JOIN = {"cat", "concat", "concatenate"}
 _RESOLUTION = {"interpolate", "upsample", "pixel_shuffle", "grid_sample"} | {f"conv_transpose{n}d" for n in (1, 2, 3)}
 _ACTIVATIONS = frozenset(
     """
@@ -88,12 +91,13 @@ def sources(value: Value) -> Iterator[tuple[Value, bool]]:
     while True:
         yield value, scaled
         op = value.op
-        if op is None or not (_plain(op) in _MOVE | _POOL | _SCALE or _adds_number(op)):
+        if op is None or not (_plain(op) in _MOVE | _POOL | _SCALE or _adds_constant(op)):
             return
         main, *others = _by_data(op)
-        if _plain(op) in _SCALE and any(other.data for other in others):
-            return
-        scaled = scaled or any(_from_parameters(other) for other in others)
+        if _plain(op) in _SCALE:
+            if any(other.data for other in others):
+                return
+            scaled = scaled or any(_from_parameters(other) for other in others)
         value = main
 
 
@@ -106,7 +110,7 @@ def affine_sources(value: Value) -> Iterator[Value]:
     Yields:
         The values that it came from, the nearest first.
     """
-    while (op := value.op) is not None and _plain(op) in _MOVE | _POOL | _SCALE | _AFFINE:
+    while (op := value.op) is not None and (_plain(op) in _MOVE | _POOL | _SCALE | _AFFINE or _adds_constant(op)):
         value, *others = _by_data(op)
         if any(other.data for other in others) and _plain(op) not in _MOVE:
             return
@@ -141,8 +145,30 @@ def path(term: Value, reader: Op, skip: Value, *, scales: bool) -> Iterator[tupl
         value, reader = main[0], op
 
 
-def _adds_number(op: Op) -> bool:
-    return _plain(op) in _ADD and len(op.inputs) == 1  # sum() begins with 0
+def rejoins(op: Op, total: Value) -> bool:
+    """Return whether all that an operation reads is moved to where it is joined with a sum.
+
+    Args:
+        op: An operation that reads a part of a branch.
+        total: What the addition of another part of it has made.
+
+    Returns:
+        Whether the addition is one of the whole branch and a skip of fewer channels, padded with zeros.
+    """
+    if _plain(op) in _JOIN:
+        return total in op.inputs
+    ends = [user for value in op.outputs for user in value.users]
+    moved = _plain(op) in _MOVE and not any(value.escapes for value in op.outputs)
+    return moved and bool(ends) and all(rejoins(user, total) for user in ends)
+
+
+def mixes(op: Op) -> bool:
+    """Return whether an operation without parameters makes a layer all the same: a Fourier transform."""
+    return _plain(op).startswith("fft_")
+
+
+def _adds_constant(op: Op) -> bool:
+    return _plain(op) in ADDITIONS and sum(value.data for value in op.inputs) <= 1
 
 
 def _by_data(op: Op) -> list[Value]:

@@ -6,9 +6,10 @@ from typing import Any, Literal, overload
 
 from torch import nn
 
-__all__ = ["Branch", "Kind", "LeftOut", "Residuals", "Site"]
+__all__ = ["Branch", "Kind", "LeftOut", "Repeated", "Residuals", "Site"]
 
 Kind = Literal["identity", "projection", "parallel"]
+Repeated = Literal["refuse", "tie"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Residuals(Sequence[Site]):
         readers: Names of the modules whose code reads each parameter.
         filter_fn: Which branches were wanted.
         long_skips: Whether long skips were.
+        repeated: What becomes of modules that are used several times.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Residuals(Sequence[Site]):
         readers: Mapping[str, frozenset[str]] | None = None,
         filter_fn: Callable[[nn.Module, str], bool] | None = None,
         long_skips: bool = False,
+        repeated: Repeated = "refuse",
     ) -> None:
         self._sites = tuple(sites)
         self.left_out = tuple(left_out)
@@ -100,6 +103,7 @@ class Residuals(Sequence[Site]):
         self.readers = dict(readers or {})
         self.filter_fn = filter_fn
         self.long_skips = long_skips
+        self.repeated: Repeated = repeated
 
     @overload
     def __getitem__(self, index: int) -> Site: ...

@@ -163,7 +163,7 @@ def silent_branches(
     if not silent.keys() & wanted.keys():
         raise UsageError(f"{when} none of the additions happens: the model takes another path then")
     gated = {branch.leaf for branch in found.branches}
-    there = sort_additions(traced, found.filter_fn, long_skips=found.long_skips)
+    there = sort_additions(traced, found.filter_fn, long_skips=found.long_skips, repeated=found.repeated)
     if others := [branch.leaf for branch in there.branches if branch.leaf not in gated]:
         raise UsageError(
             f"{when} the model takes another path, on which {others[0]!r} ends a branch that the example's path has "
