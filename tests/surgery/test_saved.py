@@ -8,7 +8,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    CLIPVisionConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 import rezero
 from rezero.errors import UsageError
@@ -19,6 +29,14 @@ MODELS: dict[str, Any] = {
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, **SMALL)),
     "llama": lambda: LlamaForCausalLM(
         LlamaConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, **SMALL)
+    ),
+}
+TINY = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+EYE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 28}
+RENAMED: dict[str, Any] = {
+    "mixtral": lambda: MixtralForCausalLM(MixtralConfig(num_local_experts=3, num_key_value_heads=2, **TINY)),
+    "llava": lambda: LlavaForConditionalGeneration(
+        LlavaConfig(vision_config=CLIPVisionConfig(patch_size=14, **EYE), text_config=LlamaConfig(**TINY))
     ),
 }
 OPTIONS: list[dict[str, Any]] = [{}, {"norms": "remove"}, {"share": "layer", "gate": "channel"}, {"gate": "tanh"}]
@@ -51,6 +69,144 @@ def test_from_pretrained_rebuilds_a_model_of_transformers(name: str, options: di
         assert torch.equal(again(TOKENS).logits, model(TOKENS).logits)
     assert list(again.state_dict()) == list(model.state_dict())
     assert [type(module) for module in again.modules()] == [type(module) for module in model.modules()]
+
+
+@pytest.mark.parametrize("name", RENAMED)
+def test_keys_that_transformers_renames_come_back(name: str, tmp_path: Path) -> None:
+    """Where save_pretrained writes a model under other keys than it has, its gates among them, it comes back."""
+    model = RENAMED[name]()
+    converted(model, TOKENS)
+    model.save_pretrained(tmp_path)
+    assert not set(load_file(tmp_path / "model.safetensors")) <= set(model.state_dict())
+    again = rezero.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(again(TOKENS).logits, model(TOKENS).logits)
+    assert type(again) is type(model)
+
+
+@pytest.mark.parametrize("norms", ["keep", "remove"])
+def test_a_model_in_shards_comes_back(norms: str, tmp_path: Path) -> None:
+    """from_pretrained and load_converted_ read every file that the index names, and no other."""
+    model = MODELS["gpt2"]()
+    converted(model, TOKENS, norms=norms)
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    save_file({"of.no.use": torch.ones(1)}, tmp_path / "another.safetensors")
+    with torch.no_grad():
+        expected = model(TOKENS).logits
+        for again in (rezero.from_pretrained(tmp_path), rezero.load_converted_(MODELS["gpt2"](), tmp_path).eval()):
+            assert torch.equal(again(TOKENS).logits, expected)
+            assert [p.requires_grad for p in again.parameters()] == [p.requires_grad for p in model.parameters()]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch_dtype.*is deprecated")
+@pytest.mark.parametrize(
+    ("options", "weights"),
+    [
+        ({}, torch.float32),
+        ({"dtype": "auto"}, torch.float32),
+        ({"dtype": torch.bfloat16}, torch.bfloat16),
+        ({"dtype": "float16"}, torch.float16),
+        ({"torch_dtype": torch.bfloat16}, torch.bfloat16),
+        ({"dtype": torch.float64}, torch.float64),
+    ],
+    ids=str,
+)
+def test_a_dtype_is_for_the_weights(options: dict[str, Any], weights: torch.dtype, tmp_path: Path) -> None:
+    """from_pretrained loads into the dtype that it is asked for; gates are at least float32, and not rounded."""
+    model = MODELS["gpt2"]()
+    converted(model, TOKENS)
+    model.save_pretrained(tmp_path)
+    again = rezero.from_pretrained(tmp_path, **options)
+    gates = rezero.gates(again)
+    ours = {id(gate.gate_parameter) for gate in gates.values()}
+    assert {p.dtype for p in again.parameters() if id(p) not in ours} == {weights}
+    for name, gate in rezero.gates(model).items():
+        assert gates[name].gate_parameter.dtype == torch.promote_types(weights, torch.float32)
+        assert torch.equal(gates[name].gate_parameter, gate.gate_parameter.to(gates[name].gate_parameter.dtype))
+    assert again(TOKENS).logits.dtype == weights
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_the_saved_dtype_is_kept(dtype: torch.dtype, tmp_path: Path) -> None:
+    """A model that was cast after its conversion comes back in its dtype, bit for bit."""
+    model = MODELS["gpt2"]()
+    converted(model, TOKENS)
+    model.to(dtype).save_pretrained(tmp_path)
+    again = rezero.from_pretrained(tmp_path)
+    assert {name: p.dtype for name, p in again.named_parameters()} == {n: p.dtype for n, p in model.named_parameters()}
+    with torch.no_grad():
+        assert torch.equal(again(TOKENS).logits, model(TOKENS).logits)
+
+
+def test_options_reach_the_model(tmp_path: Path) -> None:
+    """What else is given to from_pretrained goes where transformers' own would send it."""
+    model = MODELS["gpt2"]()
+    converted(model, TOKENS)
+    model.save_pretrained(tmp_path)
+    again = rezero.from_pretrained(tmp_path, attn_implementation="eager", resid_pdrop=0.3, device_map="cpu")
+    assert again.config._attn_implementation == "eager"
+    assert again.transformer.h[0].attn.resid_dropout.p == 0.3
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_folded_model_without_norms_comes_back(name: str, tmp_path: Path) -> None:
+    """After fold_ the recipe speaks of the removed norms alone, whoever saves it."""
+    model = MODELS[name]()
+    conversion = converted(model, TOKENS, norms="remove")
+    with torch.no_grad():
+        gated = model(TOKENS).logits
+        assert not rezero.fold_(model).left
+        folded = model(TOKENS).logits
+        torch.testing.assert_close(folded, gated)
+        model.save_pretrained(tmp_path / "pretrained")
+        conversion.save(tmp_path / "saved")
+        for again in (
+            rezero.from_pretrained(tmp_path / "pretrained"),
+            rezero.load_converted_(MODELS[name](), tmp_path / "saved").eval(),
+        ):
+            assert not rezero.gates(again)
+            assert torch.equal(again(TOKENS).logits, folded)
+
+
+def test_a_folded_model_is_the_original_again(tmp_path: Path) -> None:
+    """After fold_ nothing is left to rebuild: the configuration is the original's, and so is its loader."""
+    model = MODELS["gpt2"]()
+    before = model.config.to_json_string()
+    conversion = converted(model, TOKENS)
+    rezero.fold_(model)
+    assert model.config.to_json_string() == before
+    model.save_pretrained(tmp_path / "pretrained")
+    with pytest.raises(UsageError, match=r"no recipe in config\.json: .* whose gates are folded as the original"):
+        rezero.from_pretrained(tmp_path / "pretrained")
+    conversion.save(tmp_path / "saved")
+    again = rezero.load_converted_(MODELS["gpt2"](), tmp_path / "saved").eval()
+    assert torch.equal(again(TOKENS).logits, model(TOKENS).logits)
+
+
+def test_what_could_not_be_folded_is_still_rebuilt(tmp_path: Path) -> None:
+    """The gates that fold_ leaves stay in the recipe."""
+    model = RENAMED["mixtral"]()
+    converted(model, TOKENS)
+    left = [name for name, _ in rezero.fold_(model).left]  # the experts
+    assert len(left) == 2
+    model.save_pretrained(tmp_path)
+    again = rezero.from_pretrained(tmp_path)
+    assert list(rezero.gates(again)) == left
+    assert torch.equal(again(TOKENS).logits, model(TOKENS).logits)
+
+
+def test_a_part_of_a_model_is_saved_by_its_conversion(tmp_path: Path) -> None:
+    """Where only a part was converted, the whole's save_pretrained can't say so; Conversion.save of the part can."""
+    model = MODELS["gpt2"]()
+    conversion = converted(model.transformer, TOKENS)
+    model.eval().save_pretrained(tmp_path / "whole")
+    with pytest.raises(UsageError, match=r"this one has no module 'h\.0\.attn\.c_proj'"):
+        rezero.from_pretrained(tmp_path / "whole")
+    conversion.save(tmp_path / "part")
+    again = MODELS["gpt2"]()
+    rezero.load_converted_(again.transformer, tmp_path / "part")
+    assert torch.equal(again.eval()(TOKENS).logits, model(TOKENS).logits)
 
 
 def test_it_generates_the_same_tokens_with_a_cache(tmp_path: Path) -> None:
@@ -131,6 +287,15 @@ def pickle(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
+def unknown_norm(folder: Path) -> None:
+    data = json.loads((folder / "rezero.json").read_text())
+    (folder / "rezero.json").write_text(json.dumps({**data, "norms": ["layers.0.norm7"]}))
+
+
+def damage_index(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text("[]")
+
+
 def fewer(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     tensors.pop("layers.0.linear2.alpha")
@@ -154,9 +319,11 @@ def misshapen(folder: Path) -> None:
         (empty_recipe, r"rezero\.json holds no recipe"),
         (newer, r"newer version of rezero: update it"),
         (no_recipe, r"found no recipe in rezero\.json or config\.json"),
-        (no_weights, r"found no \.safetensors file"),
+        (no_weights, r"found no model\.safetensors"),
+        (unknown_norm, r"this one has no module 'layers\.0\.norm7'"),
+        (damage_index, r"model\.safetensors\.index\.json is damaged"),
         (cut, r"model\.safetensors is damaged"),
-        (pickle, r"found no \.safetensors file; other kinds are not read"),
+        (pickle, r"found no model\.safetensors; other kinds are not read"),
         (fewer, r"incomplete: it has no 'layers\.0\.linear2\.alpha'"),
         (other, r"this one has no 'layers\.7\.weight'"),
         (misshapen, r"'layers\.0\.norm1\.weight' is \(8,\) here and \(3,\) there"),
@@ -188,3 +355,71 @@ def test_a_plain_checkpoint_is_no_converted_model(tmp_path: Path) -> None:
     MODELS["gpt2"]().save_pretrained(tmp_path)
     with pytest.raises(UsageError, match="expected a converted model"):
         rezero.from_pretrained(tmp_path)
+
+
+def lose(folder: Path) -> None:
+    next(iter(sorted(folder.glob("*.safetensors")))).unlink()
+
+
+def cut_shard(folder: Path) -> None:
+    file = sorted(folder.glob("*.safetensors"))[-1]
+    file.write_bytes(file.read_bytes()[:-10])
+
+
+def drop(folder: Path) -> None:
+    change(folder, "transformer.h.1.mlp.c_proj.alpha", None)
+
+
+def widen(folder: Path) -> None:
+    change(folder, "transformer.h.1.mlp.c_proj.alpha", torch.ones(2))
+
+
+def add(folder: Path) -> None:
+    index = folder / "model.safetensors.index.json"
+    data = json.loads(index.read_text())
+    data["weight_map"]["transformer.h.1.beside"] = data["weight_map"]["transformer.wte.weight"]
+    index.write_text(json.dumps(data))
+    change(folder, "transformer.h.1.beside", torch.ones(2))
+
+
+def change(folder: Path, key: str, value: torch.Tensor | None) -> None:
+    """Put another tensor into its shard, or take it out."""
+    file = folder / json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"][key]
+    tensors = {**load_file(file), key: value}
+    save_file({name: t for name, t in tensors.items() if t is not None}, file, {"format": "pt"})
+
+
+def another_kind(folder: Path) -> None:
+    data = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**data, "architectures": ["MyOwnModel"]}))
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lose, r"found no model-00001-of-00005\.safetensors"),
+        (cut_shard, r"model-00005-of-00005\.safetensors is damaged"),
+        (drop, r"is incomplete: it has no 'transformer\.h\.1\.mlp\.c_proj\.alpha'"),
+        (widen, r"'transformer\.h\.1\.mlp\.c_proj\.alpha' is \(1,\) here and has another shape there"),
+        (add, r"this one has no 'transformer\.h\.1\.beside'"),
+        (another_kind, r"names no architecture of transformers: build the model yourself"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_from_pretrained_says_what_is_wrong_with_a_folder(harm: Any, message: str, tmp_path: Path) -> None:
+    """A shard that is not there or damaged, a gate that is not there or another's: each is named."""
+    model = MODELS["gpt2"]()
+    converted(model, TOKENS)
+    model.save_pretrained(tmp_path, max_shard_size="40KB")
+    harm(tmp_path)
+    with pytest.raises(UsageError, match=message):
+        rezero.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["openai-community/gpt2", __file__], ids=["hub", "file"])
+def test_only_a_folder_is_loaded(path: str) -> None:
+    """The name of a model on the hub is an error that says how to get it."""
+    with pytest.raises(UsageError, match=r"is no folder on this machine: .* huggingface_hub\.snapshot_download"):
+        rezero.from_pretrained(path)
+    with pytest.raises(UsageError, match="is no folder on this machine"):
+        rezero.load_converted_(MODELS["gpt2"](), path)

@@ -17,6 +17,7 @@ from rezero.surgery.gated import (
     SharedWeight,
     restore_class,
 )
+from rezero.surgery.saved import forget_folded
 
 __all__ = ["Folded", "fold_"]
 
@@ -103,6 +104,7 @@ def fold_(model: nn.Module) -> Folded:
     for module in model.modules():
         if isinstance(module, ReadsGated) and not any(isinstance(layer, Changed) for layer in module.rezero_weights):
             restore_class(module)
+    forget_folded(model)
     return Folded(tuple(name for name in leaves if name in folded), tuple(left))
 
 

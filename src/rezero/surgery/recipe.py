@@ -78,6 +78,12 @@ class Recipe:
         """Names of the gates' parameters."""
         return tuple(f"{gate.leaf}.{gate.parameter}".lstrip(".") for gate in self.gates if gate.owner is None)
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Names of the modules that it speaks of."""
+        gated = (name for gate in self.gates for name in (gate.leaf, gate.owner, gate.reader, gate.moved))
+        return (*(name for name in gated if name is not None), *self.norms, *self.activations)
+
     def to_json(self) -> dict[str, Any]:
         """Return it as what JSON can hold."""
         return asdict(self)

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,13 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from rezero.errors import UsageError
+from rezero.surgery.gated import Changed
 from rezero.surgery.recipe import Recipe, Undo, apply_, check_convertible
 
-__all__ = ["from_pretrained", "load_converted_", "remember", "save_converted"]
+__all__ = ["forget_folded", "from_pretrained", "load_converted_", "remember", "save_converted"]
 
 _KEY = "rezero"  # in the config of a model of transformers
-_FILE = "rezero.json"
+_FILE, _CONFIG, _WEIGHTS = "rezero.json", "config.json", "model.safetensors"
 
 
 def remember(model: Any, recipe: Recipe, undo: Undo) -> None:
@@ -32,6 +35,26 @@ def remember(model: Any, recipe: Recipe, undo: Undo) -> None:
         undo.steps.append(lambda: vars(config).pop(_KEY, None))
 
 
+def forget_folded(model: Any) -> None:
+    """Take what is folded out of the note in the model's configuration.
+
+    Args:
+        model: The model, after folding. The note of a larger model that it is a part of is left alone.
+    """
+    config = getattr(model, "config", None)
+    note = getattr(config, _KEY, None)
+    if note is None:
+        return
+    recipe = Recipe.from_json(note, "the model's configuration")
+    if _unknown(model, recipe) is not None:
+        return
+    rest = _remaining(model, recipe)
+    if rest.modules:
+        setattr(config, _KEY, rest.to_json())
+    else:
+        delattr(config, _KEY)
+
+
 def save_converted(model: nn.Module, recipe: Recipe, path: str | Path) -> None:
     """Write ``model.safetensors`` and ``rezero.json``.
 
@@ -42,8 +65,9 @@ def save_converted(model: nn.Module, recipe: Recipe, path: str | Path) -> None:
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    save_model(model, str(folder / "model.safetensors"))
-    (folder / _FILE).write_text(json.dumps(recipe.to_json(), indent=1), encoding="utf-8")
+    save_model(model, str(folder / _WEIGHTS))
+    rest = _remaining(model, recipe)
+    (folder / _FILE).write_text(json.dumps(rest.to_json(), indent=1), encoding="utf-8")
 
 
 def load_converted_(model: nn.Module, path: str | Path) -> nn.Module:
@@ -51,7 +75,8 @@ def load_converted_(model: nn.Module, path: str | Path) -> nn.Module:
 
     Args:
         model: A model built as the original was, not converted.
-        path: The folder that ``Conversion.save`` or ``save_pretrained`` wrote.
+        path: The folder that ``Conversion.save`` wrote, or ``save_pretrained`` of a model whose keys transformers does
+            not rename.
 
     Returns:
         The model.
@@ -61,12 +86,9 @@ def load_converted_(model: nn.Module, path: str | Path) -> nn.Module:
             left as it was.
     """
     folder = Path(path)
-    recipe = _read_recipe(folder)
+    recipe = _read_recipe(folder, _FILE, _CONFIG)
     check_convertible(model)
-    names = {name for name, _ in model.named_modules()}
-    for gate in recipe.gates:
-        if gate.leaf not in names:
-            raise UsageError(f"{folder} was saved from another model: this one has no module {gate.leaf!r}")
+    _check_names(model, recipe, folder)
     undo = Undo()
     try:
         apply_(model, recipe, undo)
@@ -85,34 +107,101 @@ def from_pretrained(path: str | Path, **kwargs: Any) -> Any:
 
     Args:
         path: The folder.
-        **kwargs: Passed on to the model's configuration.
+        **kwargs: Passed on to the ``from_pretrained`` of the model's class: ``dtype``, ``attn_implementation``, options
+            of the model. Without a ``dtype`` the weights keep the one that they were saved in.
 
     Returns:
         The model, in evaluation mode.
 
     Raises:
-        UsageError: If the folder holds no converted model of transformers.
+        UsageError: If the folder holds no converted model of transformers, or not all of it.
     """
     folder = Path(path)
-    _read_recipe(folder)
+    recipe = _read_recipe(folder, _CONFIG)
+    _check_files(folder)
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(folder, **kwargs)
-    architectures = getattr(config, "architectures", None) or []
+    architectures = getattr(transformers.AutoConfig.from_pretrained(folder), "architectures", None) or []
     kind = next((getattr(transformers, name, None) for name in architectures), None)
     if kind is None:
         raise UsageError(
             f"{folder} names no architecture of transformers: build the model yourself and call rezero.load_converted_"
         )
-    delattr(config, _KEY)
-    model: Any = load_converted_(kind._from_config(config), folder)
-    if (folder / "generation_config.json").exists():
-        model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
-    return model.eval()
+    if not kwargs.keys() & {"dtype", "torch_dtype"}:
+        kwargs["dtype"] = "auto"
+    kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # which _check_info refuses
+    model, info = _converting(kind, recipe, folder).from_pretrained(folder, **kwargs)
+    _check_info(info, model, folder)
+    for name in recipe.frozen:  # the loaded parameters are new ones
+        model.get_parameter(name).requires_grad_(False)
+    _align(model)
+    remember(model, recipe, Undo())
+    return model
 
 
-def _read_recipe(folder: Path) -> Recipe:
-    for file in (folder / _FILE, folder / "config.json"):
+def _converting(kind: Any, recipe: Recipe, folder: Path) -> Any:
+    """Make a class whose instances are converted models of another class, before their weights are loaded."""
+
+    def build(_: Any, *args: Any, **kwargs: Any) -> Any:
+        model = kind(*args, **kwargs)
+        _check_names(model, recipe, folder)
+        apply_(model, recipe, Undo())
+        return model
+
+    return type(kind.__name__, (kind,), {"__new__": build, "__module__": kind.__module__})
+
+
+def _align(model: nn.Module) -> None:
+    """Copy weights that lie anywhere in a mapped file, where sums are rounded otherwise than in memory of their own."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % 64:
+            tensor.data = tensor.data.clone()
+
+
+def _check_info(info: dict[str, Any], model: nn.Module, folder: Path) -> None:
+    if info["mismatched_keys"]:
+        first = min(info["mismatched_keys"])
+        name = first if isinstance(first, str) else first[0]  # with the shapes, since transformers 5
+        shape = tuple(model.state_dict()[name].shape)
+        raise _other_model(folder, f"{name!r} is {shape} here and has another shape there")
+    if info["unexpected_keys"]:
+        raise _other_model(folder, f"this one has no {min(info['unexpected_keys'])!r}")
+    if info["missing_keys"]:
+        raise _incomplete(folder, min(info["missing_keys"]))
+
+
+def _other_model(folder: Path, difference: str) -> UsageError:
+    return UsageError(f"{folder} was saved from another model: {difference}")
+
+
+def _incomplete(folder: Path, name: str) -> UsageError:
+    return UsageError(f"{folder} was saved from another model, or is incomplete: it has no {name!r}")
+
+
+def _remaining(model: nn.Module, recipe: Recipe) -> Recipe:
+    """Leave out the gates that `fold_` has written into the weights."""
+    gates = tuple(gate for gate in recipe.gates if isinstance(model.get_submodule(gate.leaf), Changed))
+    return replace(recipe, gates=gates)
+
+
+def _unknown(model: nn.Module, recipe: Recipe) -> str | None:
+    """Return the first module of a recipe that a model has not."""
+    names = {name for name, _ in model.named_modules()}
+    return next((name for name in recipe.modules if name not in names), None)
+
+
+def _check_names(model: nn.Module, recipe: Recipe, folder: Path) -> None:
+    if (name := _unknown(model, recipe)) is not None:
+        raise _other_model(folder, f"this one has no module {name!r}")
+
+
+def _read_recipe(folder: Path, *names: str) -> Recipe:
+    if not folder.is_dir():
+        raise UsageError(
+            f"{folder} is no folder on this machine: a converted model is loaded from one, so download a model of the "
+            "hub first, with huggingface_hub.snapshot_download"
+        )
+    for file in (folder / name for name in names):
         if not file.is_file():
             continue
         try:
@@ -123,8 +212,8 @@ def _read_recipe(folder: Path) -> Recipe:
         if data is not None:
             return Recipe.from_json(data, str(file))
     raise UsageError(
-        f"expected a converted model in {folder}, found no recipe in {_FILE} or config.json: save one with "
-        "Conversion.save or save_pretrained"
+        f"expected a converted model in {folder}, found no recipe in {' or '.join(names)}: save one with "
+        "Conversion.save or save_pretrained, and load a model whose gates are folded as the original"
     )
 
 
@@ -133,25 +222,57 @@ def _load(model: nn.Module, folder: Path) -> None:
     loaded: dict[str, Tensor] = {}
     for name, tensor in _tensors(folder):
         if name not in own:
-            raise UsageError(f"{folder} was saved from another model: this one has no {name!r}")
+            raise _other_model(folder, f"this one has no {name!r}")
         if own[name].shape != tensor.shape:
-            expected, got = tuple(own[name].shape), tuple(tensor.shape)
-            raise UsageError(f"{folder} was saved from another model: {name!r} is {expected} here and {got} there")
+            raise _other_model(folder, f"{name!r} is {tuple(own[name].shape)} here and {tuple(tensor.shape)} there")
         loaded[name] = tensor
     present = {id(own[name]) for name in loaded}
     if missing := [name for name, tensor in own.items() if id(tensor) not in present]:
-        raise UsageError(f"{folder} was saved from another model, or is incomplete: it has no {missing[0]!r}")
+        raise _incomplete(folder, missing[0])
     model.load_state_dict(loaded, strict=False, assign=any(tensor.is_meta for tensor in own.values()))
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise UsageError(f"expected weights in {folder}, found no .safetensors file; other kinds are not read")
+    for file in _files(folder):
+        with _opened(file) as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a dictionary
+                yield name, tensors.get_tensor(name)
+
+
+def _check_files(folder: Path) -> None:
+    """Look into the files, as transformers does not say which of them is damaged, nor miss what only the index has."""
+    there: set[str] = set()
+    for file in _files(folder):
+        with _opened(file) as tensors:
+            there.update(tensors.keys())
+    if missing := sorted(_index(folder).keys() - there):
+        raise _incomplete(folder, missing[0])
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the files of weights: all that the index names, or the only one."""
+    files = [folder / name for name in sorted(set(_index(folder).values()) or {_WEIGHTS})]
     for file in files:
-        try:
-            with safe_open(file, "pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 - not a dictionary
-                    yield name, tensors.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise UsageError(f"{file} is damaged: {error}") from error
+        if not file.is_file():
+            raise UsageError(f"expected weights in {folder}, found no {file.name}; other kinds are not read")
+    return files
+
+
+def _index(folder: Path) -> dict[str, str]:
+    """Return the file of each tensor as the index of a sharded checkpoint has them; empty if there is none."""
+    file = folder / f"{_WEIGHTS}.index.json"
+    if not file.is_file():
+        return {}
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8"))["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{file} is damaged: {error!r}") from error
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        with safe_open(file, "pt") as tensors:
+            yield tensors
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{file} is damaged: {error}") from error
