@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import os
 import re
 import shlex
@@ -37,6 +38,7 @@ SMALL = ["--depth", "2", "--width", "8", "--epochs", "2", "--seeds", "1", "--bat
 TINY = ["--arms", "plain,rezero", *SMALL]
 ONE = ["--arms", "plain", *SMALL]
 LONG = ["--arms", "plain,rezero", "--depth", "2", "--width", "8", "--epochs", "60", "--seeds", "1"]
+NAN = math.nan
 TASK = find_task("fc-digits")
 DATA = load_digits()
 BUNDLE = functools.cache(vl_convert.javascript_bundle)  # takes a second
@@ -531,12 +533,15 @@ def test_a_study_of_text(here: Path, capsys: pytest.CaptureFixture[str]) -> None
     options = [*sizes.split(), "--arms", "pre-norm,rezero", "--data", "my text.txt", "-o", "study"]
     assert run(["compare", "lm-text", *options]) == 0
     out, err = capsys.readouterr()
-    for arm, line in zip(("pre-norm", "rezero"), err.splitlines(), strict=True):
-        assert re.fullmatch(
-            rf"{arm} +seed 0 +4 steps +training loss +\d\.\d+ +validation loss +\d+\.\d\d\d bits a byte +\d+\.\d s",
+    head, *rows = out.splitlines()
+    assert re.findall(r"\w+ loss \(.*?\)", head) == ["training loss (bits a byte)", "validation loss (bits a byte)"]
+    for arm, line, row in zip(("pre-norm", "rezero"), err.splitlines(), rows, strict=False):
+        losses = re.fullmatch(
+            rf"{arm} +seed 0 +4 steps +training loss +(\S+) bits a byte +validation loss +(\S+) bits a byte +\d+\.\d s",
             line,
-        ), line
-    assert "validation loss (bits a byte)" in out.splitlines()[0]
+        )
+        assert losses is not None, line
+        assert [arm, *losses.groups()] == row.split()[:3]  # the table's own numbers
     page = (here / "study" / "report.html").read_text(encoding="utf-8")
     assert len(re.findall(r"^<pre>", page, re.MULTILINE)) == 2
     with Store.open(here / "study") as store:
@@ -723,8 +728,8 @@ def test_compare_tells_progress_and_results_apart(here: Path, capsys: pytest.Cap
     assert run(["compare", "fc-digits", *TINY, "--output", "study"]) == 0
     out, err = capsys.readouterr()
     assert re.fullmatch(
-        r"plain +seed 0 +6 steps +training loss +\d\.\d+ +validation accuracy +\d+\.\d % +\d+\.\d s\n"
-        r"rezero +seed 0 +6 steps +training loss +\d\.\d+ +validation accuracy +\d+\.\d % +\d+\.\d s\n",
+        r"plain +seed 0 +6 steps +training loss +\d\.\d+ nats +validation accuracy +\d+\.\d % +\d+\.\d s\n"
+        r"rezero +seed 0 +6 steps +training loss +\d\.\d+ nats +validation accuracy +\d+\.\d % +\d+\.\d s\n",
         err,
     ), err
     head, *lines = out.splitlines()
@@ -825,6 +830,49 @@ def test_progress_lines_are_not_broken(here: Path, capsys: pytest.CaptureFixture
         with StudyProgress(store, TASK.quality):
             pass
     assert capsys.readouterr().err == f"1 of 2 trials are in {place} already\n"
+
+
+@pytest.mark.parametrize(
+    ("task", "train_loss", "val_loss", "shown", "ended"),
+    [
+        ("fc-digits", 0.5, 0.7, "loss 0.500 nats", "training loss +0.500 nats +validation accuracy +75.0 %"),
+        ("fc-digits", 0.5, NAN, "loss diverged", "training loss +diverged +validation accuracy +none"),
+        (
+            "lm-text",
+            0.5,
+            0.7,
+            "loss 0.721 bits a byte",
+            "training loss 0.721 bits a byte +validation loss 1.010 ",
+        ),
+        ("lm-text", 0.5, math.inf, "loss diverged", "training loss +diverged +validation loss +none "),
+        ("lm-text", NAN, 0.7, "loss diverged", "training loss +diverged +validation loss +none "),
+    ],
+    ids=["nats", "validation-diverged", "bits", "bits-validation-diverged", "bits-training-diverged"],
+)
+def test_progress_shows_what_the_table_shows(
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    task: str,
+    train_loss: float,
+    val_loss: float,
+    shown: str,
+    ended: str,
+) -> None:
+    """The bar and the line of a trial are in the task's unit, and a trial diverged if either of its losses did."""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a bar is drawn for a terminal only
+    monkeypatch.setenv("COLUMNS", "200")
+    accuracy = 0.75 if math.isfinite(val_loss) else NAN
+    point = Point(6, 2.0, {"train_loss": train_loss, "val_loss": val_loss, "val_accuracy": accuracy, "seconds": 1}, ())
+    trial, quality = Trial("plain", 0.01, 0), find_task(task).quality
+    with Store.open(here / "study", tiny()) as store:
+        with StudyProgress(store, quality) as progress:
+            progress.begin(trial, 6, 0)
+            progress.point(point)
+        assert shown in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err)
+        with StudyProgress(store, quality) as progress:
+            progress.finish(trial, point)
+    assert re.search(rf"plain +seed 0  6 steps  {ended}", capsys.readouterr().err)
 
 
 def test_report_names_its_command(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from rezero.interrupt import end_after_ctrl_c
+
 LAB_EXTRA = ("accelerate", "altair", "cyclopts", "jinja2", "rich", "sklearn", "vl_convert")
 
 
@@ -14,6 +16,8 @@ def main() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed: the next file to be opened, a study's say, would take its place
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - for good
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        end_after_ctrl_c()
     try:
         Path.home()
     except RuntimeError:

@@ -20,6 +20,7 @@ from cyclopts import App, CycloptsError, Group, Parameter, Token
 from cyclopts.validators import Number
 
 from rezero.errors import UsageError
+from rezero.interrupt import STOPPED
 
 if TYPE_CHECKING:
     from rezero.lab import Store, Study
@@ -74,7 +75,7 @@ def run(arguments: list[str]) -> int:
         _complain(" ".join(str(error).split()))
         return 2
     except KeyboardInterrupt:
-        _complain("stopped; what is done is kept, and the same command goes on from there")
+        _complain(STOPPED)
         if os.environ.get("WORLD_SIZE", "1") != "1":
             os._exit(130)  # what is left of the group may wait in its destructor for a process that has ended
         return 130

@@ -1,5 +1,6 @@
 """What the command line shows while a study runs and when it ends."""
 
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from rezero.lab.store import Store
 from rezero.lab.sweep import plan
 from rezero.lab.task import Quality
 from rezero.lab.trial import Point, Trial
-from rezero.lab.verdict import show_value
+from rezero.lab.verdict import loss_unit, show_value
 
 __all__ = ["StudyProgress", "bytes_bar", "loading", "print_table", "print_text"]
 
@@ -85,19 +86,23 @@ class StudyProgress:
 
     def point(self, point: Point) -> None:
         """Show the loss beside the bar."""
-        self._bars.update(self._trial, note=f"loss {show_value(point.metrics['train_loss'])}")
+        self._bars.update(self._trial, note=f"loss {self._loss(point)}")
 
     def finish(self, trial: Trial, point: Point) -> None:
         """Leave a line for the trial."""
         metrics, quality = point.metrics, self._quality
-        reached = f"{quality.show(quality.factor * metrics[quality.metric])} {quality.unit}".rstrip()
+        reached = _with_unit(point, quality.factor * metrics[quality.metric], quality.show, quality.unit)
         self._print(
             f"{trial.arm:{self._width}}  seed {trial.seed}  {point.step} steps  "
-            f"training loss {show_value(metrics['train_loss']):>9}  "
+            f"training loss {self._loss(point):>11}  "
             f"{quality.name} {reached:>7}  {metrics['seconds']:5.1f} s"
         )
         self._bars.update(self._trial, visible=False)
         self._bars.advance(self._study)
+
+    def _loss(self, point: Point) -> str:
+        factor, unit = loss_unit(self._quality)
+        return _with_unit(point, factor * point.metrics["train_loss"], show_value, unit)
 
     def _print(self, line: str) -> None:
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -164,6 +169,11 @@ def print_text(text: str) -> None:
     console = _plain()
     console.print(text, highlight=False, markup=False)
     console.print()
+
+
+def _with_unit(point: Point, value: float, show: Callable[[float], str], unit: str) -> str:
+    # A trial that diverged has no value, as in the table, even where it is the other loss that left the numbers.
+    return show(math.nan) if point.diverged else f"{show(value)} {unit}".rstrip()
 
 
 def _plain() -> Console:

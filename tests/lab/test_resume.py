@@ -1,6 +1,8 @@
 """A trial that goes on from a checkpoint."""
 
 import math
+import os
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -79,7 +81,8 @@ def train(
     outcome = Outcome([], {})
     with open_processes(settings) as accelerator:
         trial = Trial(arm, settings.lr, 3)
-        keep = {} if checkpoints is None else {"checkpoints": checkpoints, "checkpoint_every": 0.0}
+        every = 0.0 if accelerator.is_main_process else math.inf
+        keep = {} if checkpoints is None else {"checkpoints": checkpoints, "checkpoint_every": every}
         start = 0 if checkpoints is None else checkpoints.latest()
         watched = replace(task, build=build)
         points = run_trial(watched, settings, trial, data, on_step, accelerator=accelerator, start=start, **keep)
@@ -161,6 +164,28 @@ def test_a_trial_that_was_stopped_at_every_step_ends_the_same(tmp_path: Path) ->
         assert place.latest() == last
     end = train(task, settings, checkpoints=place)
     assert_equal(Outcome([*points, *end.points], end.weights), train(task, settings))
+
+
+def be_one_of_three(rank: int, folder: Path, port: int) -> None:
+    """Do what one of three processes does: a trial that nothing stops, and the same stopped after three steps."""
+    group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 3, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in group.items()})
+    settings = tiny(width=64, depth=8, measure_every=1)
+    whole = train(TASK, settings)
+    assert min(map(abs, whole.points[-1][3])) > 1e-5
+    place = Checkpoints(folder / "trial", {})
+    before = train(TASK, settings, checkpoints=place, on_step=stop_at(3))
+    assert place.latest() == 3
+    after = train(TASK, settings, checkpoints=place)
+    assert_equal(Outcome([*before.points, *after.points], after.weights), whole)
+
+
+def test_three_processes_that_were_stopped_end_as_if_they_had_not_been(tmp_path: Path) -> None:
+    """Three processes, whose sums depend on the order of their terms, go on to the same points and weights."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(be_one_of_three, (tmp_path, port), nprocs=3)
 
 
 def test_checkpoints_change_nothing(tmp_path: Path) -> None:

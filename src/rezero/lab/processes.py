@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
@@ -11,11 +11,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
 
 from rezero.errors import UsageError
 from rezero.lab.settings import Settings
 
-__all__ = ["agree", "open_processes", "world_size"]
+__all__ = ["add_gradients_", "agree", "open_processes", "share_", "world_size"]
 
 T = TypeVar("T")
 _NUMBERS, _ADDRESS = ("WORLD_SIZE", "RANK", "LOCAL_RANK"), ("MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
@@ -113,3 +114,35 @@ def agree(accelerator: Accelerator, value: T) -> T:
     shared = [value]
     broadcast_object_list(shared)
     return shared[0]
+
+
+def share_(tensors: Iterable[Tensor], accelerator: Accelerator) -> None:
+    """Give every process the first one's values.
+
+    Args:
+        tensors: As many and of the same shapes in every process.
+        accelerator: The processes.
+    """
+    if accelerator.num_processes > 1:
+        for tensor in tensors:
+            torch.distributed.broadcast(tensor, 0)
+
+
+def add_gradients_(model: nn.Module, accelerator: Accelerator) -> None:
+    """Replace each gradient by its sum over the processes.
+
+    They are added as one vector, always in the order of the parameters, for with three processes or more the place of a
+    number decides in which order its terms are added up. DistributedDataParallel builds its buckets anew after its
+    first step, so that a run that goes on from a checkpoint would leave the path of one that was never stopped.
+
+    Args:
+        model: The same in every process, its gradients those of the process's part of the batch.
+        accelerator: The processes.
+    """
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    if accelerator.num_processes == 1 or not gradients:
+        return
+    joined = torch.cat([gradient.flatten() for gradient in gradients])
+    torch.distributed.all_reduce(joined)
+    for gradient, part in zip(gradients, joined.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))

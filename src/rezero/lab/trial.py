@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from typing import Any
@@ -18,6 +18,7 @@ from rezero.errors import UsageError
 from rezero.gate import gates
 from rezero.lab.checkpoint import Checkpoints
 from rezero.lab.optimize import build_optimizer, build_schedule
+from rezero.lab.processes import add_gradients_, share_
 from rezero.lab.settings import Settings, check_parts, total_steps
 from rezero.lab.task import Task
 
@@ -147,15 +148,15 @@ class _Run:
         self.schedule = build_schedule(
             settings.schedule, self.optimizer, warmup=settings.warmup, steps=self.total, per_epoch=self.per_epoch
         )
-        self.wrapped = self.model
         self.step = 0
         self.losses: list[Tensor] = []
         self.seconds, self.clock = 0.0, time.perf_counter()
 
     def prepare(self) -> None:
-        """Give the model to the accelerator: autocast, and one replica a process."""
+        """Start from the first process's state everywhere, under autocast."""
+        share_(self.model.state_dict().values(), self.accelerator)
         self.accelerator.wait_for_everyone()  # all have read a checkpoint before the first writes the next
-        self.wrapped = self.accelerator.prepare_model(self.model)
+        self.accelerator.prepare_model(self.model, evaluation_mode=True)  # without DistributedDataParallel
 
     @contextmanager
     def off_the_clock(self) -> Iterator[None]:
@@ -197,19 +198,17 @@ class _Run:
         for index in range(first, first + self.settings.accumulate):
             part = slice(size * index // self.parts, size * (index + 1) // self.parts)
             inputs, targets = self.data.batch(self.trial.seed, self.step, self.settings.batch_size, part)
-            weight = len(targets) * accelerator.num_processes / size  # processes are averaged, parts are added
-            more = index + 1 < first + self.settings.accumulate
-            with accelerator.no_sync(self.wrapped) if more else nullcontext():
-                loss = weight * _loss(self.wrapped(inputs), targets)
-                accelerator.backward(loss)
+            loss = len(targets) / size * _loss(self.model(inputs), targets)
+            accelerator.backward(loss)
             losses.append(loss.detach())
+        add_gradients_(self.model, accelerator)
         if self.settings.clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
         self.optimizer.step()
         if self.schedule is not None:
             self.schedule.step()
         loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
-        self.losses.append(loss if accelerator.num_processes == 1 else accelerator.reduce(loss, "mean"))
+        self.losses.append(loss if accelerator.num_processes == 1 else accelerator.reduce(loss, "sum"))
         self.step += 1
 
     def measure(self) -> Point:
@@ -229,9 +228,7 @@ class _Run:
         """Measure the model on the validation part, each process on its share."""
         world, size = self.accelerator.num_processes, self.settings.batch_size
         sums = torch.zeros(3, dtype=torch.float64, device=self.accelerator.device)  # loss, right answers, answers
-        if world > 1:  # each replica's batch norms have seen its own examples
-            for buffer in self.model.buffers():
-                torch.distributed.broadcast(buffer, 0)
+        share_(self.model.buffers(), self.accelerator)  # batch norms have seen their own process's examples
         self.model.eval()
         for index in range(self.accelerator.process_index, self.data.val_steps(size), world):
             inputs, targets = self.data.val_batch(index, size)
