@@ -613,7 +613,7 @@ STAGES = {
     "gate": (recipe, "_give_gate", recipe),
     "plan": (convert, "_plan", convert),
     "zero weights": (convert, "wake_", convert),
-    "outputs before": (convert, "all_outputs", convert),
+    "original": (convert, "observe", convert),
     "changes": (convert, "apply_", convert),
     "verification": (convert, "verify_", convert),
     "optimizer": (convert, "_add_to", convert),

@@ -15,7 +15,7 @@ from rezero.surgery.find import find_residuals
 from rezero.surgery.recipe import GateRecipe, Recipe, Undo, apply_, check_convertible
 from rezero.surgery.saved import remember, save_converted
 from rezero.surgery.sites import Residuals, Site
-from rezero.surgery.verify import all_outputs
+from rezero.surgery.verify import observe
 from rezero.surgery.verify import verify as verify_
 from rezero.surgery.zero import wake_
 
@@ -160,12 +160,11 @@ def convert_(
     try:
         fresh = real and init_value == 0
         reset, silent = wake_(model, args, kwargs, found, reset=zero_last == "reset", undo=undo) if fresh else ((), ())
-        before = all_outputs(model, args, kwargs) if verify and real else {}
+        before = observe(model, args, kwargs) if verify and real else None
         apply_(model, recipe, undo)
-        if verify and real:
-            alive = {branch.leaf for branch in found.branches} - set(silent) if fresh else set()
+        if before is not None:
             unchanged = norms == "keep" and activation_after == "keep"
-            verify_(model, args, kwargs, found, before, unchanged=unchanged, alive=alive)
+            verify_(model, args, kwargs, found, before, unchanged=unchanged)
         remember(model, recipe, undo)
         if optimizer is not None:
             _add_to(optimizer, model, recipe, undo)

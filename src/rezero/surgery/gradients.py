@@ -1,0 +1,275 @@
+"""Hold a converted model's gradients against the original's: closed gates let none through, and every gate can learn."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import checkpoint
+
+from rezero.errors import UsageError
+from rezero.surgery.gated import Owner, Passed, gates_by_name, held
+from rezero.surgery.outputs import Mode, copied, tensors
+from rezero.surgery.sites import Residuals
+from rezero.surgery.skips import silent_branches
+from rezero.surgery.trace import Trace, Value
+from rezero.surgery.undisturbed import switched, undisturbed
+
+__all__ = ["Learning", "check_gradients", "gated_only", "learning"]
+
+Gradients = dict[str, Tensor | None]
+Learning = dict[bool, frozenset[str] | Exception]  # in training: which parameters have a gradient, or what went wrong
+
+
+def learning(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Learning:
+    """Differentiate a model in training and in evaluation; it is left as it was.
+
+    Args:
+        model: The model.
+        args: Example arguments.
+        kwargs: Example keyword arguments.
+
+    Returns:
+        Names of the parameters that have a gradient in evaluation and in training, or the error that was raised.
+    """
+    found: Learning = {}
+    for training in (False, True):
+        try:
+            found[training] = _present(_gradients(model, args, kwargs, training=training))
+        except Exception as error:
+            found[training] = error
+    return found
+
+
+def _present(gradients: Gradients) -> frozenset[str]:
+    return frozenset(name for name, gradient in gradients.items() if gradient is not None)
+
+
+def _gradients(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], *, training: bool) -> Gradients:
+    """Differentiate a random projection of the outputs; None for what they do not depend on at all."""
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    with undisturbed(model), switched(model, training=training), torch.enable_grad(), _kept():
+        torch.manual_seed(0)
+        args, kwargs = copied((args, kwargs))
+        outputs = [tensor for tensor in tensors(model(*args, **kwargs)) if tensor.requires_grad]
+        if not outputs or not parameters:
+            return dict.fromkeys(parameters)
+        directions = [torch.randn_like(output) for output in outputs]
+        found = torch.autograd.grad(outputs, list(parameters.values()), directions, allow_unused=True)
+    return dict(zip(parameters, found, strict=True))
+
+
+@contextmanager
+def _kept() -> Iterator[None]:
+    """Keep activations that a model would recompute: torch.autograd.grad can't see through a reentrant checkpoint."""
+    recomputing: Any = checkpoint.CheckpointFunction
+    checkpoint.CheckpointFunction = _Kept  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        checkpoint.CheckpointFunction = recomputing  # type: ignore[misc]
+
+
+class _Kept:
+    @staticmethod
+    def apply(function: Any, _: bool, *args: Any) -> Any:
+        return function(*args)
+
+
+def gated_only(traced: Trace, gates: Collection[str]) -> frozenset[str]:
+    """Name the parameters of which nothing reaches the outputs but through a gate.
+
+    Args:
+        traced: A pass of a converted model.
+        gates: Names of its gates' parameters.
+
+    Returns:
+        The names.
+    """
+    reached: set[str] = set()
+    seen: set[Value] = set()
+    open_values = [value for value in traced.values if value.escapes]
+    while open_values:
+        value = open_values.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        reached |= {value.parameter} if value.parameter else set()
+        inputs = value.op.inputs if value.op is not None else ()
+        scales = [each for each in inputs if _is_gate(each, gates)]
+        open_values += scales or inputs
+    return frozenset(value.parameter for value in traced.values if value.parameter) - reached
+
+
+def _is_gate(value: Value, gates: Collection[str]) -> bool:
+    """Return whether a value was made from parameters alone, and a gate among them."""
+    if value.data or value.op is None:
+        return value.parameter in gates
+    return any(_is_gate(each, gates) for each in value.op.inputs)
+
+
+def check_gradients(
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    found: Residuals,
+    before: Learning,
+    inside: Mapping[bool, frozenset[str]],
+    *,
+    unchanged: bool,
+) -> None:
+    """Check that closed gates let no gradient through, and that every gate can learn.
+
+    Args:
+        model: The converted model, its gates at 0.
+        args: Example arguments.
+        kwargs: Example keyword arguments.
+        found: The additions that were gated.
+        before: `learning` of the original.
+        inside: In training and in evaluation, the parameters that only gates lead to the outputs.
+        unchanged: Whether gates at 1 give the original's outputs.
+
+    Raises:
+        UsageError: If the model can't be differentiated, if a parameter inside gated branches has a gradient, if another
+            has lost or got one, or if a gate could never learn.
+    """
+    modes = [training for training, names in before.items() if not isinstance(names, Exception)]
+    if not modes:
+        raise UsageError(
+            f"the backward pass of the original fails, so that no gate could learn: {_line(before[True])}; mend that, "
+            "or convert with verify=False"
+        )
+    alive: set[str] = set()
+    anything = False
+    for training in modes:
+        gradients = _differentiated(model, args, kwargs, training=training)
+        _check_branches(gradients, inside.get(training, frozenset()) & found.parameters["branch"], training)
+        _check_present(model, args, kwargs, gradients, before[training], training, unchanged=unchanged)
+        alive |= {name for name, gradient in gradients.items() if _moves(gradient)}
+        anything = anything or bool(_present(gradients))
+    if not anything:
+        raise UsageError(
+            "no output of the model has a gradient, so that no gate could learn: it runs without gradients, detaches "
+            "what it returns, or returns no floating-point numbers; give an example on which it returns what is "
+            "trained on, or convert with verify=False"
+        )
+    _check_gates(model, args, kwargs, found, alive, modes)
+
+
+def _differentiated(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], *, training: bool) -> Gradients:
+    try:
+        return _gradients(model, args, kwargs, training=training)
+    except Exception as error:
+        mode = Mode(training, grad=True)
+        raise UsageError(
+            f"{mode} the backward pass of the converted model fails where the original's ran: {_line(error)}"
+        ) from error
+
+
+def _line(error: object) -> str:
+    return " ".join(str(error).split())[:500] or type(error).__name__
+
+
+def _moves(gradient: Tensor | None) -> bool:
+    return gradient is not None and bool(gradient.any())
+
+
+def _check_branches(gradients: Gradients, inside: frozenset[str], training: bool) -> None:
+    for name in sorted(inside & gradients.keys()):
+        gradient = gradients[name]
+        if gradient is not None and _moves(gradient.nan_to_num(0.0, 0.0, 0.0)):
+            raise UsageError(
+                f"with all gates at 0 {Mode(training, grad=True)} {name!r} has a gradient, although only gated branches "
+                "use it: it gets one past its gate, by a hook or a function with a gradient of its own"
+            )
+
+
+def _check_present(
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    gradients: Gradients,
+    before: frozenset[str] | Exception,
+    training: bool,
+    *,
+    unchanged: bool,
+) -> None:
+    """Check that the parameters with a gradient, be it zero, are the original's: a trainer on several devices counts on it.
+
+    Where a model chooses its way by its numbers, as mixtures of experts do, it is asked again with open gates.
+    """
+    passed = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Passed))
+    gates = gates_by_name(model)
+    names = {name for name in gradients if name not in gates and not name.startswith(passed)}
+    if isinstance(before, Exception) or not (different := names & (_present(gradients) ^ before)):
+        return
+    if unchanged:
+        with held(gates.values(), 1.0):
+            again = _present(_differentiated(model, args, kwargs, training=training))
+        different = names & (again ^ before)
+    if unchanged and different:
+        name = min(different)
+        had, has = ("has a gradient", "has none") if name in before else ("has no gradient", "has one")
+        raise UsageError(
+            f"{Mode(training, grad=True)} {name!r} {had} in the original and {has} in the converted model"
+        )
+
+
+def _check_gates(
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    found: Residuals,
+    alive: set[str],
+    modes: Sequence[bool],
+) -> None:
+    """Look for gates that could never learn, by opening those that can until the others, behind them, can as well.
+
+    A gate before a head that starts at zero gets its gradient after the head's first step.
+    """
+    gates = gates_by_name(model)
+    stuck = gates.keys() - alive
+    for start, training in ((start, training) for start in (False, True) for training in modes):
+        moved = stuck
+        while moved:
+            opened = [gate for name, gate in gates.items() if name not in stuck]
+            with held(opened, 1.0), _started(model, gates) if start else nullcontext():
+                gradients = _differentiated(model, args, kwargs, training=training)
+            moved = {name for name in stuck if _moves(gradients[name])}
+            stuck -= moved
+    if stuck:
+        with held(gates.values(), 1.0):
+            silent = silent_branches(model, args, kwargs, found)
+        quiet = {leaf for branch in silent for leaf in (branch.leaf, *branch.leaves)}
+        stuck = {name for name in stuck if not _belongs(name.rpartition(".")[0], quiet)}
+    if stuck:
+        name = next(name for name in gates if name in stuck)
+        raise UsageError(
+            f"the gate {name!r} gets no gradient and could never learn: what it scales does not reach the outputs, or is "
+            "detached on the way; leave it out with filter_fn, or give an example on which the outputs depend on it"
+        )
+
+
+def _belongs(layer: str, branches: set[str]) -> bool:
+    return layer in branches or layer.removesuffix(".out_proj") in branches  # the projection inside an attention
+
+
+@contextmanager
+def _started(model: nn.Module, gates: Mapping[str, Owner]) -> Iterator[None]:
+    """Let parameters that are zero be something else, as they are after a first step; put them back."""
+    zeros = [
+        (parameter, parameter.detach().clone())
+        for name, parameter in model.named_parameters()
+        if name not in gates and parameter.is_floating_point() and not bool(parameter.any())
+    ]
+    generator = torch.Generator().manual_seed(0)
+    try:
+        with torch.no_grad():
+            for parameter, _ in zeros:
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, numbers in zeros:
+                parameter.copy_(numbers)
