@@ -1,7 +1,9 @@
-"""Hold a converted model's gradients against the original's: closed gates let none through, and every gate can learn."""
+"""Hold a converted model's gradients against the original's: closed gates let none through, and each can learn."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -131,40 +133,28 @@ def check_gradients(
         unchanged: Whether gates at 1 give the original's outputs.
 
     Raises:
-        UsageError: If the model can't be differentiated, if a parameter inside gated branches has a gradient, if another
-            has lost or got one, or if a gate could never learn.
+        UsageError: If the model can't be differentiated, if a parameter inside gated branches has a gradient, if
+            another has lost or got one, or if a gate could never learn.
     """
-    modes = [training for training, names in before.items() if not isinstance(names, Exception)]
+    check = _Check(model, args, kwargs, gates_by_name(model))
+    modes = {training: names for training, names in before.items() if not isinstance(names, Exception)}
     if not modes:
         raise UsageError(
             f"the backward pass of the original fails, so that no gate could learn: {_line(before[True])}; mend that, "
             "or convert with verify=False"
         )
-    alive: set[str] = set()
-    anything = False
-    for training in modes:
-        gradients = _differentiated(model, args, kwargs, training=training)
-        _check_branches(gradients, inside.get(training, frozenset()) & found.parameters["branch"], training)
-        _check_present(model, args, kwargs, gradients, before[training], training, unchanged=unchanged)
-        alive |= {name for name, gradient in gradients.items() if _moves(gradient)}
-        anything = anything or bool(_present(gradients))
-    if not anything:
+    gradients = {training: check.differentiate(training=training) for training in modes}
+    if not any(_present(each) for each in gradients.values()):
         raise UsageError(
             "no output of the model has a gradient, so that no gate could learn: it runs without gradients, detaches "
             "what it returns, or returns no floating-point numbers; give an example on which it returns what is "
             "trained on, or convert with verify=False"
         )
-    _check_gates(model, args, kwargs, found, alive, modes)
-
-
-def _differentiated(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], *, training: bool) -> Gradients:
-    try:
-        return _gradients(model, args, kwargs, training=training)
-    except Exception as error:
-        mode = Mode(training, grad=True)
-        raise UsageError(
-            f"{mode} the backward pass of the converted model fails where the original's ran: {_line(error)}"
-        ) from error
+    for training, each in gradients.items():
+        _check_branches(each, inside.get(training, frozenset()) & found.parameters["branch"], training)
+        check.present(each, modes[training], training, unchanged=unchanged)
+    alive = {name for each in gradients.values() for name, gradient in each.items() if _moves(gradient)}
+    check.learns(found, check.gates.keys() - alive, list(modes))
 
 
 def _line(error: object) -> str:
@@ -180,79 +170,78 @@ def _check_branches(gradients: Gradients, inside: frozenset[str], training: bool
         gradient = gradients[name]
         if gradient is not None and _moves(gradient.nan_to_num(0.0, 0.0, 0.0)):
             raise UsageError(
-                f"with all gates at 0 {Mode(training, grad=True)} {name!r} has a gradient, although only gated branches "
-                "use it: it gets one past its gate, by a hook or a function with a gradient of its own"
+                f"with all gates at 0 {Mode(training, grad=True)} {name!r} has a gradient, although only gated "
+                "branches use it: it gets one past its gate, by a hook or a function with a gradient of its own"
             )
 
 
-def _check_present(
-    model: nn.Module,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    gradients: Gradients,
-    before: frozenset[str] | Exception,
-    training: bool,
-    *,
-    unchanged: bool,
-) -> None:
-    """Check that the parameters with a gradient, be it zero, are the original's: a trainer on several devices counts on it.
+@dataclass(frozen=True)
+class _Check:
+    """Asks a converted model for its gradients."""
 
-    Where a model chooses its way by its numbers, as mixtures of experts do, it is asked again with open gates.
-    """
-    passed = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Passed))
-    gates = gates_by_name(model)
-    names = {name for name in gradients if name not in gates and not name.startswith(passed)}
-    if isinstance(before, Exception) or not (different := names & (_present(gradients) ^ before)):
-        return
-    if unchanged:
-        with held(gates.values(), 1.0):
-            again = _present(_differentiated(model, args, kwargs, training=training))
-        different = names & (again ^ before)
-    if unchanged and different:
-        name = min(different)
-        had, has = ("has a gradient", "has none") if name in before else ("has no gradient", "has one")
-        raise UsageError(
-            f"{Mode(training, grad=True)} {name!r} {had} in the original and {has} in the converted model"
-        )
+    model: nn.Module
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    gates: Mapping[str, Owner]
 
+    def differentiate(self, *, training: bool) -> Gradients:
+        try:
+            return _gradients(self.model, self.args, self.kwargs, training=training)
+        except Exception as error:
+            raise UsageError(
+                f"{Mode(training, grad=True)} the backward pass of the converted model fails where the original's "
+                f"ran: {_line(error)}"
+            ) from error
 
-def _check_gates(
-    model: nn.Module,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    found: Residuals,
-    alive: set[str],
-    modes: Sequence[bool],
-) -> None:
-    """Look for gates that could never learn, by opening those that can until the others, behind them, can as well.
+    def present(self, gradients: Gradients, before: frozenset[str], training: bool, *, unchanged: bool) -> None:
+        """Compare which parameters have a gradient, be it zero: trainers on several devices count on them.
 
-    A gate before a head that starts at zero gets its gradient after the head's first step.
-    """
-    gates = gates_by_name(model)
-    stuck = gates.keys() - alive
-    for start, training in ((start, training) for start in (False, True) for training in modes):
-        moved = stuck
-        while moved:
-            opened = [gate for name, gate in gates.items() if name not in stuck]
-            with held(opened, 1.0), _started(model, gates) if start else nullcontext():
-                gradients = _differentiated(model, args, kwargs, training=training)
-            moved = {name for name in stuck if _moves(gradients[name])}
-            stuck -= moved
-    if stuck:
-        with held(gates.values(), 1.0):
-            silent = silent_branches(model, args, kwargs, found)
-        quiet = {leaf for branch in silent for leaf in (branch.leaf, *branch.leaves)}
-        stuck = {name for name in stuck if not _belongs(name.rpartition(".")[0], quiet)}
-    if stuck:
-        name = next(name for name in gates if name in stuck)
-        raise UsageError(
-            f"the gate {name!r} gets no gradient and could never learn: what it scales does not reach the outputs, or is "
-            "detached on the way; leave it out with filter_fn, or give an example on which the outputs depend on it"
-        )
+        Where a model chooses its way by its numbers, as mixtures of experts do, it is asked again with open gates.
 
+        Raises:
+            UsageError: If they are others than in the original.
+        """
+        passed = tuple(f"{name}." for name, module in self.model.named_modules() if isinstance(module, Passed))
+        names = {name for name in gradients if name not in self.gates and not name.startswith(passed)}
+        if not unchanged or not names & (_present(gradients) ^ before):
+            return
+        with held(self.gates.values(), 1.0):
+            again = _present(self.differentiate(training=training))
+        for name in sorted(names & (again ^ before)):
+            had, has = ("has a gradient", "has none") if name in before else ("has no gradient", "has one")
+            when = Mode(training, grad=True)
+            raise UsageError(f"{when} {name!r} {had} in the original and {has} in the converted model")
 
-def _belongs(layer: str, branches: set[str]) -> bool:
-    return layer in branches or layer.removesuffix(".out_proj") in branches  # the projection inside an attention
+    def learns(self, found: Residuals, stuck: set[str], modes: Sequence[bool]) -> None:
+        """Open the gates that can learn until the others, which lie behind them, can as well.
+
+        A gate before a head that starts at zero gets its gradient after the head's first step. One whose branch is zero
+        on the example can't be tried.
+
+        Raises:
+            UsageError: If one could never learn.
+        """
+        for start, training in product((False, True), modes):
+            moved = stuck
+            while moved:
+                opened = [gate for name, gate in self.gates.items() if name not in stuck]
+                with held(opened, 1.0), _started(self.model, self.gates) if start else nullcontext():
+                    gradients = self.differentiate(training=training)
+                moved = {name for name in stuck if _moves(gradients[name])}
+                stuck = stuck - moved
+        quiet = self._quiet(found) if stuck else set()
+        for name in (name for name in self.gates if name in stuck and not name.startswith(tuple(quiet))):
+            raise UsageError(
+                f"the gate {name!r} gets no gradient and could never learn: what it scales does not reach the outputs, "
+                "or is detached on the way; leave it out with filter_fn, or give an example on which the outputs "
+                "depend on it"
+            )
+
+    def _quiet(self, found: Residuals) -> set[str]:
+        """Name the modules of the branches that are zero even with open gates."""
+        with held(self.gates.values(), 1.0):
+            silent = silent_branches(self.model, self.args, self.kwargs, found)
+        return {f"{leaf}." for branch in silent for leaf in (branch.leaf, *branch.leaves)}
 
 
 @contextmanager

@@ -91,9 +91,7 @@ def copied(given: Any) -> Any:
     return tree_map(twin, given)
 
 
-def output_of(
-    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], mode: Mode
-) -> list[Tensor] | Exception:
+def output_of(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], mode: Mode) -> list[Tensor] | Exception:
     """Run a model from a fixed seed; it is left as it was.
 
     Args:

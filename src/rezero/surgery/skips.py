@@ -63,9 +63,7 @@ def _watch(
     return traced, watcher
 
 
-def silent_branches(
-    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], found: Residuals
-) -> list[Branch]:
+def silent_branches(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], found: Residuals) -> list[Branch]:
     """Run a model in evaluation and list its branches that are zero everywhere.
 
     Each is judged by its own operand; of several that are summed before they are added, by what its module returned.
@@ -97,7 +95,13 @@ def _operands(site: Site, silent: Mapping[Place, bool]) -> list[bool]:
 
 
 def check_skips(
-    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], found: Residuals, mode: Mode
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    found: Residuals,
+    mode: Mode,
+    *,
+    when: str | None = None,
 ) -> Trace:
     """Run a model whose gates are at 0: every addition that was gated must return its skip.
 
@@ -107,6 +111,7 @@ def check_skips(
         kwargs: Example keyword arguments.
         found: The additions that were gated.
         mode: How to run it.
+        when: The circumstances, for errors; by default the mode.
 
     Returns:
         The pass.
@@ -115,12 +120,13 @@ def check_skips(
         UsageError: If one does not, if none of them happens in this mode, or if others do. Layers that are dropped at
             random in training are no other path.
     """
+    when = when or str(mode)
     traced, watcher = _watch(model, args, kwargs, found, mode)
     gated = {branch.leaf for branch in found.branches}
     there = sort_additions(traced, found.filter_fn, long_skips=found.long_skips)
     if others := [branch.leaf for branch in there.branches if branch.leaf not in gated]:
         raise UsageError(
-            f"{mode} the model takes another path, on which {others[0]!r} ends a branch that the example's path has "
+            f"{when} the model takes another path, on which {others[0]!r} ends a branch that the example's path has "
             "not: give an example on which it takes all of them"
         )
     added = {branch.leaf for branch in there.branches}
@@ -128,9 +134,9 @@ def check_skips(
     loud = [site.name for site in there if not all(_operands(site, watcher.silent))]
     loud += [site.name for site in found if any(_is_read(b.leaf, read) for b in site.branches if b.leaf not in added)]
     if loud:
-        raise UsageError(f"with all gates at 0 {mode} the addition in {loud[0]!r} does not return its skip")
+        raise UsageError(f"with all gates at 0 {when} the addition in {loud[0]!r} does not return its skip")
     if not added:
-        raise UsageError(f"{mode} none of the additions happens: the model takes another path then")
+        raise UsageError(f"{when} none of the additions happens: the model takes another path then")
     return traced
 
 

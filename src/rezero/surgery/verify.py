@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rezero.errors import UsageError
 from rezero.surgery.cached import continued, second_step
 from rezero.surgery.gated import ReadsGated, gates_by_name, held
 from rezero.surgery.gradients import Learning, check_gradients, gated_only, learning
@@ -106,7 +105,7 @@ def _check_additions(
         inside[mode.training] = gated_only(traced, gates_by_name(model))
     if isinstance(before.continued, list):
         with second_step(model, args, kwargs) as step:
-            check_skips(model, (), step or {}, found, _EVALUATION)
+            check_skips(model, (), step or {}, found, _EVALUATION, when="going on from a cache")
     return inside
 
 
