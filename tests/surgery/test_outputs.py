@@ -12,7 +12,8 @@ from torch.nn.utils.rnn import pack_sequence
 
 import rezero
 from rezero.errors import UsageError
-from rezero.surgery.outputs import copied, same, tensors
+from rezero.surgery.outputs import same, tensors
+from rezero.surgery.undisturbed import copied
 
 D = 8
 A, B = torch.ones(2), torch.zeros(3)

@@ -222,6 +222,17 @@ def test_only_what_is_listed_is_reset() -> None:
     assert changed == {"branch.weight"}
 
 
+def test_undo_keeps_what_a_reset_parameter_has_learned() -> None:
+    """undo puts a zero back where the reset numbers still stand, and leaves what was trained or folded since."""
+    model = nn.Sequential(zero_layer_scale(), zero_layer_scale())
+    conversion = rezero.convert_(model, X_BD)
+    with torch.no_grad():
+        model.get_parameter("0.branch.1.gamma").add_(0.25)
+    conversion.undo()
+    assert torch.equal(model.get_parameter("0.branch.1.gamma"), torch.full((D,), 1.25))
+    assert not model.get_parameter("1.branch.1.gamma").any()
+
+
 class Experts(nn.Module):
     """Matrices without a reset_parameters, as models of experts keep them."""
 

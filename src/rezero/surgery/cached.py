@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rezero.surgery.outputs import copied, tensors
-from rezero.surgery.undisturbed import switched, undisturbed
+from rezero.surgery.outputs import tensors
+from rezero.surgery.undisturbed import copied, switched, undisturbed
 
 __all__ = ["continued", "second_step"]
 

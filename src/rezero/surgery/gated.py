@@ -175,16 +175,21 @@ class _ScalesWeight(Changed):
         """The weight, scaled while `ReadsGated` runs."""
         return self._read("weight")
 
+    @weight.setter
+    def weight(self, value: Any) -> None:  # as the hooks of torch's older weight norm do
+        vars(self)["weight"] = value
+
     @property
     def bias(self) -> Any:
         """The bias, likewise."""
         return self._read("bias")
 
     def _read(self, name: str) -> Any:
-        parameter = self._parameters[name]
-        if parameter is None or not self.rezero_reading:
-            return parameter
-        return reference.gate(parameter, self.gate_scale.view(-1, *[1] * (parameter.ndim - 1)))
+        own = self._parameters if name in self._parameters else vars(self)
+        value = own[name] if name in own else getattr(super(), name)  # computed, where it is parametrised
+        if value is None or not self.rezero_reading:
+            return value
+        return reference.gate(value, self.gate_scale.view(-1, *[1] * (value.ndim - 1)))
 
 
 class GatedOutput(_ScalesOutput, Owner):

@@ -12,11 +12,11 @@ from torch.utils import checkpoint
 
 from rezero.errors import UsageError
 from rezero.surgery.gated import Owner, Passed, gates_by_name, held
-from rezero.surgery.outputs import Mode, copied, tensors
+from rezero.surgery.outputs import Mode, tensors
 from rezero.surgery.sites import Residuals
 from rezero.surgery.skips import silent_branches
 from rezero.surgery.trace import Trace, Value
-from rezero.surgery.undisturbed import switched, undisturbed
+from rezero.surgery.undisturbed import copied, switched, undisturbed
 
 __all__ = ["Learning", "check_gradients", "gated_only", "learning"]
 

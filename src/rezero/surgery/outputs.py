@@ -1,6 +1,5 @@
 """What a model returns: its tensors, in every mode, and whether two models return the same."""
 
-import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
@@ -8,12 +7,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from rezero.errors import UsageError
-from rezero.surgery.undisturbed import switched, undisturbed
+from rezero.surgery.undisturbed import copied, switched, undisturbed
 
-__all__ = ["MODES", "Mode", "Outputs", "all_outputs", "compare", "copied", "output_of", "same", "tensors"]
+__all__ = ["MODES", "Mode", "Outputs", "all_outputs", "compare", "output_of", "same", "tensors"]
 
 
 class Mode(NamedTuple):
@@ -68,27 +67,6 @@ def _parts(leaf: Any) -> list[Any]:
     if callable(leaf) or not hasattr(leaf, "__dict__"):  # modules, classes and functions; numbers and text
         return []
     return list(vars(leaf).values())
-
-
-def copied(given: Any) -> Any:
-    """Copy the tensors of a model's arguments, for a model that writes into them; what was one tensor stays one.
-
-    Args:
-        given: Arguments, in containers of any kind.
-
-    Returns:
-        The same with tensors of its own.
-    """
-    copies: dict[int, Any] = {}
-
-    def twin(leaf: Any) -> Any:
-        if id(leaf) not in copies and isinstance(leaf, Tensor):
-            copies[id(leaf)] = leaf.detach().clone().requires_grad_(leaf.requires_grad)
-        elif id(leaf) not in copies and tensors(leaf):
-            return copy.deepcopy(leaf, copies)
-        return copies.get(id(leaf), leaf)
-
-    return tree_map(twin, given)
 
 
 def output_of(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], mode: Mode) -> list[Tensor] | Exception:

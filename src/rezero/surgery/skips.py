@@ -12,7 +12,7 @@ from torch.nn.modules import module as hooks
 from rezero.errors import UsageError
 from rezero.surgery.find import sort_additions
 from rezero.surgery.linear import is_addition
-from rezero.surgery.outputs import Mode, copied
+from rezero.surgery.outputs import Mode
 from rezero.surgery.sites import Branch, Residuals, Site
 from rezero.surgery.trace import Op, Trace, trace
 
@@ -27,7 +27,7 @@ class _Watcher:
 
     leaves: Mapping[nn.Module, str]
     silent: dict[Place, bool] = field(default_factory=dict)
-    zeros: set[str] = field(default_factory=set)  # leaves that returned only zeros
+    loud: dict[str, bool] = field(default_factory=dict)  # whether a leaf ever returned something else than zeros
     _counts: dict[Any, int] = field(default_factory=dict)
 
     def addition(self, op: Op, operands: list[Tensor]) -> None:
@@ -49,15 +49,13 @@ class _Watcher:
         if module in self.leaves:
             f = output if isinstance(output, Tensor) else output[0]
             with torch._C.DisableTorchFunction():  # the trace is not to see this
-                if not bool(f.any()):
-                    self.zeros.add(self.leaves[module])
+                self.loud[self.leaves[module]] = self.loud.get(self.leaves[module], False) or bool(f.any())
 
 
 def _watch(
     model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], found: Residuals, mode: Mode
 ) -> tuple[Trace, _Watcher]:
     watcher = _Watcher({model.get_submodule(branch.leaf): branch.leaf for branch in found.branches})
-    args, kwargs = copied((args, kwargs))
     with watcher.listening():
         traced = trace(model, args, kwargs, training=mode.training, grad=mode.grad, on_add=watcher.addition)
     return traced, watcher
@@ -83,7 +81,7 @@ def silent_branches(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, 
         for site in found
         for branch, operand in zip(site.branches, _operands(site, watcher.silent), strict=True)
         if operand
-        or branch.leaf in watcher.zeros
+        or not watcher.loud.get(branch.leaf, True)
         or not all(bool(model.get_parameter(name).any()) for name in branch.scale)
     ]
 
@@ -123,7 +121,7 @@ def check_skips(
     when = when or str(mode)
     traced, watcher = _watch(model, args, kwargs, found, mode)
     gated = {branch.leaf for branch in found.branches}
-    there = sort_additions(traced, found.filter_fn, long_skips=found.long_skips)
+    there = sort_additions(traced, found.filter_fn, long_skips=found.long_skips, repeated=found.repeated)
     if others := [branch.leaf for branch in there.branches if branch.leaf not in gated]:
         raise UsageError(
             f"{when} the model takes another path, on which {others[0]!r} ends a branch that the example's path has "

@@ -76,7 +76,14 @@ def _wake(model: nn.Module, name: str, undo: Undo) -> None:
     """Give one parameter numbers, and leave all others alone."""
     parameter = model.get_parameter(name)
     layer: Any = model.get_submodule(name.rpartition(".")[0])
-    undo.steps.append(partial(_fill, parameter, parameter.detach().clone()))
+    before = parameter.detach().clone()
+    try:
+        _draw(layer, parameter)
+    finally:
+        undo.steps.append(partial(_put_back, parameter, before, parameter.detach().clone()))
+
+
+def _draw(layer: Any, parameter: nn.Parameter) -> None:
     if not is_matrix(parameter.shape):
         parameter.fill_(1.0)
         return
@@ -98,5 +105,6 @@ def _spread(layer: nn.Module, shape: Sequence[int]) -> float:
 
 
 @torch.no_grad()
-def _fill(parameter: Tensor, numbers: Tensor) -> None:
-    parameter.copy_(numbers)
+def _put_back(parameter: Tensor, before: Tensor, drawn: Tensor) -> None:
+    if torch.equal(parameter, drawn.to(parameter)):  # otherwise it has learned since, or a gate was folded into it
+        parameter.copy_(before)
