@@ -99,16 +99,23 @@ def gated_only(traced: Trace, gates: Collection[str]) -> frozenset[str]:
         seen.add(value)
         reached |= {value.parameter} if value.parameter else set()
         inputs = value.op.inputs if value.op is not None else ()
-        scales = [each for each in inputs if _is_gate(each, gates)]
+        scales = [each for each in inputs if _is_gate(each, gates) or _is_gated_weight(each, gates)]
         open_values += scales or inputs
     return frozenset(value.parameter for value in traced.values if value.parameter) - reached
 
 
 def _is_gate(value: Value, gates: Collection[str]) -> bool:
-    """Return whether a value was made from parameters alone, and a gate among them."""
-    if value.data or value.op is None:
+    """Return whether a value was made from gates alone."""
+    if value.op is None:
         return value.parameter in gates
-    return any(_is_gate(each, gates) for each in value.op.inputs)
+    return bool(value.op.inputs) and all(_is_gate(each, gates) for each in value.op.inputs)
+
+
+def _is_gated_weight(value: Value, gates: Collection[str]) -> bool:
+    """Return whether a value is the product of a gate and a parameter, which what reads it is scaled by."""
+    inputs = value.op.inputs if value.op is not None else ()
+    kinds = [_is_gate(each, gates) for each in inputs]
+    return any(kinds) and all(gate or each.parameter for gate, each in zip(kinds, inputs, strict=True))
 
 
 def check_gradients(
