@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-__all__ = ["find_zero_last"]
+__all__ = ["find_zero_last", "probe_shapes"]
 
 # The inputs a layer of each kind takes, from its own attributes: a zero output is judged by running the layer.
 # Zero parameters prove nothing: some norms multiply by 1 + weight.
@@ -57,6 +57,18 @@ def find_zero_last(branch: nn.Module) -> str | None:
     return f"{name}: {layer}" if name else repr(layer)
 
 
+def probe_shapes(layer: nn.Module) -> list[tuple[int, ...]]:
+    """Return shapes of input that a layer of torch takes.
+
+    Args:
+        layer: A linear layer, a convolution or a norm.
+
+    Returns:
+        The shapes; none for another kind of layer.
+    """
+    return next((make(layer) for kinds, make in _PROBES if isinstance(layer, kinds)), [])
+
+
 def _owns_parameters(layer: nn.Module) -> bool:
     return next(layer.parameters(recurse=False), None) is not None
 
@@ -67,8 +79,7 @@ def _is_zero(layer: nn.Module) -> bool:
 
 def _outputs_zeros(module: nn.Module, *, probe_of: nn.Module) -> bool | None:
     """Tell whether the module is zero on random input of a shape that ``probe_of`` takes; None if it can't be run."""
-    shapes = next((make(probe_of) for kinds, make in _PROBES if isinstance(probe_of, kinds)), [])
-    for shape in shapes:
+    for shape in probe_shapes(probe_of):
         try:
             output = _run_copy(module, shape)
         except Exception:  # noqa: S112 - a branch of the user's may raise anything: it stays unjudged

@@ -7,6 +7,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -24,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 
 import rezero
 from rezero.errors import UsageError
-from rezero.surgery import convert, gated, recipe
+from rezero.surgery import cached, convert, gated, gradients, outputs, recipe, saved, skips, verify, zero
 from tests.surgery.test_contract import (
     CASES,
     IMAGE,
@@ -87,12 +88,13 @@ class Picture:
         self.tensors = [(name, value, value.detach().clone(), value.requires_grad) for name, value in tensors]
         self.gradients = [p.grad for p in model.parameters()]
         self.config = str(getattr(model, "config", None))
-        self.random = torch.get_rng_state(), random.getstate()
+        self.random = torch.get_rng_state(), random.getstate(), str(np.random.get_state())
 
     def check(self, model: nn.Module) -> None:
         """Hold the model, and the generators, against this."""
         assert torch.equal(torch.get_rng_state(), self.random[0])
         assert random.getstate() == self.random[1]
+        assert str(np.random.get_state()) == self.random[2]
         assert [name for name, _ in model.named_modules(remove_duplicate=False)] == self.names
         for module, (known, kind, training, attributes) in zip(model.modules(), self.modules, strict=True):
             assert module is known
@@ -604,6 +606,18 @@ def test_undo_takes_away_its_own_group_only() -> None:
 # Failures
 
 
+GLOBAL_HOOKS = {name: hooks for name, hooks in vars(nn.modules.module).items() if name.endswith("_hooks")}
+
+
+def zero_gpt2() -> nn.Module:
+    """Build a GPT-2 with a cache, whose branches and head start at zero."""
+    model = CASES["gpt2"].build()
+    for name, parameter in model.named_parameters():
+        if name.endswith("c_proj.weight"):
+            nn.init.zeros_(parameter)
+    return model
+
+
 class Forced(Exception):  # noqa: N818 - what it is
     """Nothing but this test raises it."""
 
@@ -613,25 +627,41 @@ STAGES = {
     "gate": (recipe, "_give_gate", recipe),
     "plan": (convert, "_plan", convert),
     "zero weights": (convert, "wake_", convert),
-    "outputs before": (convert, "all_outputs", convert),
+    "original": (convert, "observe", convert),
     "changes": (convert, "apply_", convert),
     "verification": (convert, "verify_", convert),
+    "zero parameter": (zero, "_wake", zero),
+    "outputs": (outputs, "compare", verify),
+    "second step": (cached, "continued", verify),
+    "open gates": (gated, "held", verify),
+    "skips": (skips, "check_skips", verify),
+    "gradients": (gradients, "check_gradients", verify),
+    "backward pass": (gradients._Check, "differentiate", gradients._Check),
+    "recipe kept": (saved, "remember", convert),
     "optimizer": (convert, "_add_to", convert),
 }
+WHEN = ("at its start", "at its end", "at its second turn")
 FAILING = {
     "resnet": Case(resnet, IMAGE, options={"gate": "channel", "activation_after": "move"}),
     "encoder": Case(CASES["encoder"].build, (SEQUENCE,), options={"norms": "remove", "share": "layer"}),
+    "gpt2": Case(zero_gpt2, kwargs={"input_ids": TEXT["input_ids"]}),
 }
 
 
-@pytest.mark.parametrize("case", FAILING.values(), ids=FAILING)
+LACKING = {("encoder", "zero parameter")}  # none of it is zero
+TWICE = {
+    *product(FAILING, ("class swap", "gate", "outputs", "skips", "backward pass")),
+    *product(("resnet", "gpt2"), ("zero parameter",)),
+    *product(("gpt2",), ("second step", "open gates")),
+}
+
+
 @pytest.mark.parametrize(
-    ("stage", "when"),
+    ("case", "stage", "when"),
     [
-        pytest.param(stage, when, id=f"{name} {when}")
-        for name, stage in STAGES.items()
-        for when in ("at its start", "at its end", "at its second turn")
-        if when != "at its second turn" or name in ("class swap", "gate")  # the others have one
+        pytest.param(FAILING[case], stage, when, id=f"{case} {name} {when}")
+        for case, (name, stage), when in product(FAILING, STAGES.items(), WHEN)
+        if (case, name) not in LACKING and (when != "at its second turn" or (case, name) in TWICE)
     ],
 )
 def test_a_failure_at_any_stage_leaves_no_trace(
@@ -653,12 +683,13 @@ def test_a_failure_at_any_stage_leaves_no_trace(
             real(*args, **kwargs)
         raise Forced(name)
 
-    before = Picture(model)
+    before, hooks = Picture(model), {name: len(each) for name, each in GLOBAL_HOOKS.items()}
     with monkeypatch.context() as patch:
         patch.setattr(user, name, failing)
         with pytest.raises(Forced, match=name):
             case.convert(model, optimizer=optimizer)
     before.check(model)
+    assert {name: len(each) for name, each in GLOBAL_HOOKS.items()} == hooks
     assert len(optimizer.param_groups) == len(groups)
     assert all(now is then for now, then in zip(optimizer.param_groups, groups, strict=True))
 

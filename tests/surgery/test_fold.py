@@ -221,3 +221,265 @@ def test_a_model_without_gates_is_refused() -> None:
     """fold_ of a plain model says what it expected."""
     with pytest.raises(UsageError, match=r"expected a model that rezero\.convert_ has gated"):
         rezero.fold_(nn.Linear(2, 2))
+
+
+# Layers whose parameters are not all there is
+
+
+class Exponential(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.exp()
+
+
+def computed_bias() -> nn.Module:
+    """Return a linear layer whose bias is computed from another parameter."""
+    layer = nn.Linear(D, D)
+    nn.utils.parametrize.register_parametrization(layer, "bias", Exponential())
+    return layer
+
+
+class Bounded(nn.Module):
+    """A scale behind an activation, which is linear in positive numbers only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.rand(D))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * self.factor).relu()
+
+
+class TwoScales(nn.Module):
+    """Is linear in one of its two parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor, self.power = nn.Parameter(torch.rand(D)), nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor * self.power.exp()
+
+
+class Gain(nn.Module):
+    """One number for all channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.full((1,), 1.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gain * x
+
+
+class LowRank(nn.Linear):
+    """A linear layer with a low-rank update beside its weight, as LoRA has it."""
+
+    def __init__(self) -> None:
+        super().__init__(D, D)
+        self.down, self.up = nn.Parameter(torch.randn(2, D)), nn.Parameter(torch.randn(D, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight + self.up @ self.down, self.bias)
+
+
+class Fixed(nn.Module):
+    """A layer whose weights are buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.rand(D))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.get_buffer("weight")
+
+
+UNFOLDED: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "weight norm": (
+        lambda: nn.utils.parametrizations.weight_norm(nn.Linear(D, D)),
+        {},
+        "computed from other parameters",
+    ),
+    "spectral norm": (
+        lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(D, D)),
+        {},
+        "computed from other parameters",
+    ),
+    "computed bias": (computed_bias, {}, "does not scale with its parameters"),
+    "behind an activation": (Bounded, {}, "does not scale with its parameters"),
+    "two scales": (TwoScales, {}, "does not scale with its parameters"),
+    "one gain": (Gain, {"gate": "channel"}, "does not scale with its parameters"),
+    "low rank": (LowRank, {}, "is not known to be affine with weights of its own"),
+    "buffers": (Fixed, {}, "is not known to be affine with weights of its own"),
+    "layer norm without weights": (
+        lambda: nn.LayerNorm(D, elementwise_affine=False),
+        {},
+        "is not known to be affine with weights of its own",
+    ),
+    "batch norm without weights": (
+        lambda: nn.BatchNorm1d(D, affine=False),
+        {},
+        "is not known to be affine with weights of its own",
+    ),
+}
+
+
+class Line(nn.Module):
+    """A block on vectors whose branch ends with a given layer."""
+
+    def __init__(self, last: nn.Module) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(D, D), last
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = x + self.last(self.first(x).relu())
+        return y
+
+
+def negative(model: nn.Module, x: Any, **options: Any) -> nn.Module:
+    """Convert a model and set its gates to different numbers below zero."""
+    rezero.convert_(model, x, **options)
+    for gate in rezero.gates(model).values():
+        nn.init.uniform_(gate.gate_parameter, -1.5, -0.5)
+    return model.eval()
+
+
+@pytest.mark.parametrize(("last", "options", "reason"), UNFOLDED.values(), ids=UNFOLDED)
+def test_what_does_not_scale_with_its_parameters_stays_gated(last: Any, options: Any, reason: str) -> None:
+    """A layer whose output does not scale with weights of its own keeps its gate and its output, with the reason."""
+    model, x = Line(last()), torch.randn(B, D)
+    negative(model, x, **options)
+    expected = model(x)
+    folded = rezero.fold_(model)
+    assert folded.folded == ()
+    [(name, why)] = folded.left
+    assert name == "last"
+    assert reason in why
+    assert torch.equal(model(x), expected)
+
+
+class Borrows(nn.Module):
+    """Uses the weight of its block's branch as its head, without calling that layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Line(nn.Linear(D, D))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(self.block(x), self.block.last.weight)
+
+
+def test_a_weight_that_other_code_reads_stays_gated() -> None:
+    """A layer whose weight another module's code reads is not scaled, in a copy of the model neither."""
+    model, x = Borrows(), torch.randn(B, D)
+    negative(model, x)
+    for each in (model, copy.deepcopy(model)):
+        expected = each(x)
+        assert rezero.fold_(each).left == (("block.last", "its parameters are read by the code of the model too"),)
+        assert torch.equal(each(x), expected)
+
+
+class SharesMemory(nn.Module):
+    """The head's parameter is another one, on the same memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.head = Line(nn.Linear(D, D)), nn.Linear(D, D)
+        self.head.weight = nn.Parameter(self.block.last.weight.data)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.block(x))
+        return y
+
+
+def test_parameters_on_the_same_memory_stay_gated() -> None:
+    """Parameters that are different objects on one memory are shared as well."""
+    model, x = SharesMemory(), torch.randn(B, D)
+    negative(model, x)
+    expected = model(x)
+    assert rezero.fold_(model).left == (("block.last", "its parameter is shared: block.last.weight, head.weight"),)
+    assert torch.equal(model(x), expected)
+
+
+class Extra(nn.Linear):
+    """A linear layer that keeps something else too."""
+
+    def __init__(self) -> None:
+        super().__init__(D, D)
+        self.temperature = nn.Parameter(torch.ones(1))
+
+
+def test_other_parameters_of_a_known_layer_stay() -> None:
+    """Of a linear layer with a parameter more, weight and bias are scaled and the other one is not."""
+    model, x = Line(Extra()), torch.randn(B, D)
+    negative(model, x)
+    expected = model(x)
+    assert rezero.fold_(model).folded == ("last",)
+    torch.testing.assert_close(model(x), expected)
+    assert model.get_parameter("last.temperature").item() == 1.0
+
+
+SQUARES = {
+    "layer norm over two axes": (lambda: nn.LayerNorm((D, D)), nn.Linear, (B, D, D)),
+    "convolution without a batch": (lambda: nn.Conv2d(D, D, 3, padding=1), lambda *_: nn.Conv2d(D, D, 1), (D, D, D)),
+    "one axis without a batch": (lambda: nn.Conv1d(D, D, 3, padding=1), lambda *_: nn.Conv1d(D, D, 1), (D, D)),
+    "instance norm": (lambda: nn.InstanceNorm2d(D, affine=True), lambda *_: nn.Conv2d(D, D, 1), (B, D, D, D)),
+}
+
+
+@pytest.mark.parametrize(("last", "first", "shape"), SQUARES.values(), ids=SQUARES)
+def test_channels_are_told_from_other_axes_of_their_size(last: Any, first: Any, shape: tuple[int, ...]) -> None:
+    """A gate a channel goes along the channels, and folds along them, where all axes are equally long."""
+    model, x = Line(last()), torch.randn(shape)
+    model.first = first(D, D)
+    twin = copy.deepcopy(model).eval()
+    negative(model, x, gate="channel")
+    branch = twin(x) - x
+    scale = model.get_parameter("last.alpha")
+    along = scale if isinstance(model.last, nn.LayerNorm) else scale.view(-1, *[1] * (2 if len(shape) > 2 else 1))
+    expected = x + along * branch
+    torch.testing.assert_close(model(x), expected)
+    assert rezero.fold_(model).folded == ("last",)
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_trying_a_fold_calls_no_hooks_and_changes_no_statistics() -> None:
+    """A layer is tried on a copy without its hooks: nobody is called, and batch statistics stay."""
+    model, x, calls = Block(nn.BatchNorm2d(D)), torch.randn(B, D, 6, 6), []
+    opened(model, x)
+    model.last.register_forward_hook(lambda *_: calls.append(1))
+    before = copy.deepcopy(dict(model.named_buffers()))
+    random = torch.get_rng_state()
+    model.train()
+    assert rezero.fold_(model).folded == ("last",)
+    assert calls == []
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+
+
+def test_a_folded_norm_trains_like_the_gated_one() -> None:
+    """In training, too, a folded batch norm gives the gated output, from the batch's statistics."""
+    model, x = Block(nn.BatchNorm2d(D)), torch.randn(B, D, 6, 6)
+    opened(model, x)
+    twin = copy.deepcopy(model)
+    rezero.fold_(model)
+    torch.testing.assert_close(model.train()(x), twin.train()(x))
+
+
+def test_a_model_without_numbers_is_refused() -> None:
+    """On the meta device there is nothing to fold into."""
+    with torch.device("meta"):
+        model = Line(nn.Linear(D, D))
+    rezero.convert_(model, torch.randn(B, D))
+    with pytest.raises(UsageError, match="on the meta device and has no numbers: load them before folding"):
+        rezero.fold_(model)
+
+
+def test_a_low_precision_fold_rounds_once() -> None:
+    """In bfloat16 each folded weight is the exact product, rounded once."""
+    model, x = Line(nn.Linear(D, D)), torch.randn(B, D)
+    opened(model, x)
+    model.bfloat16()
+    exact = model.get_parameter("last.weight").double() * model.get_parameter("last.alpha").double()
+    rezero.fold_(model)
+    assert torch.equal(model.get_parameter("last.weight"), exact.bfloat16())

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import rezero
+from rezero.errors import UsageError
 from rezero.gate import AnyGate
 
 # Suffixes: B batch, T positions, D width.
@@ -212,6 +213,90 @@ def test_an_alpha_elsewhere_is_no_gate() -> None:
     model = nn.Sequential(OwnsAlpha(parameter=True), Block(nn.Linear(D, D)))
     rezero.convert_(model, X_BD)
     assert list(rezero.gates(model)) == ["1.f"]
+
+
+def scaled(_: nn.Module, __: Any, y: Tensor) -> Tensor:
+    return 3 * y
+
+
+def shifted(_: nn.Module, __: Any, y: Tensor) -> Tensor:
+    return y + 1
+
+
+def test_a_hook_that_scales_is_gated_and_one_that_adds_is_refused() -> None:
+    """A hook that replaces a layer's output comes after the gate: where it lets something past that, it is refused."""
+    model = Block(nn.Linear(D, D))
+    f = model.f(X_BD).detach()
+    model.f.register_forward_hook(scaled)
+    rezero.convert_(model, X_BD, init_value=0.5)
+    torch.testing.assert_close(model(X_BD), X_BD + 0.5 * 3 * f)
+    model = Block(nn.Linear(D, D))
+    model.f.register_forward_hook(shifted)
+    with pytest.raises(UsageError, match="does not return its skip"):
+        rezero.convert_(model, X_BD)
+
+
+class InPlace(Block):
+    """Writes into what the layer returned before it is added."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        f = self.f(x)
+        f *= 2
+        return x + f
+
+
+class CalledOtherwise(nn.Module):
+    """A module whose work is done by another method than forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(D, D)
+
+    def mix(self, x: Tensor) -> Tensor:
+        y: Tensor = self.linear(x)
+        return y
+
+
+class CallsOtherwise(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = x + 2 * self.f.mix(x)
+        return y
+
+
+@pytest.mark.parametrize(
+    "build", [lambda: InPlace(nn.Linear(D, D)), lambda: CallsOtherwise(CalledOtherwise())], ids=["in place", "method"]
+)
+def test_what_is_done_around_a_layer_stays(build: Callable[[], nn.Module]) -> None:
+    """Layers whose output is written into, and those that a module calls outside its forward, are gated like others."""
+    model = build()
+    twin = copy.deepcopy(model)
+    rezero.convert_(model, X_BD, init_value=0.5)
+    torch.testing.assert_close(model(X_BD), X_BD + 0.5 * (twin(X_BD) - X_BD))
+
+
+NOT_RETURNED: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "forward of its own accord": lambda f, x: f.forward(x),
+    "written to": lambda f, x: f(x).relu_(),
+    "weight read": lambda f, x: F.linear(x, f.weight, f.bias),
+}
+
+
+class Custom(Block):
+    """A block whose branch is what a function makes of a layer."""
+
+    def __init__(self, branch: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__(nn.Linear(D, D))
+        self.branch = branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(self.f, x)
+
+
+@pytest.mark.parametrize("branch", NOT_RETURNED.values(), ids=NOT_RETURNED)
+def test_a_branch_that_no_module_returns_is_refused(branch: Callable[[nn.Module, Tensor], Tensor]) -> None:
+    """A layer whose forward or whose weight is used without a call, or that is bent afterwards, is refused by name."""
+    with pytest.raises(UsageError, match="no module returns the branch"):
+        rezero.convert_(Custom(branch), X_BD)
 
 
 # Initialisation
@@ -448,6 +533,43 @@ def test_a_parametrised_layer_is_gated_and_restored(way: str) -> None:
     assert type(model.f) is kind
     assert list(model.state_dict()) == keys
     assert torch.equal(model(X_BD), expected)
+
+
+def by_parametrisation(layer: nn.Module) -> None:
+    nn.utils.parametrizations.weight_norm(layer)
+
+
+def by_hook(layer: nn.Module) -> None:
+    nn.utils.weight_norm(layer)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    ("name", "normed"),  # an attention never calls its out_proj, so that hooks there compute nothing
+    [("linear2", by_parametrisation), ("linear2", by_hook), ("self_attn.out_proj", by_parametrisation)],
+)
+def test_a_computed_weight_is_gated_on_the_fused_path_too(name: str, normed: Callable[[nn.Module], None]) -> None:
+    """In an encoder layer whose weight is computed from others, by torch's ways, the computed one is scaled."""
+    model, twin = (nn.TransformerEncoderLayer(D, 2, 16, 0.0, batch_first=True) for _ in range(2))
+    twin.load_state_dict(model.state_dict())
+    for each in (model, twin):
+        normed(each.get_submodule(name))
+    keys, kinds = list(model.state_dict()), [type(module) for module in model.modules()]
+    conversion = rezero.convert_(model, X_BTD)
+    for gate, value in zip(rezero.gates(model).values(), (0.5, 0.75), strict=True):
+        set_(gate, value)
+    with torch.no_grad():
+        expected = encoder_by_hand(twin.train(), X_BTD, 0.5, 0.75)
+    for training in (True, False):
+        for grad in (True, False):
+            with torch.set_grad_enabled(grad):
+                torch.testing.assert_close(model.train(training)(X_BTD), expected)
+    [(left, reason)] = rezero.fold_(model).left
+    assert left == name
+    assert reason.endswith("is computed from other parameters")
+    conversion.undo()
+    assert list(model.state_dict()) == keys
+    assert [type(module) for module in model.modules()] == kinds
 
 
 class Final(nn.Linear):

@@ -22,6 +22,7 @@ from transformers import (
 
 import rezero
 from rezero.errors import UsageError
+from rezero.surgery.recipe import Recipe
 
 TOKENS = torch.arange(2, 20).view(2, 9)
 SMALL = {"vocab_size": 100, "bos_token_id": 0, "eos_token_id": 1}
@@ -229,6 +230,13 @@ def test_undo_takes_the_recipe_out_of_the_configuration() -> None:
     assert "rezero" in json.loads(model.config.to_json_string())
     conversion.undo()
     assert model.config.to_json_string() == before
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_a_recipe_survives_json(options: dict[str, Any]) -> None:
+    """A recipe that was written as JSON and read again is the same."""
+    recipe = converted(stack(), torch.randn(2, 3, 8), **options).recipe
+    assert Recipe.from_json(json.loads(json.dumps(recipe.to_json())), "here") == recipe
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)

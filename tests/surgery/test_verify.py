@@ -98,22 +98,21 @@ class GateScale(nn.Module):
         return self.gate_scale * self.linear(x)
 
 
-class Detached(nn.Module):
-    """The branch is cut from the graph, so its gate can have no gradient."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.f = nn.Linear(D, D), nn.Linear(D, D)
+class ReadBehindAnotherAddition(Block):
+    """Reads the weight itself in training, where another addition takes the place of the residual one."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        return x + self.f(x).detach()
+        if not self.training:
+            return x + self.f(x)
+        x = x + torch.zeros_like(x)
+        return x + F.linear(x, self.f.weight, self.f.bias)
 
 
 REFUSED = {
     "another path in training": (AnotherPathInTraining, r"in training .* the model takes another path"),
     "no addition in training": (NoAdditionInTraining, r"in training .* the model takes another path"),
     "read in training": (ReadInTraining, r"in training .* does not return its skip"),
+    "read behind another": (ReadBehindAnotherAddition, r"in training .* does not return its skip"),
     "read with gradients": (ReadWithGradients, r"in evaluation with gradients .* does not return its skip"),
     "class asked for": (ReadElsewhere, r"output differs from the original's|takes another path"),
     "forward of its own": (OwnForward, r"does not return its skip"),
@@ -191,7 +190,30 @@ class NotANumber(Block):
         return y, torch.full_like(y, torch.nan), torch.full_like(y, torch.inf)
 
 
+class NoiseInTraining(Block):
+    """Adds noise to its input in training: one addition more, before the residual one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + torch.randn_like(x) if self.training else x
+        return x + self.f(x)
+
+
+class DropsLayers(nn.Module):
+    """Leaves out layers at random in training, as LayerDrop does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block() for _ in range(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x) if not self.training or torch.rand(()) > 0.5 else x
+        return x
+
+
 ACCEPTED = {
+    "noise in training": NoiseInTraining,
+    "drops layers": DropsLayers,
     "draws": Draws,
     "counts": Counts,
     "fails in training": FailsInTraining,

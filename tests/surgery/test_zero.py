@@ -1,8 +1,10 @@
 """Branches that start at zero are woken before a gate at zero hides them, and put back by undo."""
 
 import copy
+import random
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -66,7 +68,45 @@ def twice_zero() -> nn.Module:
     return Block(nn.Sequential(zero_(nn.Linear(D, D)), LayerScale(0.0)))
 
 
+class Side(nn.Module):
+    """Two branches at one addition, of which the second starts at zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.m = nn.Linear(D, D), zero_(nn.Linear(D, D))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.a(x) + self.m(x)
+
+
+class SideFirst(Side):
+    """The branches are summed before they are added."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + (self.m(x) + self.a(x))
+
+
+class SideStacked(Side):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.stack([self.a(x), self.m(x)]).sum(0)
+
+
+class SideGain(nn.Module):
+    """One of two branches has a gain of zero, a parameter of the block's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.m, self.gain = nn.Linear(D, D), nn.Linear(D, D), nn.Parameter(torch.zeros(D))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + (self.a(x) + self.gain * self.m(x))
+
+
 ASLEEP = {
+    "beside another": (Side, ("m.weight",)),
+    "beside another, summed": (SideFirst, ("m.weight",)),
+    "beside another, stacked": (SideStacked, ("m.weight",)),
+    "gain beside another": (SideGain, ("gain",)),
     "linear": (zero_linear, ("branch.2.weight",)),
     "layer scale": (zero_layer_scale, ("branch.1.gamma",)),
     "twice": (twice_zero, ("branch.1.gamma", "branch.0.weight")),
@@ -122,6 +162,121 @@ def test_a_reset_matrix_is_drawn_as_its_layer_draws_it() -> None:
     torch.manual_seed(3)
     twin.reset_parameters()
     assert torch.equal(model.get_parameter("branch.2.weight"), twin.weight)
+
+
+class Draws(nn.Linear):
+    """A layer that draws with Python's and NumPy's generators, and counts its draws in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__(D, D)
+        self.register_buffer("draws", torch.zeros(1))
+        zero_(self)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if hasattr(self, "draws"):
+            self.get_buffer("draws").add_(random.random() + np.random.rand())
+
+
+@pytest.mark.parametrize("last", [lambda: zero_(nn.Linear(D, D)), Draws], ids=["torch", "others"])
+def test_a_reset_draws_from_nobodys_generator(last: Any) -> None:
+    """Draws of a reset, and undo, leave the generators of torch, Python and NumPy where they were, and buffers too."""
+    model = nn.Sequential(Block(last()), Block(last()))
+    before = copy.deepcopy(model.state_dict())
+    states = torch.get_rng_state(), random.getstate(), str(np.random.get_state())
+    conversion = rezero.convert_(model, X_BD)
+    assert conversion.reset == ("0.branch.weight", "1.branch.weight")
+    assert not torch.equal(model[0].branch.weight, model[1].branch.weight)
+    for _ in range(2):
+        assert torch.equal(torch.get_rng_state(), states[0])
+        assert random.getstate() == states[1]
+        assert str(np.random.get_state()) == states[2]
+        conversion.undo()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+class Resets(nn.Module):
+    """A module whose reset_parameters draws those of its layers too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.weight = nn.Linear(D, D), nn.Parameter(torch.zeros(D, D))
+        self.bias = nn.Parameter(torch.zeros(D))
+
+    def reset_parameters(self) -> None:
+        self.inner.reset_parameters()
+        nn.init.ones_(self.bias)
+        nn.init.normal_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(self.inner(x), self.weight, self.bias)
+
+
+def test_only_what_is_listed_is_reset() -> None:
+    """Of a module that draws its bias and its inner layers anew as well, the listed parameter alone changes."""
+    model = Block(Resets())
+    before = copy.deepcopy(model.state_dict())
+    conversion = rezero.convert_(model, X_BD)
+    assert conversion.reset == ("branch.weight",)
+    changed = {key for key, value in before.items() if not torch.equal(value, model.state_dict()[key])}
+    assert changed == {"branch.weight"}
+
+
+def test_undo_keeps_what_a_reset_parameter_has_learned() -> None:
+    """undo puts a zero back where the reset numbers still stand, and leaves what was trained or folded since."""
+    model = nn.Sequential(zero_layer_scale(), zero_layer_scale())
+    conversion = rezero.convert_(model, X_BD)
+    with torch.no_grad():
+        model.get_parameter("0.branch.1.gamma").add_(0.25)
+    conversion.undo()
+    assert torch.equal(model.get_parameter("0.branch.1.gamma"), torch.full((D,), 1.25))
+    assert not model.get_parameter("1.branch.1.gamma").any()
+
+
+class Experts(nn.Module):
+    """Matrices without a reset_parameters, as models of experts keep them."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight if self.weight.ndim == 2 else torch.einsum("bi,eij->bj", x, self.weight)
+
+
+class ZeroAgain(nn.Linear):
+    """A linear layer that resets itself to zero."""
+
+    def reset_parameters(self) -> None:
+        zero_(self)
+
+
+def conv1d() -> nn.Module:
+    layer = transformers.pytorch_utils.Conv1D(D, D)
+    nn.init.zeros_(layer.weight)
+    return layer
+
+
+MATRICES = {
+    "Conv1D": (conv1d, 0.02),
+    "matrix": (lambda: Experts(D, D), D**-0.5),
+    "experts": (lambda: Experts(3, D, D), D**-0.5),
+    "resets to zero": (lambda: ZeroAgain(D, D), D**-0.5),
+}
+
+
+@pytest.mark.parametrize(("build", "spread"), MATRICES.values(), ids=MATRICES)
+def test_a_matrix_that_nobody_draws_is_drawn_from_a_normal(build: Any, spread: float) -> None:
+    """A matrix without a reset_parameters that helps gets normal numbers of its layer's usual spread, its bias none."""
+    model = Block(build())
+    conversion = rezero.convert_(model, X_BD)
+    assert conversion.reset == ("branch.weight",)
+    weight = model.get_parameter("branch.weight")
+    assert weight.mean().abs() < spread
+    assert 0.7 * spread < weight.std() < 1.4 * spread
+    assert not any(p.any() for name, p in model.named_parameters() if name.endswith("bias"))
+    conversion.undo()
+    assert not weight.any()
 
 
 def test_timms_zero_gains_become_one() -> None:

@@ -15,7 +15,7 @@ from rezero.surgery.find import find_residuals
 from rezero.surgery.recipe import GateRecipe, Recipe, Undo, apply_, check_convertible
 from rezero.surgery.saved import remember, save_converted
 from rezero.surgery.sites import Residuals, Site
-from rezero.surgery.verify import all_outputs
+from rezero.surgery.verify import observe
 from rezero.surgery.verify import verify as verify_
 from rezero.surgery.zero import wake_
 
@@ -160,12 +160,11 @@ def convert_(
     try:
         fresh = real and init_value == 0
         reset, silent = wake_(model, args, kwargs, found, reset=zero_last == "reset", undo=undo) if fresh else ((), ())
-        before = all_outputs(model, args, kwargs) if verify and real else {}
+        before = observe(model, args, kwargs) if verify and real else None
         apply_(model, recipe, undo)
-        if verify and real:
-            alive = {branch.leaf for branch in found.branches} - set(silent) if fresh else set()
+        if before is not None:
             unchanged = norms == "keep" and activation_after == "keep"
-            verify_(model, args, kwargs, found, before, unchanged=unchanged, alive=alive)
+            verify_(model, args, kwargs, found, before, unchanged=unchanged)
         remember(model, recipe, undo)
         if optimizer is not None:
             _add_to(optimizer, model, recipe, undo)
@@ -233,7 +232,8 @@ def _plan(
             key = _layer(model, site.name) if share == "layer" else leaf
             owner = owners.get(key)
             owned_by = None if owner is None or owner.leaf == leaf else owner.leaf
-            each = GateRecipe(leaf, shape, init_value, tanh, name, 1, owned_by, reader, activation)
+            others = _readers(found, leaf, reader)
+            each = GateRecipe(leaf, shape, init_value, tanh, name, 1, owned_by, reader, activation, others)
             if owner is not None and max(owner.shape) != max(shape):
                 raise UsageError(f"{owner.leaf!r} and {leaf!r} can't share a gate: they have other numbers of channels")
             if recipes.setdefault(leaf, each) != each:
@@ -256,16 +256,32 @@ def _place(model: nn.Module, leaf: str) -> tuple[str, str | None]:
     return leaf, None
 
 
+def _readers(found: Residuals, leaf: str, reader: str | None) -> tuple[str, ...]:
+    """Name the modules outside a leaf, and not its reader, whose code reads its parameters."""
+    theirs = {each for name, names in found.readers.items() if name.startswith(f"{leaf}.") for each in names}
+    known = {leaf, reader, leaf.removesuffix(".out_proj")}
+    return tuple(sorted(name for name in theirs - known if not name.startswith(f"{leaf}.")))
+
+
 def _channels(module: nn.Module, name: str, shape: tuple[int, ...], reader: str | None) -> tuple[int, ...]:
     """Return the shape of a gate with one number a channel beside a branch."""
     if reader is not None:
         return (shape[-1],)
-    images = isinstance(module, _CHANNELS_FIRST) or type(module).__name__.endswith("2d")
-    if images and len(shape) > 2:
-        return (shape[1], *[1] * (len(shape) - 2))
+    if isinstance(module, _CHANNELS_FIRST) or type(module).__name__.endswith("2d"):
+        axis = _channel_axis(module, len(shape))
+        return (shape[axis], *[1] * (len(shape) - axis - 1))
     if len(shape) > 3 and not isinstance(module, nn.Linear | nn.LayerNorm | nn.RMSNorm):
         raise UsageError(f"gate='channel': which axis of {name!r} holds the channels is unknown; use gate='scalar'")
     return (shape[-1],)
+
+
+def _channel_axis(module: nn.Module, ndim: int) -> int:
+    """Return the axis of channels that stand before those of space, with a batch before them or without."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return ndim - len(module.kernel_size) - 1
+    space = type(module).__name__[-2]  # as in InstanceNorm1d
+    batched = isinstance(module, nn.modules.batchnorm._BatchNorm | nn.GroupNorm) or not space.isdigit()
+    return 1 if batched else ndim - int(space) - 1
 
 
 def _layer(model: nn.Module, name: str) -> str:

@@ -1,6 +1,7 @@
 """Write the gates into the weights, for a model that is trained: nothing is left of them, and the outputs stay."""
 
 import copy
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from rezero.surgery.gated import (
     restore_class,
 )
 from rezero.surgery.saved import forget_folded
+from rezero.zero_last import probe_shapes
 
 __all__ = ["Folded", "fold_"]
 
@@ -27,7 +29,8 @@ _Leaf = GatedOutput | GatedWeight | SharedOutput | SharedWeight
 _AXES: tuple[tuple[tuple[type[nn.Module], ...], int], ...] = (
     ((nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d), 0),
     ((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), 1),
-    ((nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm), 0),
+    ((nn.modules.batchnorm._BatchNorm, nn.GroupNorm), 0),
+    ((nn.LayerNorm, nn.RMSNorm), -1),
 )
 
 
@@ -52,7 +55,8 @@ def fold_(model: nn.Module) -> Folded:
     r"""Write every gate of a converted model into its layer's weights: ``alpha * (W h + b) = (alpha W) h + alpha b``.
 
     The layers get their own classes back, and the gates leave the state dict, so the checkpoint loads into the original
-    model. The outputs stay, to rounding. A gate that can't be folded stays, and is named.
+    model. The outputs stay, to rounding: each fold is tried on a copy of its layer first. A gate that can't be folded
+    stays, and is named.
 
     Args:
         model: A model that `convert_` gated.
@@ -61,7 +65,7 @@ def fold_(model: nn.Module) -> Folded:
         What was folded and what was left.
 
     Raises:
-        UsageError: If the model has no gates.
+        UsageError: If the model has no gates, or no numbers.
 
     Example:
         >>> import rezero
@@ -73,81 +77,101 @@ def fold_(model: nn.Module) -> Folded:
     leaves = {name: module for name, module in model.named_modules() if isinstance(module, _Leaf)}
     if not leaves:
         raise UsageError("expected a model that rezero.convert_ has gated, found no gated layer in it")
-    uses = _uses(model)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise UsageError("the model is on the meta device and has no numbers: load them before folding")
+    memory = _memory(model)
     groups: dict[int, list[str]] = {}  # the layers that share a gate are folded together or not at all
     for name, leaf in leaves.items():
         groups.setdefault(id(_owner(leaf)), []).append(name)
-    folded: list[str] = []
-    left: list[tuple[str, str]] = []
+    left: dict[str, str] = {}
     for names in groups.values():
-        scaled: list[tuple[Tensor, Tensor]] = []
-        problem: tuple[str, str] | None = None
-        for name in names:
-            numbers = _scaled(leaves[name], uses)
-            if isinstance(numbers, str):
-                problem = name, numbers
-                break
-            scaled += numbers
-        if problem is not None:
-            reason = problem[1] if len(names) == 1 else f"{problem[0]} shares its gate, and {problem[1]}"
-            left += [(name, reason) for name in names]
-            continue
-        for parameter, new in scaled:
-            with torch.no_grad():
-                parameter.copy_(new)
-        for leaf in (leaves[name] for name in names):
-            if isinstance(leaf, GatedOutput | GatedWeight):
-                del leaf._parameters[leaf.rezero_gate.parameter]
-        for name in names:
-            restore_class(leaves[name])
-        folded += names
+        problems = {name: problem for name in names if (problem := _problem(leaves[name], memory)) is not None}
+        for name in names if problems else ():
+            other = next(iter(problems))
+            left[name] = problems.get(name, f"{other} shares its gate, and {problems[other]}")
+        if not problems:
+            _fold([leaves[name] for name in names])
     for module in model.modules():
         if isinstance(module, ReadsGated) and not any(isinstance(layer, Changed) for layer in module.rezero_weights):
             restore_class(module)
     forget_folded(model)
-    return Folded(tuple(name for name in leaves if name in folded), tuple(left))
+    return Folded(tuple(name for name in leaves if name not in left), tuple(left.items()))
 
 
 def _owner(leaf: Any) -> Any:
     return leaf.rezero_owner[0] if isinstance(leaf, SharedOutput | SharedWeight) else leaf
 
 
-def _uses(model: nn.Module) -> dict[int, list[str]]:
-    """Name the places of every parameter."""
-    uses: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        uses.setdefault(id(parameter), []).append(name)
-    return uses
+@torch.no_grad()
+def _fold(leaves: list[Any]) -> None:
+    for leaf in leaves:
+        for parameter, numbers in _scaled(leaf, _layer(leaf)):
+            parameter.copy_(numbers)
+    for leaf in leaves:
+        if isinstance(leaf, GatedOutput | GatedWeight):
+            del leaf._parameters[leaf.rezero_gate.parameter]
+    for leaf in leaves:
+        restore_class(leaf)
 
 
-def _scaled(leaf: Any, uses: dict[int, list[str]]) -> list[tuple[Tensor, Tensor]] | str:
-    """Return a layer's parameters with their folded numbers, or why it can't be folded."""
+def _memory(model: nn.Module) -> dict[str, range]:
+    """Return where the numbers of every parameter and buffer are, by all their names."""
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return {
+        name: range(tensor.data_ptr(), tensor.data_ptr() + max(1, tensor.nbytes))
+        for name, tensor in tensors
+        if tensor.layout is torch.strided
+    }
+
+
+def _problem(leaf: Any, memory: dict[str, range]) -> str | None:
+    """Return why a gate can't be folded, if it can't."""
     if getattr(leaf, "rezero_moved", ()):
         return "an activation was moved into its branch"
-    attention = leaf.original_class is nn.MultiheadAttention
-    layer, kind = (leaf.out_proj, nn.Linear) if attention else (leaf, leaf.original_class)
-    axis = _axis(kind)
-    if axis is None and not _only_scales(leaf):
+    layer = _layer(leaf)
+    kind = layer.original_class if isinstance(layer, Changed) else type(layer)
+    own = _own(leaf, layer)
+    if not own or (_axis(layer) is None and any(parameter.ndim > 1 for parameter in layer.parameters())):
         return f"its layer, {kind.__name__}, is not known to be affine with weights of its own"
-    own = {name: p for name, p in layer._parameters.items() if p is not None and p is not _gate_of(leaf)}
-    if "weight" not in own and axis is not None:
-        return "its layer has no weight"
+    if _axis(layer) is not None and "weight" not in own:
+        return f"the weight of its layer, {kind.__name__}, is computed from other parameters"
     for parameter in own.values():
-        if len(places := uses[id(parameter)]) > 1:
+        place = range(parameter.data_ptr(), parameter.data_ptr() + parameter.nbytes)
+        places = [name for name, other in memory.items() if max(place[0], other[0]) <= min(place[-1], other[-1])]
+        if len(places) > 1:
             return f"its parameter is shared: {', '.join(places)}"
-    scale = leaf.gate_scale.detach().double().flatten()
-    groups = getattr(layer, "groups", 1)
+    if others := leaf.rezero_gate.read_by:
+        return f"its parameters are read by the code of {', '.join(name or 'the model' for name in others)} too"
+    if not _is_tried(leaf, layer):
+        return f"its layer, {kind.__name__}, does not scale with its parameters"
+    return None
+
+
+def _layer(leaf: Any) -> Any:
+    """Return the layer that has the weights: of an attention it is the output projection."""
+    return leaf.out_proj if leaf.original_class is nn.MultiheadAttention else leaf
+
+
+def _own(leaf: Any, layer: Any) -> dict[str, nn.Parameter]:
+    """Return the parameters that are scaled: weight and bias of a known layer, all of another one."""
+    gate = leaf.gate_parameter if isinstance(leaf, GatedOutput | GatedWeight) else None
+    own = {name: p for name, p in layer._parameters.items() if p is not None and p is not gate}
+    return own if _axis(layer) is None else {name: p for name, p in own.items() if name in ("weight", "bias")}
+
+
+def _scaled(leaf: Any, layer: Any) -> list[tuple[nn.Parameter, Tensor]]:
+    """Return a layer's parameters with their folded numbers."""
+    scale = leaf.gate_scale.detach().cpu().double().flatten()
+    axis, groups = _axis(layer), getattr(layer, "groups", 1)
     return [
-        (parameter, parameter.double() * _beside(scale, parameter, axis or 0, groups)) for parameter in own.values()
+        (parameter, parameter.detach().cpu().double() * _beside(scale, parameter, axis or 0, groups))
+        for parameter in _own(leaf, layer).values()
     ]
 
 
-def _gate_of(leaf: Any) -> Tensor | None:
-    return leaf.gate_parameter if isinstance(leaf, GatedOutput | GatedWeight) else None
-
-
-def _axis(kind: type[nn.Module]) -> int | None:
-    """Return where a weight has its output features; None if the class may not be affine."""
+def _axis(layer: nn.Module) -> int | None:
+    """Return where a layer's weight has its output features; None if its class may not be affine."""
+    kind = layer.original_class if isinstance(layer, Changed) else type(layer)
     if kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers."):
         return 1  # its weight is transposed
     for kinds, axis in _AXES:
@@ -164,33 +188,45 @@ def _beside(scale: Tensor, parameter: Tensor, axis: int, groups: int) -> Tensor:
     if axis == 1 and groups > 1:  # (in, out / groups, ...): the rows of a group have that group's features
         rows = scale.view(groups, -1).repeat_interleave(parameter.shape[0] // groups, dim=0)
         return rows.view(*rows.shape, *[1] * (parameter.ndim - 2))
-    return scale.view([-1 if each == axis else 1 for each in range(parameter.ndim)])
+    return scale.view([-1 if each == axis % parameter.ndim else 1 for each in range(parameter.ndim)])
 
 
-def _only_scales(leaf: Any) -> bool:
-    """Try whether a layer whose parameters are all vectors, a LayerScale or a norm, is linear in them together."""
-    own = [p for p in leaf._parameters.values() if p is not None and p is not _gate_of(leaf)]
-    if (
-        not own
-        or any(p.ndim > 1 for p in own)
-        or len(own) < len(list(leaf.parameters())) - (_gate_of(leaf) is not None)
-    ):
+def _is_tried(leaf: Any, layer: Any) -> bool:
+    """Fold a copy in double precision: on random input it must return what the gated layer returns, to rounding."""
+    scale = leaf.gate_scale.detach().cpu().double().view(leaf.rezero_gate.shape)
+    try:
+        gated, folded = (_copy(layer) for _ in range(2))
+        for (name, parameter), (_, numbers) in zip(_own(leaf, layer).items(), _scaled(leaf, layer), strict=True):
+            folded._parameters[name] = nn.Parameter(numbers.view(parameter.shape))
+    except Exception:  # somebody's layer may be impossible to copy, and a gate may have another number of channels
         return False
-    layer = copy.deepcopy(leaf).eval().double()
-    restore_class(layer)
-    parameters = [p for name, p in layer._parameters.items() if p is not None and p.numel() == own[0].numel()]
-    channels = own[0].numel()
-    for shape in ((2, channels), (2, 3, channels), (2, channels, 4, 4), (2, 4, 4, channels)):
-        x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(own[0].device)
+    for shape in _shapes(layer):
+        x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         try:
-            with torch.no_grad():
-                before = layer(x.clone())
-                for parameter in parameters:
-                    parameter.mul_(3.0)
-                after = layer(x.clone())
-                for parameter in parameters:
-                    parameter.div_(3.0)
+            with torch.no_grad(), warnings.catch_warnings(action="error"):
+                expected, got = gated(x.clone()), folded(x.clone())
+                close = torch.allclose(got, scale * expected, rtol=1e-9, atol=1e-9 * float(got.abs().max()))
         except Exception:  # noqa: S112 - somebody's layer may refuse a shape in any way
             continue
-        return isinstance(before, Tensor) and torch.allclose(after, 3 * before, rtol=1e-9, atol=0)
+        if (scale * expected).shape == got.shape:
+            return close
     return False
+
+
+def _copy(layer: nn.Module) -> Any:
+    """Copy a layer as it was before its conversion, without its hooks, in double precision on the CPU."""
+    twin = copy.deepcopy(layer).cpu().double().eval()
+    for module in twin.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    if isinstance(twin, Changed):
+        restore_class(twin)
+    return twin
+
+
+def _shapes(layer: Any) -> list[tuple[int, ...]]:
+    """Return shapes of input that a layer may take."""
+    if _axis(layer) is not None and (shapes := probe_shapes(layer)):
+        return shapes
+    sizes = {size for parameter in layer.parameters() for size in parameter.shape if size > 1} or {8}
+    return [shape for n in sorted(sizes) for shape in ((2, n), (2, 3, n), (2, n, 4, 4), (2, 4, 4, n))]

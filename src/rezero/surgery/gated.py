@@ -1,6 +1,8 @@
 """Classes that modules of other people's models are changed to: the same module, with a gate or passed by."""
 
 import types
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +16,13 @@ __all__ = [
     "Changed",
     "GatedOutput",
     "GatedWeight",
+    "Owner",
     "Passed",
     "ReadsGated",
     "SharedOutput",
     "SharedWeight",
+    "gates_by_name",
+    "held",
     "swap_class",
 ]
 
@@ -46,7 +51,7 @@ class Changed(_Module):
         return _rebuild, (change, self.original_class, tuple(arguments[1:])), *rest
 
 
-class _Owner(Changed, AnyGate):
+class Owner(Changed, AnyGate):
     """A layer that owns a gate."""
 
     rezero_gate: "GateRecipe"
@@ -77,6 +82,46 @@ class _Owner(Changed, AnyGate):
         if own is not None:
             own()
         self.reset_gate()
+
+
+def gates_by_name(model: nn.Module) -> dict[str, Owner]:
+    """Find the gates that a conversion made.
+
+    Args:
+        model: A converted model.
+
+    Returns:
+        The layers that own them, by the qualified names of the gates' parameters.
+    """
+    return {
+        f"{name}.{module.rezero_gate.parameter}".lstrip("."): module
+        for name, module in model.named_modules()
+        if isinstance(module, Owner)
+    }
+
+
+@contextmanager
+def held(gates: Iterable[Owner], scale: float) -> Iterator[None]:
+    """Let gates scale their branches by 0 or 1; put them back.
+
+    Args:
+        gates: Layers that own a gate.
+        scale: 0 or 1.
+
+    Yields:
+        Nothing.
+    """
+    before = [(gate, gate.gate_parameter.detach().clone()) for gate in gates]
+    try:
+        with torch.no_grad():
+            for gate, _ in before:
+                tanh = gate.rezero_gate.activation == "tanh"
+                gate.gate_parameter.fill_(20 * scale if tanh else scale)  # tanh(20) is 1
+        yield
+    finally:
+        with torch.no_grad():
+            for gate, numbers in before:
+                gate.gate_parameter.copy_(numbers)
 
 
 class _Sharer(Changed):
@@ -130,19 +175,24 @@ class _ScalesWeight(Changed):
         """The weight, scaled while `ReadsGated` runs."""
         return self._read("weight")
 
+    @weight.setter
+    def weight(self, value: Any) -> None:  # as the hooks of torch's older weight norm do
+        vars(self)["weight"] = value
+
     @property
     def bias(self) -> Any:
         """The bias, likewise."""
         return self._read("bias")
 
     def _read(self, name: str) -> Any:
-        parameter = self._parameters[name]
-        if parameter is None or not self.rezero_reading:
-            return parameter
-        return reference.gate(parameter, self.gate_scale.view(-1, *[1] * (parameter.ndim - 1)))
+        own = self._parameters if name in self._parameters else vars(self)
+        value = own[name] if name in own else getattr(super(), name)  # computed, where it is parametrised
+        if value is None or not self.rezero_reading:
+            return value
+        return reference.gate(value, self.gate_scale.view(-1, *[1] * (value.ndim - 1)))
 
 
-class GatedOutput(_ScalesOutput, _Owner):
+class GatedOutput(_ScalesOutput, Owner):
     """A module whose output is multiplied by its own gate."""
 
 
@@ -150,7 +200,7 @@ class SharedOutput(_ScalesOutput, _Sharer):
     """A module whose output is multiplied by another's gate."""
 
 
-class GatedWeight(_ScalesWeight, _Owner):
+class GatedWeight(_ScalesWeight, Owner):
     """A layer whose weights are multiplied by its own gate."""
 
 

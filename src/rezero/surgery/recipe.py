@@ -42,6 +42,7 @@ class GateRecipe:
         owner: The module whose gate it shares; None if it has its own.
         reader: The module that reads the leaf's weights without calling it; None if there is none.
         moved: The activation module that is applied to the branch instead of to the sum; None for none.
+        read_by: Other modules whose code reads the leaf's parameters, so that a gate can't be folded into them.
     """
 
     leaf: str
@@ -53,6 +54,7 @@ class GateRecipe:
     owner: str | None = None
     reader: str | None = None
     moved: str | None = None
+    read_by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,11 +107,20 @@ class Recipe:
         try:
             if data["version"] > cls.version:
                 raise UsageError(f"{source} was written by a newer version of rezero: update it")
-            gates = tuple(GateRecipe(**{**each, "shape": tuple(each["shape"])}) for each in data["gates"])
+            pairs = ("shape", "read_by")
+            gates = tuple(
+                GateRecipe(**each | {name: tuple(each[name]) for name in pairs if name in each})
+                for each in data["gates"]
+            )
             norms, frozen, activations = (tuple(data[each]) for each in ("norms", "frozen", "activations"))
             return cls(gates, norms, frozen, activations, data["version"])
         except (KeyError, TypeError) as error:
             raise UsageError(f"{source} holds no recipe of a conversion, or is damaged: {error!r}") from error
+
+
+def _gate_from_json(data: dict[str, Any]) -> GateRecipe:
+    lists = {name: tuple(value) for name, value in data.items() if isinstance(value, list)}
+    return GateRecipe(**data | lists)
 
 
 def check_convertible(model: nn.Module) -> None:

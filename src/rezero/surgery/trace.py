@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_iter, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from rezero.errors import UsageError
+from rezero.surgery.outputs import tensors
 from rezero.surgery.shapes import all_on_meta, call_on_shapes
 from rezero.surgery.undisturbed import clean_caches, copied, quiet, switched, undisturbed, unfused
 from rezero.surgery.views import Views
@@ -229,7 +230,7 @@ class _Recorder(TorchFunctionMode):
             stack.enter_context(self.listening())
             for tensor in _tensors((args, kwargs)):
                 self.value(tensor).data = True
-            for tensor in _tensors(self.model(*args, **kwargs)):
+            for tensor in tensors(self.model(*args, **kwargs)):
                 self.value(tensor).escapes = True
         return Trace(self.ops, self.calls, self.values, real)
 

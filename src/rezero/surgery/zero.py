@@ -1,5 +1,6 @@
 """Branches that are zero to begin with: behind a gate at zero they would never learn."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -11,7 +12,8 @@ from rezero.errors import UsageError
 from rezero.surgery.linear import is_matrix
 from rezero.surgery.recipe import Undo
 from rezero.surgery.sites import Branch, Residuals
-from rezero.surgery.verify import silent_branches
+from rezero.surgery.skips import silent_branches
+from rezero.surgery.undisturbed import undisturbed
 
 __all__ = ["wake_"]
 
@@ -21,8 +23,9 @@ def wake_(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Give branches that output only zeros their usual start.
 
-    Gains and scales become one, matrices are drawn anew by their own layer. What is zero is judged by the branch's
-    output: some norms multiply by ``1 + weight``.
+    Gains and scales become one, matrices are drawn anew by their own layer, or from a normal distribution where it does
+    not know how. What is zero is judged by the branch's output: some norms multiply by ``1 + weight``. The random
+    generators stay as they were.
 
     Args:
         model: The model, not converted yet.
@@ -40,22 +43,23 @@ def wake_(
         UsageError: If there is a branch with a parameter at zero and ``reset`` is false.
     """
     changed: list[str] = []
-    while True:
-        silent = silent_branches(model, args, kwargs, found)
-        names: list[str] = []
-        for branch in (branch for site in silent for branch in site.branches):
-            name = next((name for name in _zeros(model, branch) if name not in changed + names), None)
-            if name is not None and not reset:
-                raise UsageError(
-                    f"the branch of {branch.leaf!r} outputs only zeros and would never learn behind a gate at zero, "
-                    f"because {name!r} is zero: convert with zero_last='reset', or initialise it otherwise"
-                )
-            names += [] if name is None else [name]
-        if not names:
-            return tuple(changed), tuple(branch.leaf for site in silent for branch in site.branches)
-        for name in dict.fromkeys(names):
-            _wake(model, name, undo)
-        changed += dict.fromkeys(names)
+    with undisturbed(model):
+        while True:
+            silent = silent_branches(model, args, kwargs, found)
+            names: list[str] = []
+            for branch in silent:
+                name = next((name for name in _zeros(model, branch) if name not in changed + names), None)
+                if name is not None and not reset:
+                    raise UsageError(
+                        f"the branch of {branch.leaf!r} outputs only zeros and would never learn behind a gate at "
+                        f"zero, because {name!r} is zero: convert with zero_last='reset', or initialise it otherwise"
+                    )
+                names += [] if name is None else [name]
+            if not names:
+                return tuple(changed), tuple(branch.leaf for branch in silent)
+            for name in names:
+                _wake(model, name, undo)
+            changed += names
 
 
 def _zeros(model: nn.Module, branch: Branch) -> Iterator[str]:
@@ -69,18 +73,38 @@ def _zeros(model: nn.Module, branch: Branch) -> Iterator[str]:
 
 @torch.no_grad()
 def _wake(model: nn.Module, name: str, undo: Undo) -> None:
+    """Give one parameter numbers, and leave all others alone."""
     parameter = model.get_parameter(name)
-    layer = model.get_submodule(name.rpartition(".")[0])
-    draw = getattr(layer, "reset_parameters", None)
-    if not is_matrix(parameter.shape) or draw is None:
-        undo.steps.append(partial(_fill, parameter, parameter.detach().clone()))
+    layer: Any = model.get_submodule(name.rpartition(".")[0])
+    before = parameter.detach().clone()
+    try:
+        _draw(layer, parameter)
+    finally:
+        undo.steps.append(partial(_put_back, parameter, before, parameter.detach().clone()))
+
+
+def _draw(layer: Any, parameter: nn.Parameter) -> None:
+    if not is_matrix(parameter.shape):
         parameter.fill_(1.0)
         return
-    for each in layer.parameters(recurse=False):
-        undo.steps.append(partial(_fill, each, each.detach().clone()))
-    draw()
+    if hasattr(layer, "reset_parameters"):
+        others = [(each, each.detach().clone()) for each in layer.parameters() if each is not parameter]
+        layer.reset_parameters()
+        for each, numbers in others:
+            each.copy_(numbers)
+    if not bool(parameter.any()):
+        nn.init.normal_(parameter, std=_spread(layer, parameter.shape))
+
+
+def _spread(layer: nn.Module, shape: Sequence[int]) -> float:
+    """Return the standard deviation that a layer starts with; which axis of a matrix is its input is unknown."""
+    if type(layer).__name__ == "Conv1D" and type(layer).__module__.startswith("transformers."):
+        return 0.02
+    inputs = math.prod(shape[1:]) if len(shape) > 3 else (shape[-2] + shape[-1]) / 2
+    return float(inputs**-0.5)
 
 
 @torch.no_grad()
-def _fill(parameter: Tensor, numbers: Tensor) -> None:
-    parameter.copy_(numbers)
+def _put_back(parameter: Tensor, before: Tensor, drawn: Tensor) -> None:
+    if torch.equal(parameter, drawn.to(parameter)):  # otherwise it has learned since, or a gate was folded into it
+        parameter.copy_(before)

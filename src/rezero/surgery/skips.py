@@ -1,0 +1,143 @@
+"""Watch a model add: which branches are zero, and whether every addition with closed gates returns its skip."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as hooks
+
+from rezero.errors import UsageError
+from rezero.surgery.find import sort_additions
+from rezero.surgery.linear import is_addition
+from rezero.surgery.outputs import Mode
+from rezero.surgery.sites import Branch, Residuals, Site
+from rezero.surgery.trace import Op, Trace, trace
+
+__all__ = ["check_skips", "silent_branches"]
+
+Place = tuple[str, int, int, int]  # of an operand: the owner's name and call, the addition in it, which operand
+
+
+@dataclass
+class _Watcher:
+    """Notes what is zero in one pass."""
+
+    leaves: Mapping[nn.Module, str]
+    silent: dict[Place, bool] = field(default_factory=dict)
+    loud: dict[str, bool] = field(default_factory=dict)  # whether a leaf ever returned something else than zeros
+    _counts: dict[Any, int] = field(default_factory=dict)
+
+    def addition(self, op: Op, operands: list[Tensor]) -> None:
+        if not is_addition(op):
+            return
+        number = self._counts[op.call] = self._counts.get(op.call, -1) + 1
+        for index, operand in enumerate(operands[:2]):
+            self.silent[op.call.name, op.call.number, number, index] = not bool(operand.any())
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        handle = hooks.register_module_forward_hook(self._leave)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _leave(self, module: nn.Module, _: Any, output: Any) -> None:
+        if module in self.leaves:
+            f = output if isinstance(output, Tensor) else output[0]
+            with torch._C.DisableTorchFunction():  # the trace is not to see this
+                self.loud[self.leaves[module]] = self.loud.get(self.leaves[module], False) or bool(f.any())
+
+
+def _watch(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], found: Residuals, mode: Mode
+) -> tuple[Trace, _Watcher]:
+    watcher = _Watcher({model.get_submodule(branch.leaf): branch.leaf for branch in found.branches})
+    with watcher.listening():
+        traced = trace(model, args, kwargs, training=mode.training, grad=mode.grad, on_add=watcher.addition)
+    return traced, watcher
+
+
+def silent_branches(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], found: Residuals) -> list[Branch]:
+    """Run a model in evaluation and list its branches that are zero everywhere.
+
+    Each is judged by its own operand; of several that are summed before they are added, by what its module returned.
+
+    Args:
+        model: The model, converted or not; it is left as it was.
+        args: Example arguments.
+        kwargs: Example keyword arguments.
+        found: Its additions.
+
+    Returns:
+        The branches that output only zeros.
+    """
+    _, watcher = _watch(model, args, kwargs, found, Mode(training=False, grad=False))
+    return [
+        branch
+        for site in found
+        for branch, operand in zip(site.branches, _operands(site, watcher.silent), strict=True)
+        if operand
+        or not watcher.loud.get(branch.leaf, True)
+        or not all(bool(model.get_parameter(name).any()) for name in branch.scale)
+    ]
+
+
+def _operands(site: Site, silent: Mapping[Place, bool]) -> list[bool]:
+    """Return whether the operand that each branch is in is silent."""
+    operands = [silent.get((site.name, *place), False) for place in site.added]
+    return operands if len(operands) == len(site.branches) else [all(operands)] * len(site.branches)
+
+
+def check_skips(
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    found: Residuals,
+    mode: Mode,
+    *,
+    when: str | None = None,
+) -> Trace:
+    """Run a model whose gates are at 0: every addition that was gated must return its skip.
+
+    Args:
+        model: The converted model; it is left as it was.
+        args: Example arguments.
+        kwargs: Example keyword arguments.
+        found: The additions that were gated.
+        mode: How to run it.
+        when: The circumstances, for errors; by default the mode.
+
+    Returns:
+        The pass.
+
+    Raises:
+        UsageError: If one does not, if none of them happens in this mode, or if others do. Layers that are dropped at
+            random in training are no other path.
+    """
+    when = when or str(mode)
+    traced, watcher = _watch(model, args, kwargs, found, mode)
+    gated = {branch.leaf for branch in found.branches}
+    there = sort_additions(traced, found.filter_fn, long_skips=found.long_skips, repeated=found.repeated)
+    if others := [branch.leaf for branch in there.branches if branch.leaf not in gated]:
+        raise UsageError(
+            f"{when} the model takes another path, on which {others[0]!r} ends a branch that the example's path has "
+            "not: give an example on which it takes all of them"
+        )
+    added = {branch.leaf for branch in there.branches}
+    read = {value.parameter for value in traced.values if value.parameter and value.users}
+    loud = [site.name for site in there if not all(_operands(site, watcher.silent))]
+    loud += [site.name for site in found if any(_is_read(b.leaf, read) for b in site.branches if b.leaf not in added)]
+    if loud:
+        raise UsageError(f"with all gates at 0 {when} the addition in {loud[0]!r} does not return its skip")
+    if not added:
+        raise UsageError(f"{when} none of the additions happens: the model takes another path then")
+    return traced
+
+
+def _is_read(leaf: str, parameters: set[str]) -> bool:
+    """Return whether other code uses the parameters of a module that ends no branch."""
+    return any(name.startswith(f"{leaf}.") for name in parameters)
