@@ -85,10 +85,8 @@ def fold_(model: nn.Module) -> Folded:
         groups.setdefault(id(_owner(leaf)), []).append(name)
     left: dict[str, str] = {}
     for names in groups.values():
-        problems = {name: problem for name in names if (problem := _problem(leaves[name], memory)) is not None}
-        for name in names if problems else ():
-            other = next(iter(problems))
-            left[name] = problems.get(name, f"{other} shares its gate, and {problems[other]}")
+        problems = _problems({name: leaves[name] for name in names}, memory)
+        left |= problems
         if not problems:
             _fold([leaves[name] for name in names])
     for module in model.modules():
@@ -122,6 +120,12 @@ def _memory(model: nn.Module) -> dict[str, range]:
         for name, tensor in tensors
         if tensor.layout is torch.strided
     }
+
+
+def _problems(leaves: dict[str, Any], memory: dict[str, range]) -> dict[str, str]:
+    """Return why each of the layers under a gate can't be folded; nothing if all can."""
+    own = {name: problem for name, leaf in leaves.items() if (problem := _problem(leaf, memory)) is not None}
+    return {name: own.get(name, f"{other} shares its gate, and {own[other]}") for other in [*own][:1] for name in leaves}
 
 
 def _problem(leaf: Any, memory: dict[str, range]) -> str | None:
