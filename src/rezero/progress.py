@@ -94,7 +94,7 @@ class StudyProgress:
         reached = _with_unit(point, quality.factor * metrics[quality.metric], quality.show, quality.unit)
         self._print(
             f"{trial.arm:{self._width}}  seed {trial.seed}  {point.step} steps  "
-            f"training loss {self._loss(point):>11}  "
+            f"training loss {self._loss(point):>12}  "
             f"{quality.name} {reached:>7}  {metrics['seconds']:5.1f} s"
         )
         self._bars.update(self._trial, visible=False)
