@@ -2,9 +2,8 @@
 
 import difflib
 import importlib
-import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from rezero.errors import UsageError
+from rezero.integrations.examples import example_inputs
 
 __all__ = ["build_model"]
 
@@ -80,46 +80,6 @@ def _from_transformers(name: str) -> Built:
         reason = " ".join(str(cause).split())[:300] + (f"; {_REBUILD}" if "torchvision::" in str(cause) else "")
         raise UsageError(f"transformers can't build {name!r} from its default configuration: {reason}") from error
     return model, (), example_inputs(model)
-
-
-def example_inputs(model: Any) -> dict[str, Any]:
-    """Make small inputs of the shapes that a model of transformers takes.
-
-    Args:
-        model: The model.
-
-    Returns:
-        Keyword arguments on the model's device.
-
-    Raises:
-        UsageError: If its main input is of a kind that is not known here.
-    """
-    config, device = model.config, next(model.parameters()).device
-    tokens = torch.arange(3, 11, device=device)[None]
-    vision = getattr(config, "vision_config", config)
-    size = getattr(vision, "image_size", 224)
-    height, width = size if isinstance(size, list | tuple) else (size, size)
-
-    def wave(*shape: int) -> torch.Tensor:
-        return torch.arange(math.prod(shape), device=device).sin().view(shape)
-
-    kinds: Mapping[str, Any] = {
-        "input_ids": lambda: tokens,
-        "pixel_values": lambda: wave(1, getattr(vision, "num_channels", 3), height, width),
-        "input_values": lambda: wave(1, 16_000),
-        "input_features": lambda: wave(
-            1, getattr(config, "num_mel_bins", 80), 2 * getattr(config, "max_source_positions", 50)
-        ),
-    }
-    if model.main_input_name not in kinds:
-        raise UsageError(
-            f"no example input is known for {type(model).__name__}, whose main input is {model.main_input_name!r}: "
-            "give a function, as package.module:function"
-        )
-    inputs = {model.main_input_name: kinds[model.main_input_name]()}
-    if getattr(config, "is_encoder_decoder", False) and model.main_input_name != "pixel_values":
-        inputs["decoder_input_ids"] = tokens
-    return inputs
 
 
 def _from_function(source: str, name: str) -> Built:

@@ -125,7 +125,9 @@ def _memory(model: nn.Module) -> dict[str, range]:
 def _problems(leaves: dict[str, Any], memory: dict[str, range]) -> dict[str, str]:
     """Return why each of the layers under a gate can't be folded; nothing if all can."""
     own = {name: problem for name, leaf in leaves.items() if (problem := _problem(leaf, memory)) is not None}
-    return {name: own.get(name, f"{other} shares its gate, and {own[other]}") for other in [*own][:1] for name in leaves}
+    return {
+        name: own.get(name, f"{other} shares its gate, and {own[other]}") for other in [*own][:1] for name in leaves
+    }
 
 
 def _problem(leaf: Any, memory: dict[str, range]) -> str | None:

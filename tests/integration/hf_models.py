@@ -1,0 +1,210 @@
+"""The model types of transformers, each built from a small configuration and verified with real numbers."""
+
+import importlib
+from typing import Any
+
+import tests.operators  # noqa: F401 - before anything imports torchvision
+from rezero.integrations.examples import Shapes, example_inputs
+from tests.integration.hf_inputs import INPUTS
+from tests.integration.measure import look, verify
+from tests.integration.tiny import SCALES, tiny
+
+__all__ = ["FIELDS", "measure", "model_class", "names"]
+
+LARGEST = 300_000_000  # parameters
+_SENSES = frozenset(("pixel_values", "input_features", "input_values"))
+_TIMES = {"prediction_length": 4, "context_length": 8}
+_MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}}
+_MROPE_HALF = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
+_HEADS_OF_16 = {"head_dim": 16}
+_QWEN2_VISION = {"hidden_size": 256, "embed_dim": 64}
+_ROUNDED = {  # a factor makes the widths small: the stem's is written into the code
+    "width_coefficient": 0.25,
+    "depth_coefficient": 0.5,
+    "in_channels": (32, 16, 24, 40, 80, 112, 192),
+    "out_channels": (16, 24, 40, 80, 112, 192, 320),
+    "hidden_dim": 320,
+}
+FIELDS: dict[str, dict[str, Any]] = {  # of configurations, that no rule makes small and right
+    "align": {"vision_config": _ROUNDED},
+    "align_vision_model": _ROUNDED,
+    "aria": {"projector_patch_to_query_dict": {49: 8}},  # for images of 7 x 7 patches
+    "autoformer": {**_TIMES, "label_length": 4},
+    "aya_vision": {"vision_config": {"image_size": 56}},
+    "blt": {"use_cache": False},
+    "chameleon": {"vocabulary_map": {"<image>": 900}},
+    "emu3": {"vocabulary_map": {"<image>": 900}},
+    "clap": {"audio_config": {"projection_hidden_act": "relu"}},
+    "cohere_compass": {"text_config": {"rope_parameters": {"full_attention": _MROPE["rope_parameters"]}}},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": _MROPE["rope_parameters"]}},
+    "dbrx": {"attn_config": {"rope_theta": 1e4, "clip_qkv": 8.0}},
+    "deepseek_v2": {"topk_method": "greedy", "moe_intermediate_size": 32, "num_experts_per_tok": 2},
+    "depth_pro": {
+        "patch_size": 64,
+        **{f"{each}_model_config": {"image_size": 64} for each in ("image", "patch", "fov")},
+    },
+    "dots1": {"n_routed_experts": 4, "num_local_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "falcon_h1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "ministral": _HEADS_OF_16,
+    "mistral_large4": {"text_config": {"kv_source_layers": None}},
+    "mistral_large4_text": {"kv_source_layers": None},
+    "molmo2": {"adapter_config": {"vision_feature_layer": [-1, -2]}},
+    "nemotron": {"num_key_value_heads": 4, "head_dim": 16},
+    "pix2struct_text_model": {"initializer_range": 0.02},
+    "t5gemma2_decoder": {"dropout_rate": 0.0},
+    "t5gemma2_encoder": {"mm_tokens_per_image": 49, "text_config": {"dropout_rate": 0.0}},
+    "t5gemma2_text": {"dropout_rate": 0.0},
+    "lightglue": {"keypoint_detector_config": {"keypoint_decoder_dim": 65}},
+    "superglue": {"keypoint_detector_config": {"keypoint_decoder_dim": 65}},
+    "superpoint": {"keypoint_decoder_dim": 65},
+    "seggpt": {"merge_index": 0},
+    "omdet-turbo": {"backbone_config": {"img_size": 224}, "image_size": 224, "encoder_in_channels": [192, 384, 768]},
+    "efficientloftr": {"hidden_size": 64, "out_features": [16, 16, 32, 64]},
+    "qwen2_5_omni_thinker": {"text_config": _MROPE, "vision_start_token_id": 901},
+    "qwen3_omni_moe_thinker": {"vision_start_token_id": 901},
+    "step3p5": {"sliding_window": 8},
+    "step3p7": {"text_config": {"sliding_window": 8}},
+    "tvp": {"max_img_size": 64, "num_frames": 2},
+    "gemma3": {"mm_tokens_per_image": 49},
+    "shieldgemma2": {"mm_tokens_per_image": 49},
+    "t5gemma2": {
+        "encoder": {"mm_tokens_per_image": 49, "text_config": {"dropout_rate": 0.0}},
+        "decoder": {"dropout_rate": 0.0},
+    },
+    "idefics3": {"vision_config": {"image_size": 256}},
+    "uvdoc": {"backbone_config": {"resnet_head": [[3, 32], [32, 32]]}},
+    "uvdoc_backbone": {"resnet_head": [[3, 32], [32, 32]]},
+    "bamba": {"attn_layer_indices": [1]},
+    "blip-2": {"image_token_index": 900},
+    "colmodernvbert": {"vlm_config": {"vision_config": {"image_size": 64}}},
+    "colqwen2": {"vlm_config": {"vision_config": _QWEN2_VISION, "text_config": _MROPE}},
+    "cvt": {"depth": (1, 2, 3)},  # a stage reads the depth of the next
+    "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense", "sparse"]}},
+    "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse"]},
+    "efficientnet": _ROUNDED,
+    "esm": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32},
+    "gemma3n": {"text_config": {"num_kv_shared_layers": 0}},
+    "gemma3n_text": {"num_kv_shared_layers": 0},
+    "glm4v_moe": {"text_config": _MROPE_HALF},
+    "glm4v_moe_text": _MROPE_HALF,
+    "glm_ocr": {"text_config": _MROPE_HALF},
+    "glm_ocr_text": _MROPE_HALF,
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
+    "hunyuan_v1_dense": _HEADS_OF_16,
+    "hunyuan_v1_moe": _HEADS_OF_16,
+    "hunyuan_vl": {"text_config": _HEADS_OF_16},
+    "hunyuan_vl_text": _HEADS_OF_16,
+    "informer": _TIMES,
+    "instructblip": {"image_token_index": 900},
+    "instructblipvideo": {"video_token_index": 900},
+    "paddleocr_vl": {"text_config": _MROPE},
+    "paddleocr_vl_text": _MROPE,
+    "qwen2_5_omni_talker": _MROPE,
+    "qwen2_5_omni_text": _MROPE,
+    "qwen2_5_vl": {"text_config": _MROPE},
+    "qwen2_5_vl_text": _MROPE,
+    "qwen2_vl": {"vision_config": _QWEN2_VISION, "text_config": _MROPE},
+    "qwen2_vl_text": _MROPE,
+    "recurrent_gemma": {"num_hidden_layers": 3},  # the third has attention
+    "time_series_transformer": _TIMES,
+}
+
+
+def names() -> list[str]:
+    """List all model types."""
+    import transformers
+
+    return sorted(transformers.CONFIG_MAPPING)
+
+
+def model_class(name: str) -> Any:
+    """Return the class of a model type: the one that AutoModel builds, or one whose configuration it is.
+
+    A configuration that only describes a part of another model belongs to no class; None then.
+    """
+    import transformers
+    from transformers.models.auto import modeling_auto
+
+    config = transformers.CONFIG_MAPPING[name]
+    maps = [each for key, each in vars(modeling_auto).items() if key.endswith("_MAPPING_NAMES") and name in each]
+    listed = [each[name] for each in sorted(maps, key=lambda each: each is not modeling_auto.MODEL_MAPPING_NAMES)]
+    flat = [each if isinstance(each, str) else each[0] for each in listed]
+    found = [getattr(transformers, each) for each in flat if hasattr(getattr(transformers, each, None), "forward")]
+    if found:
+        return next((each for each in found if each.config_class is config), found[0])
+    module = importlib.import_module(config.__module__.replace("configuration_", "modeling_"))
+    classes = [
+        each
+        for each in vars(module).values()
+        if isinstance(each, type)
+        and issubclass(each, transformers.PreTrainedModel)
+        and each.config_class is config
+        and "forward" in vars(each)
+    ]
+    return min(classes, key=lambda each: ("For" in each.__name__, len(each.__name__)), default=None)
+
+
+def measure(name: str, row: dict[str, Any]) -> None:
+    """Fill the row of a model type."""
+    import torch
+
+    row["family"] = name
+    try:
+        model_of = model_class(name)
+        reason = _no_model(model_of)
+    except ImportError as error:
+        row |= {"status": "not installed", "reason": " ".join(str(error).split())[:100]}
+        return
+    if reason is not None:
+        row |= {"status": "no model", "reason": reason}
+        return
+    problems: list[str] = []
+    found = _first_that_runs(name, model_of, problems)
+    if found is None:
+        row |= {"status": "not built", "reason": " | ".join(dict.fromkeys((problems[0], problems[-1])))}
+        return
+    torch.manual_seed(0)
+    if look(*found, row):
+        verify(*found, row)
+
+
+def _no_model(model_of: Any) -> str | None:
+    if model_of is None:
+        return "a part of another model: no class is built from this configuration alone"
+    if model_of.forward.__name__ == "_forward_unimplemented":
+        return f"{model_of.__name__} has no forward: it only generates, by calling models of other types"
+    return None
+
+
+def _first_that_runs(name: str, model_of: Any, problems: list[str]) -> tuple[Any, tuple[()], dict[str, Any]] | None:
+    """Return the model in the first size in which it runs on all that it can take, or in which it runs at all."""
+    import transformers
+
+    default = transformers.CONFIG_MAPPING[name]()
+    partly = None
+    for scale in SCALES:
+        try:
+            found = _built(name, model_of, tiny(default, scale, FIELDS.get(name, {})))
+        except Exception as error:
+            problems.append(f"{type(error).__name__}: {' '.join(str(error).split())[:250]}")
+            continue
+        if name in INPUTS or _SENSES.intersection(Shapes(found[0]).parameters) <= found[2].keys():
+            return found
+        partly = partly or found
+    return partly
+
+
+def _built(name: str, model_of: Any, config: Any) -> tuple[Any, tuple[()], dict[str, Any]]:
+    """Build a model that is not too large, and what it runs on."""
+    import torch
+
+    config.dtype = torch.float32
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in model_of(config).parameters())
+    if size > LARGEST:
+        raise MemoryError(f"{size:,} parameters, more than {LARGEST:,}")
+    torch.manual_seed(0)
+    model = model_of(config).eval()
+    return model, (), INPUTS[name](model) if name in INPUTS else example_inputs(model)

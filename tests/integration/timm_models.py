@@ -1,0 +1,48 @@
+"""The models of timm: the smallest of each family is verified, the others are traced."""
+
+from typing import Any
+
+from tests.integration.measure import look, verify
+from tests.surgery.test_counts import TIMM
+
+__all__ = ["measure", "names"]
+
+VERIFIED_BELOW = 60_000_000  # parameters
+
+
+def names() -> list[str]:
+    """List all models."""
+    import timm
+
+    return timm.list_models()
+
+
+def measure(name: str, row: dict[str, Any]) -> None:
+    """Fill the row of a model."""
+    import timm
+    import torch
+
+    row["family"] = timm.model_entrypoint(name).__module__.rpartition(".")[2]
+    row["expected"] = sum(TIMM[name].values()) if name in TIMM else ""
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    shape = model.default_cfg["input_size"]
+    if not look(model, (torch.empty(1, *shape, device="meta"),), None, row):
+        return
+    if name in _smallest() and row["parameters"] < VERIFIED_BELOW:
+        verify(timm.create_model(name), (torch.randn(2, *shape),), None, row)
+
+
+def _smallest() -> set[str]:
+    """Name the model of each family that is verified: the one whose name suggests the least work."""
+    import timm
+
+    families: dict[str, list[str]] = {}
+    for name in timm.list_models():
+        families.setdefault(timm.model_entrypoint(name).__module__, []).append(name)
+    small = ("atto", "femto", "pico", "nano", "xxs", "tiny", "xs", "small", "_s", "18", "b0", "050")
+    rank = {word: place for place, word in enumerate(small)}
+    return {
+        min(names, key=lambda name: (min((rank[w] for w in small if w in name), default=99), len(name)))
+        for names in families.values()
+    }
