@@ -236,6 +236,19 @@ def test_what_only_gates_lead_to_the_outputs_is_found_behind_scaled_weights_too(
     assert gated_only(trace(model, (x,)), gates) == names
 
 
+def test_the_walk_back_from_the_outputs_goes_any_way() -> None:
+    """A network of thousands of operations is no deeper than the walk over it can go."""
+    layers = [layer for _ in range(1500) for layer in (nn.Identity(), nn.Tanh())]
+    model = nn.Sequential(Block(), *layers, Block())
+    gates = rezero.convert_(model, X_BD, verify=False).gates
+    assert gated_only(trace(model, (X_BD,)), gates) == {
+        "0.f.weight",
+        "0.f.bias",
+        f"{len(layers) + 1}.f.weight",
+        f"{len(layers) + 1}.f.bias",
+    }
+
+
 class Queries(nn.Module):
     """Begins with a block on learned numbers alone, whose sum a branch of the next block reads too, as in DETR."""
 

@@ -108,7 +108,7 @@ def _is_gate(value: Value, gates: Collection[str]) -> bool:
     """Return whether a value was made from gates alone."""
     if value.op is None:
         return value.parameter in gates
-    return bool(value.op.inputs) and all(_is_gate(each, gates) for each in value.op.inputs)
+    return not value.data and bool(value.op.inputs) and all(_is_gate(each, gates) for each in value.op.inputs)
 
 
 def _is_gated_weight(value: Value, gates: Collection[str]) -> bool:
