@@ -143,6 +143,10 @@ def test_every_gate_has_moved_in_its_own_group(name: str, norms: str) -> None:
     assert validation_loss(closed) > run.end + 0.02
 
 
+# Ends on Tiny Shakespeare (nats a byte, means of seeds 0 to 2 of weights and batches) at RATE = 0.001, 0.003 and 0.01:
+#   GPT-2  2.62 2.81 3.08, with ReZero 3.00 2.70 2.62, without norms 3.04 2.74 2.62
+#   Llama  2.39 2.30 2.59, with ReZero 2.41 2.26 2.34, without norms 2.57 2.52 2.30
+# So with ReZero a low rate ends behind and a high one ahead; each at its best rate, they end within 0.05 of each other.
 @every_model
 def test_at_a_high_rate_it_ends_ahead_of_the_unconverted_model(name: str) -> None:
     """At a rate of 0.01 the converted models end 0.1 nats a byte or more below the original."""
