@@ -221,6 +221,8 @@ class Simple(nn.Module):
                 return x + self.drop(branch)
             case "dropout function":
                 return x + F.dropout(branch, 0.5, training=self.training)
+            case "half":
+                return x + x.new_tensor(0.5) * branch
             case "scaled":
                 return 0.7 * x + branch / 2**0.5
             case "drop path":
@@ -473,6 +475,61 @@ class AddsToParts(nn.Module):
         first += self.fc1(first)
         second += self.fc2(second)
         return y + self.fc3(y)
+
+
+class Beside(nn.Module):
+    """A branch that begins before two others and joins after them, as in LongCat-Flash."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.fc1, self.fc2 = norm(), linear(), linear()
+        self.late = nn.Sequential(linear(), nn.GELU(), linear())
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        late = self.late(h)
+        x = x + self.fc1(h)
+        x = x + self.fc2(x)
+        return x + late
+
+
+class Straight(nn.Module):
+    """Quantises its input, with a gradient that passes straight through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.codes = nn.Embedding(5, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        nearest = (x.unsqueeze(-2) - self.codes.weight).square().sum(-1).argmin(-1)
+        return x + (self.codes(nearest) - x).detach()
+
+
+class Repeated(nn.Module):
+    """A residual branch at half the length, repeated to the whole and added, as in Funnel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = linear(), linear()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.fc1(x)
+        short = x[:, ::2]
+        short = short + self.fc2(short)
+        return short.repeat_interleave(2, dim=1)[:, : x.shape[1]] + x
+
+
+class Ignored(nn.Module):
+    """Computes a sum that it returns to nobody."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = linear(), linear()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.body(x)
+        self.pooled = x[:, :1] + self.head(x[:, :1])
+        return x
 
 
 class ActivatedInline(nn.Module):

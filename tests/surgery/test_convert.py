@@ -14,6 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 import torchvision
 import transformers
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -894,6 +895,34 @@ def test_a_module_used_twice_is_refused_by_name() -> None:
     with pytest.raises(UsageError, match=r"0\.branch is used 2 times"):
         rezero.convert_(model, X_BD)
     assert not rezero.gates(model)
+
+
+@pytest.mark.parametrize("place", ["1.norm", "1.branch"])
+def test_a_forward_of_its_own_is_refused(place: str) -> None:
+    """A forward set on the instance, as accelerate's hooks do, would pass a change by: refused by name."""
+    model = nn.Sequential(PreNorm(), PreNorm())
+    add_hook_to_module(model.get_submodule(place), ModelHook())
+    before = Picture(model)
+    with pytest.raises(UsageError, match=rf"'{place}' has a forward of its own.*hooks off first"):
+        rezero.convert_(model, X_BD, norms="remove")
+    before.check(model)
+
+
+def test_undo_wants_the_model_as_it_was_given() -> None:
+    """A model that was compiled or got hooks after the conversion is not undone; without them it is."""
+    model = nn.Sequential(Block(), Block())
+    conversion = rezero.convert_(model, X_BD)
+    add_hook_to_module(model[0].branch, ModelHook())
+    with pytest.raises(UsageError, match=r"'0\.branch' has a forward of its own"):
+        conversion.undo()
+    remove_hook_from_module(model[0].branch)
+    model[1].compile(backend="eager")
+    with pytest.raises(UsageError, match=r"1 \(Block\) is compiled in place"):
+        conversion.undo()
+    model[1]._compiled_call_impl = None
+    conversion.undo()
+    assert not rezero.gates(model)
+    assert list(model.state_dict()) == ["0.branch.weight", "0.branch.bias", "1.branch.weight", "1.branch.bias"]
 
 
 def test_a_module_used_twice_can_be_tied() -> None:

@@ -170,6 +170,7 @@ def test_site(model: nn.Module, x: Tensor, expected: list[Fact]) -> None:
         "minus",
         "dropout module",
         "dropout function",
+        "half",
         "scaled",
         "drop path",
         "reshaped",
@@ -421,6 +422,38 @@ def test_parts_are_added_to_on_their_own() -> None:
     """Additions to the halves of a tensor are sites of their own; the whole is no older for it."""
     found = find_residuals(models.AddsToParts(), X)
     assert facts(found) == [fact("", "fc1"), fact("", "fc2"), fact("", "fc3")]
+
+
+def test_branch_may_join_after_others() -> None:
+    """A branch that begins on the stream before two others and is added after them is a branch like them."""
+    found = find_residuals(models.Beside(), X)
+    assert [(site.kind, site.branches[0].leaf) for site in found] == [
+        ("identity", "fc1"),
+        ("identity", "fc2"),
+        ("identity", "late.2"),
+    ]
+    assert found[2].pre_norms == ("norm",)
+
+
+def test_sum_that_nobody_reads_is_left_out() -> None:
+    """An addition on which no output depends is named and left alone: a gate there could never learn."""
+    found = find_residuals(models.Ignored(), X)
+    assert facts(found) == [fact("", "body")]
+    assert left_out(found) == [("", "the sum does not reach the outputs", False)]
+
+
+def test_quantizer_is_no_branch() -> None:
+    """In x + (f(x) - x) nothing of x is left: it is left out, and refuses nothing."""
+    found = find_residuals(nn.Sequential(linear(), models.Straight(), Residual(linear())), X)
+    assert facts(found) == [fact("2", "2.branch.0")]
+    assert left_out(found)[-1] == ("1", NO_MODULE, False)
+
+
+def test_repeating_is_another_resolution() -> None:
+    """A way that is cut short and repeated to length again is a long skip."""
+    found = find_residuals(models.Repeated(), X)
+    assert facts(found) == [fact("", "fc1"), fact("", "fc2")]
+    assert left_out(found) == [("", "a long skip over other resolutions: ask for it with long_skips=True", False)]
 
 
 def test_module_used_several_times_can_be_tied() -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from rezero.errors import UsageError
 from rezero.surgery.find import find_residuals
-from rezero.surgery.recipe import GateRecipe, Recipe, Undo, apply_, check_convertible
+from rezero.surgery.recipe import GateRecipe, Recipe, Undo, apply_, check_convertible, check_forwards, check_unwrapped
 from rezero.surgery.saved import remember, save_converted
 from rezero.surgery.sites import Residuals, Site
 from rezero.surgery.verify import observe
@@ -54,7 +54,13 @@ class Conversion:
         return self.recipe.parameters
 
     def undo(self) -> None:
-        """Put the very same model back: its classes, its state-dict keys, its outputs. Once is enough."""
+        """Put the very same model back: its classes, its state-dict keys, its outputs. Once is enough.
+
+        Raises:
+            UsageError: If the model has been compiled, distributed or given hooks since.
+        """
+        check_unwrapped(self.model)
+        check_forwards(self.model, self.recipe)
         self._undo()
 
     def save(self, path: str | Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from rezero.surgery import linear
-from rezero.surgery.place import Placer
+from rezero.surgery.place import USED_ELSEWHERE, Placer
 from rezero.surgery.sites import Branch, Kind, LeftOut, Repeated, Residuals, Site
 from rezero.surgery.sums import Sum, Term, count_layers, has_parameters, ops_between, parameter_names, reaches
 from rezero.surgery.trace import Call, Op, Trace, Value, trace
@@ -97,6 +97,9 @@ class _Finder:
         additions = [op for op in self.trace.ops if linear.is_addition(op)]
         for op in additions:
             self._judge(op)
+        for op in self.sums.keys() - self._leading_out():
+            del self.sums[op]
+            self._leave(op, "the sum does not reach the outputs")
         self.placer.check_ties(self.sums.values())
         places = self._places(additions)
         skips = {found.skip for found in self.sums.values()}
@@ -108,7 +111,7 @@ class _Finder:
             elif found.trouble:
                 inner = op in inside
                 reason = found.trouble + (", inside a gated branch" if inner else "")
-                self._leave(op, reason, refused=not (inner or found.skip_scaled))
+                self._leave(op, reason, refused=not (inner or found.skip_scaled or _replaces(found)))
             elif self.filter_fn and not all(self.filter_fn(call.module, call.name) for call in found.gated):
                 self._leave(op, "not wanted by filter_fn")
             else:
@@ -126,6 +129,14 @@ class _Finder:
             long_skips=self.long_skips,
             repeated=self.placer.repeated,
         )
+
+    def _leading_out(self) -> set[Op]:
+        """Return the operations that the model's outputs depend on."""
+        found: set[Op] = set()
+        for op in reversed(self.trace.ops):
+            if any(value.escapes or not found.isdisjoint(value.users) for value in op.outputs):
+                found.add(op)
+        return found
 
     def _readers(self) -> dict[str, frozenset[str]]:
         """Name the modules whose code reads each parameter."""
@@ -181,7 +192,7 @@ class _Finder:
     # Judging one addition
 
     def _judge(self, op: Op) -> None:
-        found = self._identity(op) or self._over_sum(op) or self._projection(op)
+        found = self._identity(op) or self._over_sum(op) or self._beside(op) or self._projection(op)
         if isinstance(found, str):
             self._leave(op, found)
             return
@@ -218,6 +229,18 @@ class _Finder:
                 terms = [*before.terms, *self._terms(op, before.skip, term)]
                 operands = [*before.operands, (op, op.inputs.index(term))]
                 return Sum(op, before.skip, before.skip_scaled, terms, before.between | between, operands)
+        return None
+
+    def _beside(self, op: Op) -> "Sum | None":
+        """Recognise ``x + f(x) + g(x + f(x)) + late(x)``: a branch that begins before others and joins after them."""
+        for skip, term in linear.summands(op):
+            root, before = skip, self.sums.get(skip.op) if skip.op is not None else None
+            while before is not None and before.add.call is op.call and not term.descends_from(root):
+                root, before = before.skip, self.sums.get(before.skip.op) if before.skip.op is not None else None
+            between = ops_between(root, term) if term.descends_from(root) else set()
+            if has_parameters(between, op.call):
+                terms, operands = self._terms(op, root, term), [(op, op.inputs.index(term))]
+                return Sum(op, root, False, terms, between, operands, beside=True)
         return None
 
     def _terms(self, reader: Op, skip: Value, term: Value) -> list[Term]:
@@ -303,6 +326,13 @@ class _Finder:
         ]
         shape = leaf.output.shape if leaf.output is not None else ()
         return Branch(leaf.name, tuple(dict.fromkeys(used)), shape, tuple(dict.fromkeys(scales)))
+
+
+def _replaces(found: Sum) -> bool:
+    """Return whether an addition makes something else of its skip, as a quantizer and its remainder do."""
+    if linear.is_subtraction(found.add):
+        return found.trouble == USED_ELSEWHERE
+    return any(linear.cancels(skip, term) for skip, term in linear.summands(found.add))
 
 
 def _activation(op: Op) -> str | None:

@@ -8,11 +8,13 @@ from rezero.surgery.trace import ADDITIONS, Op, Value
 
 __all__ = [
     "affine_sources",
+    "cancels",
     "changes_resolution",
     "is_activation",
     "is_addition",
     "is_matrix",
     "is_norm",
+    "is_subtraction",
     "mixes",
     "path",
     "rejoins",
@@ -162,6 +164,29 @@ def rejoins(op: Op, total: Value) -> bool:
     return moved and bool(ends) and all(rejoins(user, total) for user in ends)
 
 
+def is_subtraction(op: Op) -> bool:
+    """Return whether an addition subtracts its second side."""
+    return _plain(op) in ADDITIONS - _ADD
+
+
+def cancels(skip: Value, term: Value) -> bool:
+    """Return whether a branch is a difference from its skip, as in ``x + (f(x) - x)``, which is ``f(x)``.
+
+    Args:
+        skip: One side of an addition.
+        term: The other side.
+
+    Returns:
+        Whether the skip is subtracted again.
+    """
+    value = term
+    while (op := value.op) is not None and _plain(op) in _MOVE:
+        value = _by_data(op)[0]
+    return (
+        op is not None and is_subtraction(op) and len(op.inputs) > 1 and op.inputs[1] in {v for v, _ in sources(skip)}
+    )
+
+
 def mixes(op: Op) -> bool:
     """Return whether an operation without parameters makes a layer all the same: a Fourier transform."""
     return _plain(op).startswith("fft_")
@@ -193,7 +218,8 @@ def is_norm(module: nn.Module) -> bool:
 
 def changes_resolution(op: Op) -> bool:
     """Return whether an operation makes an image or a sequence longer."""
-    return _plain(op) in _RESOLUTION and op.outputs[-1].shape[2:] != op.inputs[0].shape[2:]
+    before, after = op.inputs[0].shape, op.outputs[-1].shape
+    return (_plain(op) in _RESOLUTION and after[2:] != before[2:]) or _plain(op) == "repeat_interleave"
 
 
 def is_activation(op: Op) -> bool:

@@ -11,9 +11,9 @@ from rezero.surgery.sites import Repeated
 from rezero.surgery.sums import Sum, Term
 from rezero.surgery.trace import Call, Op, Value
 
-__all__ = ["Placer"]
+__all__ = ["USED_ELSEWHERE", "Placer"]
 
-NO_MODULE = "no module returns the branch"
+NO_MODULE, USED_ELSEWHERE = "no module returns the branch", "the branch is used elsewhere too"
 
 
 class _Way(NamedTuple):
@@ -59,7 +59,7 @@ class Placer:
                 if not value.descends_from(found.skip):
                     break
                 if not _is_whole(value, reader, came, found.add.outputs[-1]):
-                    trouble = "the branch is used elsewhere too"
+                    trouble = USED_ELSEWHERE
                     break
                 came = value
                 for call in value.returned:

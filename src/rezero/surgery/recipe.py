@@ -23,7 +23,7 @@ from rezero.surgery.gated import (
     swap_class,
 )
 
-__all__ = ["GateRecipe", "Recipe", "Undo", "apply_", "check_convertible"]
+__all__ = ["GateRecipe", "Recipe", "Undo", "apply_", "check_convertible", "check_forwards", "check_unwrapped"]
 
 _WRAPPERS = {"OptimizedModule", "DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "FSDPModule"}
 
@@ -137,19 +137,9 @@ def check_convertible(model: nn.Module) -> None:
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
     if torch.is_inference_mode_enabled():
         raise UsageError("torch.inference_mode is on, gates made in it could not be trained: convert outside of it")
+    check_unwrapped(model)
     for name, module in model.named_modules():
-        where = f"{name} ({type(module).__name__})" if name else type(module).__name__
-        kinds = {kind.__name__ for kind in type(module).__mro__}
-        if kinds & {
-            "OptimizedModule",
-            "DistributedDataParallel",
-            "DataParallel",
-            "FullyShardedDataParallel",
-            "FSDPModule",
-        }:
-            raise UsageError(f"{where} is a wrapped model: convert first, then compile or distribute it")
-        if getattr(module, "_compiled_call_impl", None) is not None:
-            raise UsageError(f"{where} is compiled in place: convert first, then compile")
+        where = _where(name, module)
         if "quantized" in type(module).__module__:
             raise UsageError(f"{where} is quantized, its weights can't be trained: convert first, then quantize")
         if isinstance(module, torch.jit.ScriptModule):
@@ -158,6 +148,26 @@ def check_convertible(model: nn.Module) -> None:
             raise UsageError(f"{where} has been converted already: call undo() of that conversion first")
         if any(isinstance(p, nn.parameter.UninitializedParameter) for p in module.parameters(recurse=False)):
             raise UsageError(f"{where} is lazy, its shapes are not known yet: run the model once before")
+
+
+def check_unwrapped(model: nn.Module) -> None:
+    """Refuse a model that is compiled or distributed.
+
+    Args:
+        model: Any module.
+
+    Raises:
+        UsageError: If it is, or a part of it.
+    """
+    for name, module in model.named_modules():
+        if _WRAPPERS & {kind.__name__ for kind in type(module).__mro__}:
+            raise UsageError(f"{_where(name, module)} is a wrapped model: convert first, then compile or distribute it")
+        if getattr(module, "_compiled_call_impl", None) is not None:
+            raise UsageError(f"{_where(name, module)} is compiled in place: convert first, then compile")
+
+
+def _where(name: str, module: nn.Module) -> str:
+    return f"{name} ({type(module).__name__})" if name else type(module).__name__
 
 
 @dataclass
@@ -183,7 +193,11 @@ def apply_(model: nn.Module, recipe: Recipe, undo: Undo) -> None:
         model: The model.
         recipe: The changes.
         undo: Gets what puts them back.
+
+    Raises:
+        UsageError: If a module has a ``forward`` of its own, which no class can change.
     """
+    check_forwards(model, recipe)
     readers: dict[str, list[nn.Module]] = {}
     for gate in recipe.gates:
         leaf = model.get_submodule(gate.leaf)
@@ -207,6 +221,24 @@ def apply_(model: nn.Module, recipe: Recipe, undo: Undo) -> None:
     for parameter in (model.get_parameter(name) for name in recipe.frozen):
         undo.steps.append(partial(parameter.requires_grad_, parameter.requires_grad))
         parameter.requires_grad_(False)
+
+
+def check_forwards(model: nn.Module, recipe: Recipe) -> None:
+    """Refuse modules that do not run the ``forward`` of their class.
+
+    Args:
+        model: The model.
+        recipe: What is changed in it.
+
+    Raises:
+        UsageError: If there is one among the modules that the recipe changes.
+    """
+    for name in recipe.modules:
+        if "forward" in vars(model.get_submodule(name)):
+            raise UsageError(
+                f"{name!r} has a forward of its own, as hooks of accelerate set it, which would pass the change by: "
+                "take the hooks off first (accelerate.hooks.remove_hook_from_module), and dispatch the model afterwards"
+            )
 
 
 def _change(module: nn.Module, change: type[Changed], undo: Undo, **attributes: Any) -> None:

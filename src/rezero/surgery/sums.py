@@ -27,6 +27,7 @@ class Sum:
     terms: "list[Term]"  # the branches
     between: set[Op]
     operands: list[tuple[Op, int]]  # which operand of which addition they are
+    beside: bool = False  # the skip goes through other residual additions on its way
     leaves: "list[Call | str]" = field(default_factory=list)  # where the gates go, or why they can't
 
     @property
@@ -37,6 +38,8 @@ class Sum:
     @property
     def shortcuts(self) -> list[Value]:
         """The sides of the addition that are the skip after a way of its own."""
+        if self.beside:
+            return []
         values = {term.value for term in self.terms}
         return [side for side in self.add.inputs[:2] if side not in values and side.descends_from(self.skip)]
 

@@ -31,12 +31,12 @@ __all__ = ["ADDITIONS", "Call", "Op", "Trace", "Value", "trace"]
 
 ADDITIONS = frozenset(("add", "radd", "iadd", "sub", "isub", "subtract"))  # without the underscores of methods
 
-_READS_NOTHING = frozenset(
+_READS_OTHERS = frozenset(
     """
     zeros_like ones_like empty_like full_like rand_like randn_like randint_like
-    new_zeros new_ones new_empty new_empty_strided new_full
+    new_zeros new_ones new_empty new_empty_strided new_full new_tensor
     """.split()  # noqa: SIM905
-)
+)  # of the first only shape and type
 _READS_FIRST = frozenset(("expand_as", "reshape_as", "to", "type_as", "view_as"))  # of the others only shape and type
 
 
@@ -350,7 +350,7 @@ def _version(tensor: Tensor) -> int | None:
 def _read(name: str, given: list[Tensor]) -> list[Tensor]:
     """Return the tensors whose numbers a function reads: of some it takes the shape alone."""
     plain = name.strip("_")
-    return [] if plain in _READS_NOTHING else given[:1] if plain in _READS_FIRST else given
+    return given[1:] if plain in _READS_OTHERS else given[:1] if plain in _READS_FIRST else given
 
 
 def _once(tensors: list[Tensor]) -> list[Tensor]:
