@@ -65,6 +65,32 @@ def test_it_generates_the_same_tokens_with_a_cache(tmp_path: Path) -> None:
     assert torch.equal(again.generate(TOKENS, use_cache=False, **options), expected)
 
 
+@pytest.mark.parametrize("norms", ["keep", "remove"])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_folded_model_of_transformers_comes_back(name: str, norms: Any, tmp_path: Path) -> None:
+    """Folded, a model is plain transformers again where its norms are kept, and rebuilt where they were removed."""
+    model = MODELS[name]()
+    converted(model, TOKENS, norms=norms)
+    assert rezero.fold_(model).left == ()
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval() if norms == "keep" else rezero.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(again(TOKENS).logits, model(TOKENS).logits)
+    assert hasattr(again.config, "rezero") == (norms == "remove")
+
+
+@pytest.mark.parametrize("norms", ["keep", "remove"])
+def test_a_folded_model_is_saved_as_it_is_now(norms: Any, tmp_path: Path) -> None:
+    """Conversion.save after fold_ writes the weights without gates, and what else was changed."""
+    model, x = stack(), torch.randn(2, 3, 8)
+    conversion = converted(model, x, norms=norms)
+    rezero.fold_(model)
+    conversion.save(tmp_path)
+    again = rezero.load_converted_(stack(), tmp_path).eval()
+    assert torch.equal(again(x), model(x))
+    assert [type(module) for module in again.modules()] == [type(module) for module in model.modules()]
+
+
 def test_undo_takes_the_recipe_out_of_the_configuration() -> None:
     """After undo() the configuration is the original's."""
     model = MODELS["gpt2"]()

@@ -58,12 +58,12 @@ class Conversion:
         self._undo()
 
     def save(self, path: str | Path) -> None:
-        """Write the weights and the recipe, for `rezero.load_converted_`.
+        """Write the weights and the recipe, as they are now, for `rezero.load_converted_`.
 
         Args:
             path: A folder, made if it is not there.
         """
-        save_converted(self.model, self.recipe, path)
+        save_converted(self.model, path)
 
     def __str__(self) -> str:
         gates, norms = len(self.gates), len(self.recipe.norms)

@@ -1,7 +1,7 @@
 """Write the gates into the weights, for a model that is trained: nothing is left of them, and the outputs stay."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,10 +13,12 @@ from rezero.surgery.gated import (
     GatedOutput,
     GatedWeight,
     ReadsGated,
+    ReadsGatedUnfused,
     SharedOutput,
     SharedWeight,
     restore_class,
 )
+from rezero.surgery.saved import note, recall
 
 __all__ = ["Folded", "fold_"]
 
@@ -101,9 +103,19 @@ def fold_(model: nn.Module) -> Folded:
             restore_class(leaves[name])
         folded += names
     for module in model.modules():
-        if isinstance(module, ReadsGated) and not any(isinstance(layer, Changed) for layer in module.rezero_weights):
-            restore_class(module)
+        _tell(module)
     return Folded(tuple(name for name in leaves if name in folded), tuple(left))
+
+
+def _tell(module: nn.Module) -> None:
+    """Take folded gates off the list of a module that reads gated weights, and of one that was converted."""
+    if isinstance(module, ReadsGated):
+        module.rezero_weights = tuple(layer for layer in module.rezero_weights if isinstance(layer, Changed))
+        if not module.rezero_weights and not isinstance(module, ReadsGatedUnfused):
+            restore_class(module)
+    if recipe := recall(module):
+        gates = tuple(gate for gate in recipe.gates if isinstance(module.get_submodule(gate.leaf), _Leaf))
+        note(module, replace(recipe, gates=gates))
 
 
 def _owner(leaf: Any) -> Any:

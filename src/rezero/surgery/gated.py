@@ -16,6 +16,7 @@ __all__ = [
     "GatedWeight",
     "Passed",
     "ReadsGated",
+    "ReadsGatedUnfused",
     "SharedOutput",
     "SharedWeight",
     "swap_class",
@@ -185,7 +186,7 @@ class ReadsGated(Changed):
                 layer.rezero_reading = False
 
 
-class ReadsGatedWithoutNorms(ReadsGated):
+class ReadsGatedUnfused(ReadsGated):
     """A Transformer layer without norms: its fused path would apply them, so it is never taken."""
 
     @property

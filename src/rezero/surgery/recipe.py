@@ -16,7 +16,7 @@ from rezero.surgery.gated import (
     GatedWeight,
     Passed,
     ReadsGated,
-    ReadsGatedWithoutNorms,
+    ReadsGatedUnfused,
     SharedOutput,
     SharedWeight,
     restore_class,
@@ -73,6 +73,10 @@ class Recipe:
     activations: tuple[str, ...] = ()
     version: int = 1
 
+    def __bool__(self) -> bool:
+        """Return whether anything is changed."""
+        return bool(self.gates or self.norms or self.activations)
+
     @property
     def parameters(self) -> tuple[str, ...]:
         """Names of the gates' parameters."""
@@ -123,13 +127,7 @@ def check_convertible(model: nn.Module) -> None:
     for name, module in model.named_modules():
         where = f"{name} ({type(module).__name__})" if name else type(module).__name__
         kinds = {kind.__name__ for kind in type(module).__mro__}
-        if kinds & {
-            "OptimizedModule",
-            "DistributedDataParallel",
-            "DataParallel",
-            "FullyShardedDataParallel",
-            "FSDPModule",
-        }:
+        if kinds & _WRAPPERS:
             raise UsageError(f"{where} is a wrapped model: convert first, then compile or distribute it")
         if getattr(module, "_compiled_call_impl", None) is not None:
             raise UsageError(f"{where} is compiled in place: convert first, then compile")
@@ -167,7 +165,8 @@ def apply_(model: nn.Module, recipe: Recipe, undo: Undo) -> None:
         recipe: The changes.
         undo: Gets what puts them back.
     """
-    readers: dict[str, list[nn.Module]] = {}
+    unfused = _unfused(model, recipe)
+    readers: dict[str, list[nn.Module]] = {name: [] for name in unfused}
     for gate in recipe.gates:
         leaf = model.get_submodule(gate.leaf)
         if gate.owner is None:
@@ -182,14 +181,19 @@ def apply_(model: nn.Module, recipe: Recipe, undo: Undo) -> None:
         if gate.moved is not None:
             vars(leaf)["rezero_moved"] = (model.get_submodule(gate.moved),)
     for name, layers in readers.items():
-        bare = any(norm.rpartition(".")[0] == name for norm in recipe.norms)
-        reading = ReadsGatedWithoutNorms if bare else ReadsGated
+        reading = ReadsGatedUnfused if name in unfused else ReadsGated
         _change(model.get_submodule(name), reading, undo, rezero_weights=tuple(layers))
     for name in (*recipe.norms, *recipe.activations):
         _change(model.get_submodule(name), Passed, undo)
     for parameter in (model.get_parameter(name) for name in recipe.frozen):
         undo.steps.append(partial(parameter.requires_grad_, parameter.requires_grad))
         parameter.requires_grad_(False)
+
+
+def _unfused(model: nn.Module, recipe: Recipe) -> list[str]:
+    """Name the Transformer layers whose fused path would use what a recipe takes out of them."""
+    parents = dict.fromkeys(name.rpartition(".")[0] for name in recipe.norms)
+    return [name for name in parents if isinstance(model.get_submodule(name), nn.TransformerEncoderLayer)]
 
 
 def _change(module: nn.Module, change: type[Changed], undo: Undo, **attributes: Any) -> None:

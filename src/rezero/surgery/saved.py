@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +13,59 @@ from torch import Tensor, nn
 from rezero.errors import UsageError
 from rezero.surgery.recipe import Recipe, Undo, apply_, check_convertible
 
-__all__ = ["from_pretrained", "load_converted_", "remember", "save_converted"]
+__all__ = ["from_pretrained", "load_converted_", "note", "recall", "remember", "save_converted"]
 
 _KEY = "rezero"  # in the config of a model of transformers
 _FILE = "rezero.json"
 
 
-def remember(model: Any, recipe: Recipe, undo: Undo) -> None:
-    """Note the recipe in the model's configuration, which transformers saves beside the weights.
+def remember(model: nn.Module, recipe: Recipe, undo: Undo) -> None:
+    """Note what is changed now.
 
     Args:
-        model: The converted model.
-        recipe: Its recipe.
-        undo: Gets what takes the note away.
+        model: The changed model.
+        recipe: All its changes.
+        undo: Gets what puts back what was noted before.
     """
+    undo.steps.append(partial(note, model, recall(model)))
+    note(model, recipe)
+
+
+def recall(model: nn.Module) -> Recipe:
+    """Return the changes of a model, none for one that is not converted."""
+    recipe: Recipe = vars(model).get("rezero_recipe", Recipe(()))
+    return recipe
+
+
+def note(model: nn.Module, recipe: Recipe) -> None:
+    """Keep a recipe with the model, and in its configuration, which transformers saves beside the weights.
+
+    Args:
+        model: The changed model.
+        recipe: All its changes; the note is taken away if there are none.
+    """
+    notes: list[tuple[dict[str, Any], str, Any]] = [(vars(model), "rezero_recipe", recipe)]
     config = getattr(model, "config", None)
     if callable(getattr(config, "to_json_string", None)):
-        setattr(config, _KEY, recipe.to_json())
-        undo.steps.append(lambda: vars(config).pop(_KEY, None))
+        notes.append((vars(config), _KEY, recipe.to_json()))
+    for place, key, value in notes:
+        if recipe:
+            place[key] = value
+        else:
+            place.pop(key, None)
 
 
-def save_converted(model: nn.Module, recipe: Recipe, path: str | Path) -> None:
+def save_converted(model: nn.Module, path: str | Path) -> None:
     """Write ``model.safetensors`` and ``rezero.json``.
 
     Args:
         model: The converted model.
-        recipe: Its recipe.
         path: A folder, made if it is not there.
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     save_model(model, str(folder / "model.safetensors"))
-    (folder / _FILE).write_text(json.dumps(recipe.to_json(), indent=1), encoding="utf-8")
+    (folder / _FILE).write_text(json.dumps(recall(model).to_json(), indent=1), encoding="utf-8")
 
 
 def load_converted_(model: nn.Module, path: str | Path) -> nn.Module:
