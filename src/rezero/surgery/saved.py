@@ -85,10 +85,7 @@ def load_converted_(model: nn.Module, path: str | Path) -> nn.Module:
     folder = Path(path)
     recipe = _read_recipe(folder)
     check_convertible(model)
-    names = {name for name, _ in model.named_modules()}
-    for gate in recipe.gates:
-        if gate.leaf not in names:
-            raise UsageError(f"{folder} was saved from another model: this one has no module {gate.leaf!r}")
+    _check_modules(model, recipe, folder)
     undo = Undo()
     try:
         apply_(model, recipe, undo)
@@ -103,34 +100,53 @@ def load_converted_(model: nn.Module, path: str | Path) -> nn.Module:
 def from_pretrained(path: str | Path, **kwargs: Any) -> Any:
     """Rebuild a converted model of transformers from the folder that ``save_pretrained`` wrote.
 
-    The ``from_pretrained`` of transformers itself would drop the gates as unexpected keys.
+    The ``from_pretrained`` of transformers itself would drop the gates as unexpected keys. Here it loads into a model
+    that is converted as soon as it is built, so that all it knows of other names, shards and devices holds.
 
     Args:
         path: The folder.
-        **kwargs: Passed on to the model's configuration.
+        **kwargs: Passed on to it.
 
     Returns:
         The model, in evaluation mode.
 
     Raises:
-        UsageError: If the folder holds no converted model of transformers.
+        UsageError: If the folder holds no converted model of transformers, or one of another shape.
     """
     folder = Path(path)
-    _read_recipe(folder)
+    recipe = _read_recipe(folder)
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(folder, **kwargs)
+    config = transformers.AutoConfig.from_pretrained(folder)
     architectures = getattr(config, "architectures", None) or []
-    kind = next((getattr(transformers, name, None) for name in architectures), None)
+    kind: Any = next((getattr(transformers, name, None) for name in architectures), None)
     if kind is None:
         raise UsageError(
             f"{folder} names no architecture of transformers: build the model yourself and call rezero.load_converted_"
         )
-    delattr(config, _KEY)
-    model: Any = load_converted_(kind._from_config(config), folder)
-    if (folder / "generation_config.json").exists():
-        model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
+
+    def build(self: Any, *args: Any, **kwargs: Any) -> None:
+        kind.__init__(self, *args, **kwargs)
+        _check_modules(self, recipe, folder)
+        apply_(self, recipe, Undo())
+        note(self, recipe)
+
+    converted: Any = type(kind.__name__, (kind,), {"__init__": build, "__module__": kind.__module__})
+    model, info = converted.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **kwargs)
+    model.__class__ = kind
+    for name in recipe.frozen:  # the loader makes parameters anew, and all of them learn
+        model.get_parameter(name).requires_grad_(False)
+    for problem, names in info.items():
+        if names:
+            raise UsageError(f"{folder} was saved from another model, or is incomplete: {problem}: {sorted(names)[0]}")
     return model.eval()
+
+
+def _check_modules(model: nn.Module, recipe: Recipe, folder: Path) -> None:
+    names = {name for name, _ in model.named_modules()}
+    for name in (*(gate.leaf for gate in recipe.gates), *recipe.norms, *recipe.activations):
+        if name not in names:
+            raise UsageError(f"{folder} was saved from another model: this one has no module {name!r}")
 
 
 def _read_recipe(folder: Path) -> Recipe:
