@@ -1,9 +1,9 @@
 """Put a gate on every residual branch of a model that somebody else wrote."""
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,21 +12,16 @@ from torch import nn
 
 from rezero.errors import UsageError
 from rezero.surgery.find import find_residuals
-from rezero.surgery.recipe import GateRecipe, Recipe, Undo, apply_, check_convertible
+from rezero.surgery.layer_scale import choose_scales, neutral
+from rezero.surgery.plan import plan
+from rezero.surgery.recipe import Recipe, Undo, apply_, check_convertible
 from rezero.surgery.saved import remember, save_converted
-from rezero.surgery.sites import Residuals, Site
+from rezero.surgery.sites import Residuals
 from rezero.surgery.verify import all_outputs
 from rezero.surgery.verify import verify as verify_
 from rezero.surgery.zero import wake_
 
 __all__ = ["Conversion", "convert_"]
-
-_CHANNELS_FIRST = (
-    nn.modules.conv._ConvNd,
-    nn.modules.batchnorm._BatchNorm,
-    nn.modules.instancenorm._InstanceNorm,
-    nn.GroupNorm,
-)
 
 
 @dataclass(frozen=True)
@@ -50,7 +45,7 @@ class Conversion:
 
     @property
     def gates(self) -> tuple[str, ...]:
-        """Names of the new parameters."""
+        """Names of the gates' parameters, which are new but for reused LayerScales."""
         return self.recipe.parameters
 
     def undo(self) -> None:
@@ -68,6 +63,10 @@ class Conversion:
     def __str__(self) -> str:
         gates, norms = len(self.gates), len(self.recipe.norms)
         lines = [f"{len(self.residuals.branches)} branches gated by {gates} gates, {norms} norms removed"]
+        if scaled := [branch.leaf for branch in self.residuals.branches if branch.scale]:
+            reused = sum(gate.reused for gate in self.recipe.gates)
+            fate = "are the gates now" if reused else "are kept under the gates"
+            lines.append(f"{len(scaled)} branches were scaled already, by parameters that {fate}: see 'scaled by'")
         if self.reset:
             lines.append(f"were zero, and start as usual now: {', '.join(self.reset)}")
         if self.silent:
@@ -86,6 +85,7 @@ def convert_(
     norms: Literal["keep", "remove"] = "keep",
     activation_after: Literal["keep", "move"] = "keep",
     zero_last: Literal["reset", "refuse"] = "reset",
+    layer_scale: Literal["keep", "reuse", "refuse"] = "keep",
     long_skips: bool = False,
     filter_fn: Callable[[nn.Module, str], bool] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
@@ -113,6 +113,12 @@ def convert_(
         zero_last: What is done where a branch outputs only zeros, because its last layer, gain or scale starts at zero:
             behind a gate at zero it would never learn. ``reset`` gives it its usual start, ``refuse`` is an error. With
             another ``init_value`` such branches stay as they are.
+        layer_scale: What becomes of a LayerScale that a branch ends with already, ``x + gamma * f(x)``. ``keep`` puts
+            the gate on top, ``x + alpha * gamma * f(x)``: the default, because it fits every model and leaves what a
+            trained one has learned. For training from the start, two small factors (``gamma = 1e-6`` behind
+            ``alpha = 0``) learn late: there ``reuse`` makes ``gamma`` itself the gate, one number a channel that starts
+            at ``init_value``, where the LayerScale is a module of its own. The model's own initialisation gives a
+            reused one its usual start again. ``refuse`` is an error.
         long_skips: Whether skips over other resolutions, as in a U-Net, are gated too.
         filter_fn: Is given a branch's module and its qualified name, and says whether the branch gets a gate.
         optimizer: Gets the gates as a group of their own, without decay.
@@ -140,18 +146,33 @@ def convert_(
     args = tuple(args) if isinstance(args, tuple | list) else (args,)
     kwargs = dict(kwargs or {})
     _check_options(
-        init_value, gate=gate, share=share, norms=norms, activation_after=activation_after, zero_last=zero_last
+        init_value,
+        gate=gate,
+        share=share,
+        norms=norms,
+        activation_after=activation_after,
+        zero_last=zero_last,
+        layer_scale=layer_scale,
     )
     check_convertible(model)
     found = find_residuals(model, args, kwargs, filter_fn=filter_fn, long_skips=long_skips)
     _check_found(found)
-    recipe = _plan(model, found, gate, share, init_value, norms, activation_after)
+    scales = choose_scales(model, found, layer_scale)
+    if scales and optimizer is not None:
+        raise UsageError(
+            f"layer_scale='reuse': the optimizer may hold {next(iter(scales))!r} already, and decay it: make it after "
+            "the conversion, from rezero.param_groups"
+        )
+    options = {"gate": gate, "share": share, "norms": norms, "activation_after": activation_after}
+    recipe = plan(model, found, scales, init_value=init_value, **options)
     real = not any(parameter.is_meta for parameter in model.parameters())
     undo = Undo()
     try:
         fresh = real and init_value == 0
-        reset, silent = wake_(model, args, kwargs, found, reset=zero_last == "reset", undo=undo) if fresh else ((), ())
-        before = all_outputs(model, args, kwargs) if verify and real else {}
+        with neutral(model, recipe):
+            wake = partial(wake_, model, args, kwargs, found, reset=zero_last == "reset", undo=undo)
+            reset, silent = wake() if fresh else ((), ())
+            before = all_outputs(model, args, kwargs) if verify and real else {}
         apply_(model, recipe, undo)
         if verify and real:
             alive = {branch.leaf for branch in found.branches} - set(silent) if fresh else set()
@@ -172,6 +193,7 @@ _OPTIONS = {
     "norms": ("keep", "remove"),
     "activation_after": ("keep", "move"),
     "zero_last": ("reset", "refuse"),
+    "layer_scale": ("keep", "reuse", "refuse"),
 }
 
 
@@ -195,95 +217,6 @@ def _check_found(found: Residuals) -> None:
         )
     if not len(found):
         raise UsageError(f"expected residual additions, found none\n{found}")
-
-
-def _plan(
-    model: nn.Module,
-    found: Residuals,
-    gate: str,
-    share: str,
-    init_value: float,
-    norms: str,
-    activation_after: str,
-) -> Recipe:
-    recipes: list[GateRecipe] = []
-    owners: dict[str, GateRecipe] = {}
-    moved: list[str] = []
-    for site in found:
-        activation = _movable(found, site) if activation_after == "move" else None
-        if activation is not None:
-            moved.append(activation)
-        for branch in site.branches:
-            leaf, reader = _place(model, branch.leaf)
-            module = model.get_submodule(leaf)
-            shape = _channels(module, leaf, branch.shape, reader) if gate == "channel" else (1,)
-            name = "rezero_alpha" if hasattr(module, "alpha") else "alpha"
-            tanh = "tanh" if gate == "tanh" else None
-            key = _layer(model, site.name) if share == "layer" else leaf
-            owner = owners.get(key)
-            owned_by = None if owner is None else owner.leaf
-            each = GateRecipe(leaf, shape, init_value, tanh, name, 1, owned_by, reader, activation)
-            if owner is not None and max(owner.shape) != max(shape):
-                raise UsageError(f"{owner.leaf!r} and {leaf!r} can't share a gate: they have other numbers of channels")
-            owners.setdefault(key, each)
-            recipes.append(each)
-    served = Counter(each.owner or each.leaf for each in recipes)
-    recipes = [replace(each, branches=served[each.leaf]) if each.owner is None else each for each in recipes]
-    removed = tuple(sorted(found.removable)) if norms == "remove" else ()
-    theirs = (f"{norm}.{name}" for norm in removed for name, _ in model.get_submodule(norm).named_parameters())
-    frozen = tuple(name for name in theirs if name in found.readers and found.readers[name] <= set(removed))
-    return Recipe(tuple(recipes), removed, frozen, tuple(moved))
-
-
-def _place(model: nn.Module, leaf: str) -> tuple[str, str | None]:
-    """Return the module that a gate goes to, and the module that reads its weights without calling it."""
-    parent, _, child = leaf.rpartition(".")
-    reader = model.get_submodule(parent)
-    if isinstance(reader, nn.TransformerEncoderLayer) and child in ("self_attn", "linear2"):
-        return (f"{leaf}.out_proj" if child == "self_attn" else leaf), parent
-    return leaf, None
-
-
-def _channels(module: nn.Module, name: str, shape: tuple[int, ...], reader: str | None) -> tuple[int, ...]:
-    """Return the shape of a gate with one number a channel beside a branch."""
-    if reader is not None:
-        return (shape[-1],)
-    images = isinstance(module, _CHANNELS_FIRST) or type(module).__name__.endswith("2d")
-    if images and len(shape) > 2:
-        return (shape[1], *[1] * (len(shape) - 2))
-    if len(shape) > 3 and not isinstance(module, nn.Linear | nn.LayerNorm | nn.RMSNorm):
-        raise UsageError(f"gate='channel': which axis of {name!r} holds the channels is unknown; use gate='scalar'")
-    return (shape[-1],)
-
-
-def _layer(model: nn.Module, name: str) -> str:
-    """Return the layer of a stack of equal layers that a module belongs to, or the module itself."""
-    parts = name.split(".")
-    for end in range(len(parts), 0, -1):
-        stack = model.get_submodule(".".join(parts[: end - 1]))
-        if isinstance(stack, nn.ModuleList | nn.Sequential) and len({type(layer) for layer in stack}) == 1:
-            return ".".join(parts[:end])
-    return name
-
-
-def _movable(found: Residuals, site: Site) -> str | None:
-    activation = site.activation_after
-    if activation is None:
-        return None
-    where = site.name or "the model"
-    if activation.startswith("("):
-        raise UsageError(
-            f"activation_after='move': {where} calls the function {activation[1:-1]}, which can't be moved: make it a "
-            "module, or keep it"
-        )
-    if found.calls[activation] > 1:
-        raise UsageError(
-            f"activation_after='move': {activation!r} is used {found.calls[activation]} times, so its use after the "
-            f"addition in {where} can't be told from the others: give each use a module of its own, or keep it"
-        )
-    if len(site.branches) > 1:
-        raise UsageError(f"activation_after='move': {where} adds several branches: keep it")
-    return activation
 
 
 def _add_to(optimizer: torch.optim.Optimizer, model: nn.Module, recipe: Recipe, undo: Undo) -> None:

@@ -342,10 +342,10 @@ class _Finder:
         calls = [op.call for op in ops if op.call is not found.add.call]
         used = [call.name for call in calls if next(call.module.parameters(recurse=False), None) is not None]
         scales = [
-            value.parameter
+            weight.parameter
             for _, reader in linear.path(term.value, term.reader, found.skip, scales=True)
-            for value in reader.inputs
-            if value.parameter and reader is not term.reader
+            for weight in _weights(reader)
+            if weight.parameter and reader is not term.reader and not linear.is_norm(reader.call.module)
         ]
         shape = leaf.output.shape if leaf.output is not None else ()
         return Branch(leaf.name, tuple(dict.fromkeys(used)), shape, tuple(dict.fromkeys(scales)))

@@ -14,6 +14,7 @@ from rezero.surgery.gated import (
     GatedWeight,
     ReadsGated,
     ReadsGatedUnfused,
+    ReusedScale,
     SharedOutput,
     SharedWeight,
     restore_class,
@@ -22,7 +23,7 @@ from rezero.surgery.saved import note, recall
 
 __all__ = ["Folded", "fold_"]
 
-_Leaf = GatedOutput | GatedWeight | SharedOutput | SharedWeight
+_Leaf = GatedOutput | GatedWeight | ReusedScale | SharedOutput | SharedWeight
 
 # Where a layer of each kind has its output features: the axis of the weight. Biases have one axis.
 _AXES: tuple[tuple[tuple[type[nn.Module], ...], int], ...] = (
@@ -132,6 +133,8 @@ def _uses(model: nn.Module) -> dict[int, list[str]]:
 
 def _scaled(leaf: Any, uses: dict[int, list[str]]) -> list[tuple[Tensor, Tensor]] | str:
     """Return a layer's parameters with their folded numbers, or why it can't be folded."""
+    if isinstance(leaf, ReusedScale):
+        return []  # its gate is its weight
     if getattr(leaf, "rezero_moved", ()):
         return "an activation was moved into its branch"
     attention = leaf.original_class is nn.MultiheadAttention

@@ -17,6 +17,7 @@ __all__ = [
     "Passed",
     "ReadsGated",
     "ReadsGatedUnfused",
+    "ReusedScale",
     "SharedOutput",
     "SharedWeight",
     "swap_class",
@@ -149,6 +150,24 @@ class GatedOutput(_ScalesOutput, _Owner):
 
 class SharedOutput(_ScalesOutput, _Sharer):
     """A module whose output is multiplied by another's gate."""
+
+
+class ReusedScale(_Owner):
+    """A LayerScale whose own parameter is the gate."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the module; a gate that is more precise than the branch does not change its dtype.
+
+        Args:
+            *args: The branch.
+            **kwargs: Or the branch by its name.
+
+        Returns:
+            The branch, multiplied by the parameter.
+        """
+        (f,) = (*args, *kwargs.values())
+        output: Tensor = super().forward(*args, **kwargs)
+        return output.to(f.dtype)
 
 
 class GatedWeight(_ScalesWeight, _Owner):

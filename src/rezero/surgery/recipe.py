@@ -17,6 +17,7 @@ from rezero.surgery.gated import (
     Passed,
     ReadsGated,
     ReadsGatedUnfused,
+    ReusedScale,
     SharedOutput,
     SharedWeight,
     restore_class,
@@ -42,6 +43,7 @@ class GateRecipe:
         owner: The module whose gate it shares; None if it has its own.
         reader: The module that reads the leaf's weights without calling it; None if there is none.
         moved: The activation module that is applied to the branch instead of to the sum; None for none.
+        reused: Whether the module is a LayerScale, whose own parameter becomes the gate.
     """
 
     leaf: str
@@ -53,6 +55,7 @@ class GateRecipe:
     owner: str | None = None
     reader: str | None = None
     moved: str | None = None
+    reused: bool = False
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,10 @@ def apply_(model: nn.Module, recipe: Recipe, undo: Undo) -> None:
     readers: dict[str, list[nn.Module]] = {name: [] for name in unfused}
     for gate in recipe.gates:
         leaf = model.get_submodule(gate.leaf)
-        if gate.owner is None:
+        if gate.reused:
+            _change(leaf, ReusedScale, undo, rezero_gate=gate)
+            _reset(leaf, gate, undo)
+        elif gate.owner is None:
             _change(leaf, GatedOutput if gate.reader is None else GatedWeight, undo, rezero_gate=gate)
             _give_gate(model, leaf, gate, undo)
         else:
@@ -212,3 +218,15 @@ def _give_gate(model: nn.Module, leaf: nn.Module, gate: GateRecipe, undo: Undo) 
     alpha = torch.full((max(gate.shape),), gate.init_value, dtype=gate_dtype(dtype), device=device)
     leaf.register_parameter(gate.parameter, nn.Parameter(alpha))
     undo.steps.append(partial(leaf._parameters.pop, gate.parameter, None))
+
+
+def _reset(leaf: nn.Module, gate: GateRecipe, undo: Undo) -> None:
+    parameter = leaf.get_parameter(gate.parameter)
+    before = parameter.data
+
+    def put_back() -> None:
+        if isinstance(leaf, Changed):  # not folded since
+            parameter.data = before.to(parameter.device)
+
+    undo.steps.append(put_back)
+    parameter.data = torch.full_like(parameter, gate.init_value, dtype=gate_dtype(parameter.dtype))
