@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -14,11 +14,12 @@ from rezero.errors import UsageError
 from rezero.surgery.find import find_residuals
 from rezero.surgery.layer_scale import choose_scales, neutral
 from rezero.surgery.plan import plan
-from rezero.surgery.recipe import Recipe, Undo, apply_, check_convertible
+from rezero.surgery.recipe import Recipe, Undo, apply_, check_convertible, drop_
 from rezero.surgery.saved import remember, save_converted
 from rezero.surgery.sites import Residuals
 from rezero.surgery.verify import all_outputs
 from rezero.surgery.verify import verify as verify_
+from rezero.surgery.watch import parts_of, read_elsewhere
 from rezero.surgery.zero import wake_
 
 __all__ = ["Conversion", "convert_"]
@@ -34,6 +35,7 @@ class Conversion:
         recipe: The changes, as data.
         reset: Parameters that ended a branch with zeros and were set to their usual start.
         silent: Modules whose branch is zero on the example although no parameter of it is.
+        kept: Removed norms that have their parameters although these were to be dropped: other code reads them.
     """
 
     model: nn.Module
@@ -41,6 +43,7 @@ class Conversion:
     recipe: Recipe
     reset: tuple[str, ...]
     silent: tuple[str, ...]
+    kept: tuple[str, ...]
     _undo: Undo
 
     @property
@@ -63,6 +66,10 @@ class Conversion:
     def __str__(self) -> str:
         gates, norms = len(self.gates), len(self.recipe.norms)
         lines = [f"{len(self.residuals.branches)} branches gated by {gates} gates, {norms} norms removed"]
+        if self.recipe.dropped:
+            lines.append(f"{norms - len(self.kept)} of these lost their parameters")
+        if self.kept:
+            lines.append(f"kept, because other code reads their parameters: {', '.join(self.kept)}")
         if scaled := [branch.leaf for branch in self.residuals.branches if branch.scale]:
             reused = sum(gate.reused for gate in self.recipe.gates)
             fate = "are the gates now" if reused else "are kept under the gates"
@@ -83,6 +90,7 @@ def convert_(
     share: Literal["sublayer", "layer"] = "sublayer",
     init_value: float = 0.0,
     norms: Literal["keep", "remove"] = "keep",
+    drop: bool = False,
     activation_after: Literal["keep", "move"] = "keep",
     zero_last: Literal["reset", "refuse"] = "reset",
     layer_scale: Literal["keep", "reuse", "refuse"] = "keep",
@@ -108,6 +116,8 @@ def convert_(
         init_value: Start of the gates (dimensionless).
         norms: Whether the norms before and after gated branches stay. Removed ones return their input; their parameters
             stay in the state dict, frozen.
+        drop: Whether the parameters of removed norms go, from the state dict too. A norm of which other code reads a
+            parameter keeps them, and is named in ``kept``.
         activation_after: Whether an activation after the addition stays, or moves into the branch as in the paper's
             ResNet: after the addition it is not the identity for negative ``x``.
         zero_last: What is done where a branch outputs only zeros, because its last layer, gain or scale starts at zero:
@@ -129,7 +139,7 @@ def convert_(
 
     Raises:
         TypeError: If ``model`` is not a module.
-        ValueError: If an option is unknown.
+        ValueError: If an option is unknown, or ``drop`` is asked for where norms are kept.
         UsageError: If the model can't be converted, whole and surely: why, and where. It is left as it was.
 
     References:
@@ -147,6 +157,7 @@ def convert_(
     kwargs = dict(kwargs or {})
     _check_options(
         init_value,
+        drop,
         gate=gate,
         share=share,
         norms=norms,
@@ -166,6 +177,7 @@ def convert_(
     options = {"gate": gate, "share": share, "norms": norms, "activation_after": activation_after}
     recipe = plan(model, found, scales, init_value=init_value, **options)
     real = not any(parameter.is_meta for parameter in model.parameters())
+    kept: tuple[str, ...] = ()
     undo = Undo()
     try:
         fresh = real and init_value == 0
@@ -174,6 +186,8 @@ def convert_(
             reset, silent = wake() if fresh else ((), ())
             before = all_outputs(model, args, kwargs) if verify and real else {}
         apply_(model, recipe, undo)
+        if drop:
+            recipe, kept = _drop(model, recipe, args, kwargs, undo)
         if verify and real:
             alive = {branch.leaf for branch in found.branches} - set(silent) if fresh else set()
             unchanged = norms == "keep" and activation_after == "keep"
@@ -184,7 +198,7 @@ def convert_(
     except BaseException:
         undo()
         raise
-    return Conversion(model, found, recipe, reset, silent, undo)
+    return Conversion(model, found, recipe, reset, silent, kept, undo)
 
 
 _OPTIONS = {
@@ -197,10 +211,12 @@ _OPTIONS = {
 }
 
 
-def _check_options(init_value: float, **options: str) -> None:
+def _check_options(init_value: float, drop: bool, **options: str) -> None:
     for name, value in options.items():
         if value not in _OPTIONS[name]:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, _OPTIONS[name]))}: got {value!r}")
+    if drop and options["norms"] == "keep":
+        raise ValueError("drop=True is for norms that are removed: it needs norms='remove', got norms='keep'")
     if not math.isfinite(init_value):
         raise ValueError(f"init_value must be a finite number: got {init_value}")
     if abs(init_value) > torch.finfo(torch.float32).max:
@@ -217,6 +233,19 @@ def _check_found(found: Residuals) -> None:
         )
     if not len(found):
         raise UsageError(f"expected residual additions, found none\n{found}")
+
+
+def _drop(
+    model: nn.Module, recipe: Recipe, args: tuple[Any, ...], kwargs: dict[str, Any], undo: Undo
+) -> tuple[Recipe, tuple[str, ...]]:
+    """Drop the parameters of removed norms; return the recipe with that, and the norms that keep them."""
+    parts = {norm: parts_of(model, norm) for norm in recipe.norms}
+    read = read_elsewhere(model, sum(parts.values(), ()), args, kwargs)
+    kept = tuple(norm for norm in recipe.norms if read.intersection(parts[norm]))
+    dropped = tuple(part for norm in recipe.norms if norm not in kept for part in parts[norm])
+    drop_(model, dropped, undo)
+    frozen = tuple(name for name in recipe.frozen if name.rpartition(".")[0] not in dropped)
+    return replace(recipe, dropped=dropped, frozen=frozen), kept
 
 
 def _add_to(optimizer: torch.optim.Optimizer, model: nn.Module, recipe: Recipe, undo: Undo) -> None:

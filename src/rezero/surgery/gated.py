@@ -215,7 +215,16 @@ class ReadsGatedUnfused(ReadsGated):
 
 
 class Passed(Changed):
-    """A module that returns its input. Its parameters stay, frozen, for the state dict and for those who read them."""
+    """A module that returns its input.
+
+    Its parameters stay, frozen, for the state dict and for those who read them, or are dropped.
+    """
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew, as the module's own class does, where they have stayed."""
+        own = getattr(super(), "reset_parameters", None)
+        if own is not None and any(parameter is not None for parameter in self._parameters.values()):
+            own()
 
     def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
         """Return the input.

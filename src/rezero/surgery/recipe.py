@@ -1,6 +1,6 @@
 """What a conversion changes, as plain data: applied to a model, stored beside its weights, applied again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ from rezero.surgery.gated import (
     swap_class,
 )
 
-__all__ = ["GateRecipe", "Recipe", "Undo", "apply_", "check_convertible"]
+__all__ = ["GateRecipe", "Recipe", "Undo", "apply_", "check_convertible", "drop_"]
 
 _WRAPPERS = {"OptimizedModule", "DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "FSDPModule"}
 
@@ -67,6 +67,7 @@ class Recipe:
         norms: Norms that return their input.
         frozen: Their parameters that nothing else reads.
         activations: Activation modules that return their input.
+        dropped: Modules without their parameters and buffers.
         version: Of this form.
     """
 
@@ -74,6 +75,7 @@ class Recipe:
     norms: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
     activations: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
     version: int = 1
 
     def __bool__(self) -> bool:
@@ -107,8 +109,8 @@ class Recipe:
             if data["version"] > cls.version:
                 raise UsageError(f"{source} was written by a newer version of rezero: update it")
             gates = tuple(GateRecipe(**{**each, "shape": tuple(each["shape"])}) for each in data["gates"])
-            norms, frozen, activations = (tuple(data[each]) for each in ("norms", "frozen", "activations"))
-            return cls(gates, norms, frozen, activations, data["version"])
+            lists = {name: tuple(data[name]) for name in ("norms", "frozen", "activations", "dropped")}
+            return cls(gates, **lists, version=data["version"])
         except (KeyError, TypeError) as error:
             raise UsageError(f"{source} holds no recipe of a conversion, or is damaged: {error!r}") from error
 
@@ -189,17 +191,45 @@ def apply_(model: nn.Module, recipe: Recipe, undo: Undo) -> None:
     for name, layers in readers.items():
         reading = ReadsGatedUnfused if name in unfused else ReadsGated
         _change(model.get_submodule(name), reading, undo, rezero_weights=tuple(layers))
+    _unpack(model, undo)
     for name in (*recipe.norms, *recipe.activations):
         _change(model.get_submodule(name), Passed, undo)
     for parameter in (model.get_parameter(name) for name in recipe.frozen):
         undo.steps.append(partial(parameter.requires_grad_, parameter.requires_grad))
         parameter.requires_grad_(False)
+    drop_(model, recipe.dropped, undo)
+
+
+def drop_(model: nn.Module, names: Sequence[str], undo: Undo) -> None:
+    """Take the parameters and buffers of modules away, as those without such have them: as None.
+
+    Args:
+        model: The model.
+        names: The modules, without those inside them.
+        undo: Gets what puts the very same tensors back.
+    """
+    for module in map(model.get_submodule, names):
+        for store in (module._parameters, module._buffers):
+            undo.steps.append(partial(store.update, dict(store)))
+            store.update(dict.fromkeys(store))
 
 
 def _unfused(model: nn.Module, recipe: Recipe) -> list[str]:
     """Name the Transformer layers whose fused path would use what a recipe takes out of them."""
     parents = dict.fromkeys(name.rpartition(".")[0] for name in recipe.norms)
     return [name for name in parents if isinstance(model.get_submodule(name), nn.TransformerEncoderLayer)]
+
+
+def _unpack(model: nn.Module, undo: Undo) -> None:
+    """Keep encoders from packing a padded batch for a fused path that a layer no longer takes."""
+    module: Any
+    for module in model.modules():
+        unfused = isinstance(module, nn.TransformerEncoder) and any(
+            isinstance(layer, ReadsGatedUnfused) for layer in module.layers
+        )
+        if unfused and hasattr(module, "use_nested_tensor"):
+            undo.steps.append(partial(setattr, module, "use_nested_tensor", module.use_nested_tensor))
+            module.use_nested_tensor = False
 
 
 def _change(module: nn.Module, change: type[Changed], undo: Undo, **attributes: Any) -> None:
