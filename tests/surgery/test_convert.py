@@ -626,7 +626,7 @@ class Forced(Exception):  # noqa: N818 - what it is
 STAGES = {
     "class swap": (gated, "swap_class", recipe),
     "gate": (recipe, "_give_gate", recipe),
-    "plan": (convert, "_plan", convert),
+    "plan": (convert, "plan", convert),
     "zero weights": (convert, "wake_", convert),
     "original": (convert, "observe", convert),
     "changes": (convert, "apply_", convert),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from rezero import ReZero
 from rezero.errors import UsageError
 from rezero.surgery.find import find_residuals
 from rezero.surgery.sites import Residuals
@@ -440,6 +441,13 @@ def test_sum_that_nobody_reads_is_left_out() -> None:
     found = find_residuals(models.Ignored(), X)
     assert facts(found) == [fact("", "body")]
     assert left_out(found) == [("", "the sum does not reach the outputs", False)]
+
+
+def test_block_that_has_a_gate_gets_no_second_one() -> None:
+    """A block of this library among others is left alone: its alpha is its own."""
+    found = find_residuals(nn.Sequential(Residual(linear()), ReZero(linear())), X)
+    assert facts(found) == [fact("0", "0.branch.0")]
+    assert left_out(found) == [("1", "gated already", False)]
 
 
 def test_quantizer_is_no_branch() -> None:

@@ -122,6 +122,22 @@ def test_attention_and_its_fused_path_fold(options: dict[str, Any]) -> None:
     assert [type(module) for module in layers.modules()] == classes
 
 
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_norms_that_were_removed_stay_away_on_the_fused_path(norm_first: bool) -> None:
+    """After folding a layer without norms, evaluation gives what it gave with gates, with gradients and without."""
+    layer = nn.TransformerEncoderLayer(D, 2, 16, batch_first=True, norm_first=norm_first)
+    layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    for parameter in layers.parameters():
+        nn.init.normal_(parameter, 0.0, 0.3)  # norms that do something
+    x = torch.randn(B, 5, D)
+    opened(layers, x, norms="remove")
+    expected = layers(x)
+    assert len(rezero.fold_(layers).folded) == 4
+    torch.testing.assert_close(layers(x), expected, rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        torch.testing.assert_close(layers(x), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_attention_alone_folds_into_its_output_projection() -> None:
     """The gate on nn.MultiheadAttention goes into out_proj."""
 

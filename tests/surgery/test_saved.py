@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
     CLIPVisionConfig,
+    Dinov2Config,
+    Dinov2Model,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -220,6 +222,81 @@ def test_it_generates_the_same_tokens_with_a_cache(tmp_path: Path) -> None:
     expected = model.generate(TOKENS, **options)
     assert torch.equal(again.generate(TOKENS, **options), expected)
     assert torch.equal(again.generate(TOKENS, use_cache=False, **options), expected)
+
+
+@pytest.mark.parametrize("norms", ["keep", "remove"])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_folded_model_of_transformers_comes_back(name: str, norms: Any, tmp_path: Path) -> None:
+    """Folded, a model is plain transformers again where its norms are kept, and rebuilt where they were removed."""
+    model = MODELS[name]()
+    converted(model, TOKENS, norms=norms)
+    assert rezero.fold_(model).left == ()
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval() if norms == "keep" else rezero.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(again(TOKENS).logits, model(TOKENS).logits)
+    assert hasattr(again.config, "rezero") == (norms == "remove")
+
+
+@pytest.mark.parametrize("norms", ["keep", "remove"])
+def test_a_folded_model_is_saved_as_it_is_now(norms: Any, tmp_path: Path) -> None:
+    """Conversion.save after fold_ writes the weights without gates, and what else was changed."""
+    model, x = stack(), torch.randn(2, 3, 8)
+    conversion = converted(model, x, norms=norms)
+    rezero.fold_(model)
+    conversion.save(tmp_path)
+    again = rezero.load_converted_(stack(), tmp_path).eval()
+    assert torch.equal(again(x), model(x))
+    assert [type(module) for module in again.modules()] == [type(module) for module in model.modules()]
+
+
+def test_a_model_whose_checkpoint_has_other_names_comes_back(tmp_path: Path) -> None:
+    """transformers writes DINOv2's attention under the names of older versions; it is rebuilt all the same."""
+    sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model, x = Dinov2Model(Dinov2Config(image_size=32, patch_size=16, **sizes)), torch.randn(2, 3, 32, 32)
+    converted(model, x)
+    model.save_pretrained(tmp_path)
+    assert set(load_file(tmp_path / "model.safetensors")) != set(model.state_dict())
+    again = rezero.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(again(x).last_hidden_state, model(x).last_hidden_state)
+
+
+def test_a_model_of_half_precision_comes_back_with_precise_gates(tmp_path: Path) -> None:
+    """dtype reaches transformers, and the gates stay float32."""
+    model = MODELS["llama"]()
+    converted(model, TOKENS)
+    model.save_pretrained(tmp_path)
+    again = rezero.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert again.lm_head.weight.dtype == torch.bfloat16
+    for gate, known in zip(rezero.gates(again).values(), rezero.gates(model).values(), strict=True):
+        assert torch.equal(gate.gate_parameter, known.gate_parameter)
+
+
+def test_removed_norms_come_back_frozen(tmp_path: Path) -> None:
+    """What does not learn in the saved model does not learn in the rebuilt one."""
+    model = MODELS["llama"]()
+    converted(model, TOKENS, norms="remove")
+    model.save_pretrained(tmp_path)
+    learns = {name for name, p in rezero.from_pretrained(tmp_path).named_parameters() if p.requires_grad}
+    assert learns == {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("model.layers.1.self_attn.o_proj.alpha", r"incomplete: it has no .model\.layers\.1\.self_attn\.o_proj\.alpha"),
+        ("model.layers.0.mlp.up_proj.weight", r"incomplete: it has no .model\.layers\.0\.mlp\.up_proj\.weight"),
+    ],
+)
+def test_an_incomplete_model_of_transformers_is_refused(name: str, message: str, tmp_path: Path) -> None:
+    """A gate or a weight that the file lacks is named."""
+    converted(MODELS["llama"](), TOKENS).model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors.pop(name)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UsageError, match=message):
+        rezero.from_pretrained(tmp_path)
 
 
 def test_undo_takes_the_recipe_out_of_the_configuration() -> None:

@@ -1,9 +1,9 @@
 """Put a gate on every residual branch of a model that somebody else wrote."""
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,21 +12,17 @@ from torch import nn
 
 from rezero.errors import UsageError
 from rezero.surgery.find import find_residuals
-from rezero.surgery.recipe import GateRecipe, Recipe, Undo, apply_, check_convertible, check_forwards, check_unwrapped
+from rezero.surgery.layer_scale import choose_scales, neutral
+from rezero.surgery.plan import plan
+from rezero.surgery.recipe import Recipe, Undo, apply_, check_convertible, check_forwards, check_unwrapped, drop_
 from rezero.surgery.saved import remember, save_converted
-from rezero.surgery.sites import Residuals, Site
+from rezero.surgery.sites import Residuals
 from rezero.surgery.verify import observe
 from rezero.surgery.verify import verify as verify_
+from rezero.surgery.watch import parts_of, read_elsewhere
 from rezero.surgery.zero import wake_
 
 __all__ = ["Conversion", "convert_"]
-
-_CHANNELS_FIRST = (
-    nn.modules.conv._ConvNd,
-    nn.modules.batchnorm._BatchNorm,
-    nn.modules.instancenorm._InstanceNorm,
-    nn.GroupNorm,
-)
 
 
 @dataclass(frozen=True)
@@ -39,6 +35,7 @@ class Conversion:
         recipe: The changes, as data.
         reset: Parameters that ended a branch with zeros and were set to their usual start.
         silent: Modules whose branch is zero on the example although no parameter of it is.
+        kept: Removed norms that have their parameters although these were to be dropped: other code reads them.
     """
 
     model: nn.Module
@@ -46,11 +43,12 @@ class Conversion:
     recipe: Recipe
     reset: tuple[str, ...]
     silent: tuple[str, ...]
+    kept: tuple[str, ...]
     _undo: Undo
 
     @property
     def gates(self) -> tuple[str, ...]:
-        """Names of the new parameters."""
+        """Names of the gates' parameters, which are new but for reused LayerScales."""
         return self.recipe.parameters
 
     def undo(self) -> None:
@@ -64,16 +62,24 @@ class Conversion:
         self._undo()
 
     def save(self, path: str | Path) -> None:
-        """Write the weights and the recipe, for `rezero.load_converted_`.
+        """Write the weights and the recipe, as they are now, for `rezero.load_converted_`.
 
         Args:
             path: A folder, made if it is not there.
         """
-        save_converted(self.model, self.recipe, path)
+        save_converted(self.model, path)
 
     def __str__(self) -> str:
         gates, norms = len(self.gates), len(self.recipe.norms)
         lines = [f"{len(self.residuals.branches)} branches gated by {gates} gates, {norms} norms removed"]
+        if self.recipe.dropped:
+            lines.append(f"{norms - len(self.kept)} of these lost their parameters")
+        if self.kept:
+            lines.append(f"kept, because other code reads their parameters: {', '.join(self.kept)}")
+        if scaled := [branch.leaf for branch in self.residuals.branches if branch.scale]:
+            reused = sum(gate.reused for gate in self.recipe.gates)
+            fate = "are the gates now" if reused else "are kept under the gates"
+            lines.append(f"{len(scaled)} branches were scaled already, by parameters that {fate}: see 'scaled by'")
         if self.reset:
             lines.append(f"were zero, and start as usual now: {', '.join(self.reset)}")
         if self.silent:
@@ -90,8 +96,10 @@ def convert_(
     share: Literal["sublayer", "layer"] = "sublayer",
     init_value: float = 0.0,
     norms: Literal["keep", "remove"] = "keep",
+    drop: bool = False,
     activation_after: Literal["keep", "move"] = "keep",
     zero_last: Literal["reset", "refuse"] = "reset",
+    layer_scale: Literal["keep", "reuse", "refuse"] = "keep",
     long_skips: bool = False,
     repeated: Literal["refuse", "tie"] = "refuse",
     filter_fn: Callable[[nn.Module, str], bool] | None = None,
@@ -115,11 +123,19 @@ def convert_(
         init_value: Start of the gates (dimensionless).
         norms: Whether the norms before and after gated branches stay. Removed ones return their input; their parameters
             stay in the state dict, frozen.
+        drop: Whether the parameters of removed norms go, from the state dict too. A norm of which other code reads a
+            parameter keeps them, and is named in ``kept``.
         activation_after: Whether an activation after the addition stays, or moves into the branch as in the paper's
             ResNet: after the addition it is not the identity for negative ``x``.
         zero_last: What is done where a branch outputs only zeros, because its last layer, gain or scale starts at zero:
             behind a gate at zero it would never learn. ``reset`` gives it its usual start, ``refuse`` is an error. With
             another ``init_value`` such branches stay as they are.
+        layer_scale: What becomes of a LayerScale that a branch ends with already, ``x + gamma * f(x)``. ``keep`` puts
+            the gate on top, ``x + alpha * gamma * f(x)``: the default, because it fits every model and leaves what a
+            trained one has learned. For training from the start, two small factors (``gamma = 1e-6`` behind
+            ``alpha = 0``) learn late: there ``reuse`` makes ``gamma`` itself the gate, one number a channel that starts
+            at ``init_value``, where the LayerScale is a module of its own. The model's own initialisation gives a
+            reused one its usual start again. ``refuse`` is an error.
         long_skips: Whether skips over other resolutions, as in a U-Net, are gated too.
         repeated: What is done with a module that is used several times, each time as a branch, such as the one layer of
             ALBERT: ``refuse`` is an error, ``tie`` gives it one gate for all its uses, as its parameters are tied.
@@ -132,7 +148,7 @@ def convert_(
 
     Raises:
         TypeError: If ``model`` is not a module.
-        ValueError: If an option is unknown.
+        ValueError: If an option is unknown, or ``drop`` is asked for where norms are kept.
         UsageError: If the model can't be converted, whole and surely: why, and where. It is left as it was.
 
     References:
@@ -150,24 +166,38 @@ def convert_(
     kwargs = dict(kwargs or {})
     _check_options(
         init_value,
+        drop,
         gate=gate,
         share=share,
         norms=norms,
         activation_after=activation_after,
         zero_last=zero_last,
+        layer_scale=layer_scale,
         repeated=repeated,
     )
     check_convertible(model)
     found = find_residuals(model, args, kwargs, filter_fn=filter_fn, long_skips=long_skips, repeated=repeated)
     _check_found(found)
-    recipe = _plan(model, found, gate, share, init_value, norms, activation_after)
+    scales = choose_scales(model, found, layer_scale)
+    if scales and optimizer is not None:
+        raise UsageError(
+            f"layer_scale='reuse': the optimizer may hold {next(iter(scales))!r} already, and decay it: make it after "
+            "the conversion, from rezero.param_groups"
+        )
+    options = {"gate": gate, "share": share, "norms": norms, "activation_after": activation_after}
+    recipe = plan(model, found, scales, init_value=init_value, **options)
     real = not any(parameter.is_meta for parameter in model.parameters())
+    kept: tuple[str, ...] = ()
     undo = Undo()
     try:
         fresh = real and init_value == 0
-        reset, silent = wake_(model, args, kwargs, found, reset=zero_last == "reset", undo=undo) if fresh else ((), ())
-        before = observe(model, args, kwargs) if verify and real else None
+        with neutral(model, recipe):
+            wake = partial(wake_, model, args, kwargs, found, reset=zero_last == "reset", undo=undo)
+            reset, silent = wake() if fresh else ((), ())
+            before = observe(model, args, kwargs) if verify and real else None
         apply_(model, recipe, undo)
+        if drop:
+            recipe, kept = _drop(model, recipe, args, kwargs, undo)
         if before is not None:
             unchanged = norms == "keep" and activation_after == "keep"
             verify_(model, args, kwargs, found, before, unchanged=unchanged)
@@ -177,7 +207,7 @@ def convert_(
     except BaseException:
         undo()
         raise
-    return Conversion(model, found, recipe, reset, silent, undo)
+    return Conversion(model, found, recipe, reset, silent, kept, undo)
 
 
 _OPTIONS = {
@@ -186,14 +216,17 @@ _OPTIONS = {
     "norms": ("keep", "remove"),
     "activation_after": ("keep", "move"),
     "zero_last": ("reset", "refuse"),
+    "layer_scale": ("keep", "reuse", "refuse"),
     "repeated": ("refuse", "tie"),
 }
 
 
-def _check_options(init_value: float, **options: str) -> None:
+def _check_options(init_value: float, drop: bool, **options: str) -> None:
     for name, value in options.items():
         if value not in _OPTIONS[name]:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, _OPTIONS[name]))}: got {value!r}")
+    if drop and options["norms"] == "keep":
+        raise ValueError("drop=True is for norms that are removed: it needs norms='remove', got norms='keep'")
     if not math.isfinite(init_value):
         raise ValueError(f"init_value must be a finite number: got {init_value}")
     if abs(init_value) > torch.finfo(torch.float32).max:
@@ -212,112 +245,17 @@ def _check_found(found: Residuals) -> None:
         raise UsageError(f"expected residual additions, found none\n{found}")
 
 
-def _plan(
-    model: nn.Module,
-    found: Residuals,
-    gate: str,
-    share: str,
-    init_value: float,
-    norms: str,
-    activation_after: str,
-) -> Recipe:
-    recipes: dict[str, GateRecipe] = {}
-    owners: dict[str, GateRecipe] = {}
-    served: Counter[str] = Counter()
-    moved: list[str] = []
-    for site in found:
-        activation = _movable(found, site) if activation_after == "move" else None
-        if activation is not None:
-            moved.append(activation)
-        for branch in site.branches:
-            leaf, reader = _place(model, branch.leaf)
-            module = model.get_submodule(leaf)
-            shape = _channels(module, leaf, branch.shape, reader) if gate == "channel" else (1,)
-            name = "rezero_alpha" if hasattr(module, "alpha") else "alpha"
-            tanh = "tanh" if gate == "tanh" else None
-            key = _layer(model, site.name) if share == "layer" else leaf
-            owner = owners.get(key)
-            owned_by = None if owner is None or owner.leaf == leaf else owner.leaf
-            others = _readers(found, leaf, reader)
-            each = GateRecipe(leaf, shape, init_value, tanh, name, 1, owned_by, reader, activation, others)
-            if owner is not None and max(owner.shape) != max(shape):
-                raise UsageError(f"{owner.leaf!r} and {leaf!r} can't share a gate: they have other numbers of channels")
-            if recipes.setdefault(leaf, each) != each:
-                raise UsageError(f"{leaf!r} is used several times, in places that differ: one gate can't serve them")
-            owners.setdefault(key, each)
-            served[owned_by or leaf] += 1
-    gates = tuple(each if each.owner else replace(each, branches=served[leaf]) for leaf, each in recipes.items())
-    removed = tuple(sorted(found.removable)) if norms == "remove" else ()
-    theirs = (f"{norm}.{name}" for norm in removed for name, _ in model.get_submodule(norm).named_parameters())
-    frozen = tuple(name for name in theirs if name in found.readers and found.readers[name] <= set(removed))
-    return Recipe(gates, removed, frozen, tuple(moved))
-
-
-def _place(model: nn.Module, leaf: str) -> tuple[str, str | None]:
-    """Return the module that a gate goes to, and the module that reads its weights without calling it."""
-    parent, _, child = leaf.rpartition(".")
-    reader = model.get_submodule(parent)
-    if isinstance(reader, nn.TransformerEncoderLayer) and child in ("self_attn", "linear2"):
-        return (f"{leaf}.out_proj" if child == "self_attn" else leaf), parent
-    return leaf, None
-
-
-def _readers(found: Residuals, leaf: str, reader: str | None) -> tuple[str, ...]:
-    """Name the modules outside a leaf, and not its reader, whose code reads its parameters."""
-    theirs = {each for name, names in found.readers.items() if name.startswith(f"{leaf}.") for each in names}
-    known = {leaf, reader, leaf.removesuffix(".out_proj")}
-    return tuple(sorted(name for name in theirs - known if not name.startswith(f"{leaf}.")))
-
-
-def _channels(module: nn.Module, name: str, shape: tuple[int, ...], reader: str | None) -> tuple[int, ...]:
-    """Return the shape of a gate with one number a channel beside a branch."""
-    if reader is not None:
-        return (shape[-1],)
-    if isinstance(module, _CHANNELS_FIRST) or type(module).__name__.endswith("2d"):
-        axis = _channel_axis(module, len(shape))
-        return (shape[axis], *[1] * (len(shape) - axis - 1))
-    if len(shape) > 3 and not isinstance(module, nn.Linear | nn.LayerNorm | nn.RMSNorm):
-        raise UsageError(f"gate='channel': which axis of {name!r} holds the channels is unknown; use gate='scalar'")
-    return (shape[-1],)
-
-
-def _channel_axis(module: nn.Module, ndim: int) -> int:
-    """Return the axis of channels that stand before those of space, with a batch before them or without."""
-    if isinstance(module, nn.modules.conv._ConvNd):
-        return ndim - len(module.kernel_size) - 1
-    space = type(module).__name__[-2]  # as in InstanceNorm1d
-    batched = isinstance(module, nn.modules.batchnorm._BatchNorm | nn.GroupNorm) or not space.isdigit()
-    return 1 if batched else ndim - int(space) - 1
-
-
-def _layer(model: nn.Module, name: str) -> str:
-    """Return the layer of a stack of equal layers that a module belongs to, or the module itself."""
-    parts = name.split(".")
-    for end in range(len(parts), 0, -1):
-        stack = model.get_submodule(".".join(parts[: end - 1]))
-        if isinstance(stack, nn.ModuleList | nn.Sequential) and len({type(layer) for layer in stack}) == 1:
-            return ".".join(parts[:end])
-    return name
-
-
-def _movable(found: Residuals, site: Site) -> str | None:
-    activation = site.activation_after
-    if activation is None:
-        return None
-    where = site.name or "the model"
-    if activation.startswith("("):
-        raise UsageError(
-            f"activation_after='move': {where} calls the function {activation[1:-1]}, which can't be moved: make it a "
-            "module, or keep it"
-        )
-    if found.calls[activation] > 1:
-        raise UsageError(
-            f"activation_after='move': {activation!r} is used {found.calls[activation]} times, so its use after the "
-            f"addition in {where} can't be told from the others: give each use a module of its own, or keep it"
-        )
-    if len(site.branches) > 1:
-        raise UsageError(f"activation_after='move': {where} adds several branches: keep it")
-    return activation
+def _drop(
+    model: nn.Module, recipe: Recipe, args: tuple[Any, ...], kwargs: dict[str, Any], undo: Undo
+) -> tuple[Recipe, tuple[str, ...]]:
+    """Drop the parameters of removed norms; return the recipe with that, and the norms that keep them."""
+    parts = {norm: parts_of(model, norm) for norm in recipe.norms}
+    read = read_elsewhere(model, sum(parts.values(), ()), args, kwargs)
+    kept = tuple(norm for norm in recipe.norms if read.intersection(parts[norm]))
+    dropped = tuple(part for norm in recipe.norms if norm not in kept for part in parts[norm])
+    drop_(model, dropped, undo)
+    frozen = tuple(name for name in recipe.frozen if name.rpartition(".")[0] not in dropped)
+    return replace(recipe, dropped=dropped, frozen=frozen), kept
 
 
 def _add_to(optimizer: torch.optim.Optimizer, model: nn.Module, recipe: Recipe, undo: Undo) -> None:

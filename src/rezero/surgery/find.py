@@ -5,10 +5,12 @@ from typing import Any
 
 from torch import nn
 
+from rezero.gate import AnyGate
 from rezero.surgery import linear
+from rezero.surgery.gated import Changed
 from rezero.surgery.place import USED_ELSEWHERE, Placer
 from rezero.surgery.sites import Branch, Kind, LeftOut, Repeated, Residuals, Site
-from rezero.surgery.sums import Sum, Term, count_layers, has_parameters, ops_between, parameter_names, reaches
+from rezero.surgery.sums import Sum, Term, count_layers, has_parameters, ops_between, parameter_names, reaches, weights
 from rezero.surgery.trace import Call, Op, Trace, Value, trace
 
 __all__ = ["find_residuals", "sort_additions"]
@@ -114,8 +116,10 @@ class _Finder:
                 self._leave(op, reason, refused=not (inner or found.skip_scaled or _replaces(found)))
             elif self.filter_fn and not all(self.filter_fn(call.module, call.name) for call in found.gated):
                 self._leave(op, "not wanted by filter_fn")
+            elif self._is_gated(site := self._site(op, found, skips, places)):
+                self._leave(op, "gated already")
             else:
-                sites.append(self._site(op, found, skips, places))
+                sites.append(site)
         left_out = [self.left_out[op] for op in additions if op in self.left_out]
         uses = {call.name: self.placer.uses[call.module] for call in self.trace.calls}
         return Residuals(
@@ -129,6 +133,13 @@ class _Finder:
             long_skips=self.long_skips,
             repeated=self.placer.repeated,
         )
+
+    def _is_gated(self, site: Site) -> bool:
+        """Return whether a branch is scaled by a gate that its author put there."""
+        model = self.trace.calls[0].module
+        owners = (name.rpartition(".")[0] for branch in site.branches for name in branch.scale)
+        modules = map(model.get_submodule, owners)
+        return any(isinstance(module, AnyGate) and not isinstance(module, Changed) for module in modules)
 
     def _leading_out(self) -> set[Op]:
         """Return the operations that the model's outputs depend on."""
@@ -319,10 +330,10 @@ class _Finder:
         calls = [op.call for op in ops if op.call is not found.add.call]
         used = [call.name for call in calls if next(call.module.parameters(recurse=False), None) is not None]
         scales = [
-            value.parameter
+            weight.parameter
             for _, reader in linear.path(term.value, term.reader, found.skip, scales=True)
-            for value in reader.inputs
-            if value.parameter and reader is not term.reader
+            for weight in weights(reader)
+            if weight.parameter and reader is not term.reader and not linear.is_norm(reader.call.module)
         ]
         shape = leaf.output.shape if leaf.output is not None else ()
         return Branch(leaf.name, tuple(dict.fromkeys(used)), shape, tuple(dict.fromkeys(scales)))

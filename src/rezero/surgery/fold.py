@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,16 +14,19 @@ from rezero.surgery.gated import (
     GatedOutput,
     GatedWeight,
     ReadsGated,
+    ReadsGatedUnfused,
+    ReusedScale,
     SharedOutput,
     SharedWeight,
+    has_own_forward,
     restore_class,
 )
-from rezero.surgery.saved import forget_folded
+from rezero.surgery.saved import note, recall
 from rezero.zero_last import probe_shapes
 
 __all__ = ["Folded", "fold_"]
 
-_Leaf = GatedOutput | GatedWeight | SharedOutput | SharedWeight
+_Leaf = GatedOutput | GatedWeight | ReusedScale | SharedOutput | SharedWeight
 
 # Where a layer of each kind has its output features: the axis of the weight. Biases have one axis.
 _AXES: tuple[tuple[tuple[type[nn.Module], ...], int], ...] = (
@@ -90,10 +93,19 @@ def fold_(model: nn.Module) -> Folded:
         if not problems:
             _fold([leaves[name] for name in names])
     for module in model.modules():
-        if isinstance(module, ReadsGated) and not any(isinstance(layer, Changed) for layer in module.rezero_weights):
-            restore_class(module)
-    forget_folded(model)
+        _tell(module)
     return Folded(tuple(name for name in leaves if name not in left), tuple(left.items()))
+
+
+def _tell(module: nn.Module) -> None:
+    """Take folded gates off the list of a module that reads gated weights, and of one that was converted."""
+    if isinstance(module, ReadsGated):
+        module.rezero_weights = tuple(layer for layer in module.rezero_weights if isinstance(layer, Changed))
+        if not module.rezero_weights and not isinstance(module, ReadsGatedUnfused):
+            restore_class(module)
+    if recipe := recall(module):
+        gates = tuple(gate for gate in recipe.gates if isinstance(module.get_submodule(gate.leaf), _Leaf))
+        note(module, replace(recipe, gates=gates))
 
 
 def _owner(leaf: Any) -> Any:
@@ -132,6 +144,10 @@ def _problems(leaves: dict[str, Any], memory: dict[str, range]) -> dict[str, str
 
 def _problem(leaf: Any, memory: dict[str, range]) -> str | None:
     """Return why a gate can't be folded, if it can't."""
+    if has_own_forward(leaf):
+        return "it has a forward of its own, as hooks of accelerate set it"
+    if isinstance(leaf, ReusedScale):
+        return None  # its gate is its weight
     if getattr(leaf, "rezero_moved", ()):
         return "an activation was moved into its branch"
     layer = _layer(leaf)
@@ -160,7 +176,7 @@ def _layer(leaf: Any) -> Any:
 
 def _own(leaf: Any, layer: Any) -> dict[str, nn.Parameter]:
     """Return the parameters that are scaled: weight and bias of a known layer, all of another one."""
-    gate = leaf.gate_parameter if isinstance(leaf, GatedOutput | GatedWeight) else None
+    gate = leaf.gate_parameter if isinstance(leaf, GatedOutput | GatedWeight | ReusedScale) else None
     own = {name: p for name, p in layer._parameters.items() if p is not None and p is not gate}
     return own if _axis(layer) is None else {name: p for name, p in own.items() if name in ("weight", "bias")}
 

@@ -19,9 +19,12 @@ __all__ = [
     "Owner",
     "Passed",
     "ReadsGated",
+    "ReadsGatedUnfused",
+    "ReusedScale",
     "SharedOutput",
     "SharedWeight",
     "gates_by_name",
+    "has_own_forward",
     "held",
     "swap_class",
 ]
@@ -200,6 +203,24 @@ class SharedOutput(_ScalesOutput, _Sharer):
     """A module whose output is multiplied by another's gate."""
 
 
+class ReusedScale(Owner):
+    """A LayerScale whose own parameter is the gate."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the module; a gate that is more precise than the branch does not change its dtype.
+
+        Args:
+            *args: The branch.
+            **kwargs: Or the branch by its name.
+
+        Returns:
+            The branch, multiplied by the parameter.
+        """
+        (f,) = (*args, *kwargs.values())
+        output: Tensor = super().forward(*args, **kwargs)
+        return output.to(f.dtype)
+
+
 class GatedWeight(_ScalesWeight, Owner):
     """A layer whose weights are multiplied by its own gate."""
 
@@ -235,7 +256,7 @@ class ReadsGated(Changed):
                 layer.rezero_reading = False
 
 
-class ReadsGatedWithoutNorms(ReadsGated):
+class ReadsGatedUnfused(ReadsGated):
     """A Transformer layer without norms: its fused path would apply them, so it is never taken."""
 
     @property
@@ -245,7 +266,16 @@ class ReadsGatedWithoutNorms(ReadsGated):
 
 
 class Passed(Changed):
-    """A module that returns its input. Its parameters stay, frozen, for the state dict and for those who read them."""
+    """A module that returns its input.
+
+    Its parameters stay, frozen, for the state dict and for those who read them, or are dropped.
+    """
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew, as the module's own class does, where they have stayed."""
+        own = getattr(super(), "reset_parameters", None)
+        if own is not None and any(parameter is not None for parameter in self._parameters.values()):
+            own()
 
     def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
         """Return the input.
@@ -279,6 +309,19 @@ def swap_class(module: nn.Module, change: type[Changed]) -> None:
     module.__class__ = _changed_class(change, type(module))  # type: ignore[arg-type]
 
 
+def has_own_forward(module: nn.Module) -> bool:
+    """Return whether a module runs a ``forward`` that is not its class's, as with the hooks of accelerate.
+
+    Args:
+        module: Any module. After accelerate has removed a hook, the class's own is set on it.
+
+    Returns:
+        Whether a change of its class would be passed by.
+    """
+    forward = vars(module).get("forward")
+    return forward is not None and getattr(forward, "__func__", None) is not type(module).forward
+
+
 def restore_class(module: nn.Module) -> None:
     """Give a changed module its own class back, and take away what the change had added beside its parameters.
 
@@ -286,7 +329,7 @@ def restore_class(module: nn.Module) -> None:
         module: A module whose class `swap_class` changed.
     """
     module.__class__ = module.original_class  # type: ignore[assignment]
-    for name in ("rezero_gate", "rezero_owner", "rezero_moved", "rezero_weights", "rezero_reading"):
+    for name in ("forward", "rezero_gate", "rezero_owner", "rezero_moved", "rezero_weights", "rezero_reading"):
         vars(module).pop(name, None)
 
 

@@ -1,6 +1,6 @@
 """What a conversion changes, as plain data: applied to a model, stored beside its weights, applied again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -16,14 +16,25 @@ from rezero.surgery.gated import (
     GatedWeight,
     Passed,
     ReadsGated,
-    ReadsGatedWithoutNorms,
+    ReadsGatedUnfused,
+    ReusedScale,
     SharedOutput,
     SharedWeight,
+    has_own_forward,
     restore_class,
     swap_class,
 )
 
-__all__ = ["GateRecipe", "Recipe", "Undo", "apply_", "check_convertible", "check_forwards", "check_unwrapped"]
+__all__ = [
+    "GateRecipe",
+    "Recipe",
+    "Undo",
+    "apply_",
+    "check_convertible",
+    "check_forwards",
+    "check_unwrapped",
+    "drop_",
+]
 
 _WRAPPERS = {"OptimizedModule", "DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "FSDPModule"}
 
@@ -43,6 +54,7 @@ class GateRecipe:
         reader: The module that reads the leaf's weights without calling it; None if there is none.
         moved: The activation module that is applied to the branch instead of to the sum; None for none.
         read_by: Other modules whose code reads the leaf's parameters, so that a gate can't be folded into them.
+        reused: Whether the module is a LayerScale, whose own parameter becomes the gate.
     """
 
     leaf: str
@@ -55,6 +67,7 @@ class GateRecipe:
     reader: str | None = None
     moved: str | None = None
     read_by: tuple[str, ...] = ()
+    reused: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,6 +79,7 @@ class Recipe:
         norms: Norms that return their input.
         frozen: Their parameters that nothing else reads.
         activations: Activation modules that return their input.
+        dropped: Modules without their parameters and buffers.
         version: Of this form.
     """
 
@@ -73,7 +87,12 @@ class Recipe:
     norms: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
     activations: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
     version: int = 1
+
+    def __bool__(self) -> bool:
+        """Return whether anything is changed."""
+        return bool(self.gates or self.norms or self.activations)
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -112,8 +131,8 @@ class Recipe:
                 GateRecipe(**each | {name: tuple(each[name]) for name in pairs if name in each})
                 for each in data["gates"]
             )
-            norms, frozen, activations = (tuple(data[each]) for each in ("norms", "frozen", "activations"))
-            return cls(gates, norms, frozen, activations, data["version"])
+            lists = {name: tuple(data[name]) for name in ("norms", "frozen", "activations", "dropped")}
+            return cls(gates, **lists, version=data["version"])
         except (KeyError, TypeError) as error:
             raise UsageError(f"{source} holds no recipe of a conversion, or is damaged: {error!r}") from error
 
@@ -198,10 +217,14 @@ def apply_(model: nn.Module, recipe: Recipe, undo: Undo) -> None:
         UsageError: If a module has a ``forward`` of its own, which no class can change.
     """
     check_forwards(model, recipe)
-    readers: dict[str, list[nn.Module]] = {}
+    unfused = _unfused(model, recipe)
+    readers: dict[str, list[nn.Module]] = {name: [] for name in unfused}
     for gate in recipe.gates:
         leaf = model.get_submodule(gate.leaf)
-        if gate.owner is None:
+        if gate.reused:
+            _change(leaf, ReusedScale, undo, rezero_gate=gate)
+            _reset(leaf, gate, undo)
+        elif gate.owner is None:
             _change(leaf, GatedOutput if gate.reader is None else GatedWeight, undo, rezero_gate=gate)
             _give_gate(model, leaf, gate, undo)
         else:
@@ -213,14 +236,47 @@ def apply_(model: nn.Module, recipe: Recipe, undo: Undo) -> None:
         if gate.moved is not None:
             vars(leaf)["rezero_moved"] = (model.get_submodule(gate.moved),)
     for name, layers in readers.items():
-        bare = any(norm.rpartition(".")[0] == name for norm in recipe.norms)
-        reading = ReadsGatedWithoutNorms if bare else ReadsGated
+        reading = ReadsGatedUnfused if name in unfused else ReadsGated
         _change(model.get_submodule(name), reading, undo, rezero_weights=tuple(layers))
+    _unpack(model, undo)
     for name in (*recipe.norms, *recipe.activations):
         _change(model.get_submodule(name), Passed, undo)
     for parameter in (model.get_parameter(name) for name in recipe.frozen):
         undo.steps.append(partial(parameter.requires_grad_, parameter.requires_grad))
         parameter.requires_grad_(False)
+    drop_(model, recipe.dropped, undo)
+
+
+def drop_(model: nn.Module, names: Sequence[str], undo: Undo) -> None:
+    """Take the parameters and buffers of modules away, as those without such have them: as None.
+
+    Args:
+        model: The model.
+        names: The modules, without those inside them.
+        undo: Gets what puts the very same tensors back.
+    """
+    for module in map(model.get_submodule, names):
+        for store in (module._parameters, module._buffers):
+            undo.steps.append(partial(store.update, dict(store)))
+            store.update(dict.fromkeys(store))
+
+
+def _unfused(model: nn.Module, recipe: Recipe) -> list[str]:
+    """Name the Transformer layers whose fused path would use what a recipe takes out of them."""
+    parents = dict.fromkeys(name.rpartition(".")[0] for name in recipe.norms)
+    return [name for name in parents if isinstance(model.get_submodule(name), nn.TransformerEncoderLayer)]
+
+
+def _unpack(model: nn.Module, undo: Undo) -> None:
+    """Keep encoders from packing a padded batch for a fused path that a layer no longer takes."""
+    module: Any
+    for module in model.modules():
+        unfused = isinstance(module, nn.TransformerEncoder) and any(
+            isinstance(layer, ReadsGatedUnfused) for layer in module.layers
+        )
+        if unfused and hasattr(module, "use_nested_tensor"):
+            undo.steps.append(partial(setattr, module, "use_nested_tensor", module.use_nested_tensor))
+            module.use_nested_tensor = False
 
 
 def check_forwards(model: nn.Module, recipe: Recipe) -> None:
@@ -234,7 +290,7 @@ def check_forwards(model: nn.Module, recipe: Recipe) -> None:
         UsageError: If there is one among the modules that the recipe changes.
     """
     for name in recipe.modules:
-        if "forward" in vars(model.get_submodule(name)):
+        if has_own_forward(model.get_submodule(name)):
             raise UsageError(
                 f"{name!r} has a forward of its own, as hooks of accelerate set it, which would pass the change by: "
                 "take the hooks off first (accelerate.hooks.remove_hook_from_module), and dispatch the model afterwards"
@@ -247,6 +303,7 @@ def _change(module: nn.Module, change: type[Changed], undo: Undo, **attributes: 
             restore_class(module)
 
     undo.steps.append(put_back)
+    vars(module).pop("forward", None)  # the class's own
     swap_class(module, change)
     vars(module).update(attributes)
 
@@ -257,3 +314,15 @@ def _give_gate(model: nn.Module, leaf: nn.Module, gate: GateRecipe, undo: Undo) 
     alpha = torch.full((max(gate.shape),), gate.init_value, dtype=gate_dtype(dtype), device=device)
     leaf.register_parameter(gate.parameter, nn.Parameter(alpha))
     undo.steps.append(partial(leaf._parameters.pop, gate.parameter, None))
+
+
+def _reset(leaf: nn.Module, gate: GateRecipe, undo: Undo) -> None:
+    parameter = leaf.get_parameter(gate.parameter)
+    before = parameter.data
+
+    def put_back() -> None:
+        if isinstance(leaf, Changed):  # not folded since
+            parameter.data = before.to(parameter.device)
+
+    undo.steps.append(put_back)
+    parameter.data = torch.full_like(parameter, gate.init_value, dtype=gate_dtype(parameter.dtype))

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,62 +12,61 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from rezero.errors import UsageError
-from rezero.surgery.gated import Changed
 from rezero.surgery.recipe import Recipe, Undo, apply_, check_convertible
 
-__all__ = ["forget_folded", "from_pretrained", "load_converted_", "remember", "save_converted"]
+__all__ = ["from_pretrained", "load_converted_", "note", "recall", "remember", "save_converted"]
 
 _KEY = "rezero"  # in the config of a model of transformers
 _FILE, _CONFIG, _WEIGHTS = "rezero.json", "config.json", "model.safetensors"
 
 
-def remember(model: Any, recipe: Recipe, undo: Undo) -> None:
-    """Note the recipe in the model's configuration, which transformers saves beside the weights.
+def remember(model: nn.Module, recipe: Recipe, undo: Undo) -> None:
+    """Note what is changed now.
 
     Args:
-        model: The converted model.
-        recipe: Its recipe.
-        undo: Gets what takes the note away.
+        model: The changed model.
+        recipe: All its changes.
+        undo: Gets what puts back what was noted before.
     """
+    undo.steps.append(partial(note, model, recall(model)))
+    note(model, recipe)
+
+
+def recall(model: nn.Module) -> Recipe:
+    """Return the changes of a model, none for one that is not converted."""
+    recipe: Recipe = vars(model).get("rezero_recipe", Recipe(()))
+    return recipe
+
+
+def note(model: nn.Module, recipe: Recipe) -> None:
+    """Keep a recipe with the model, and in its configuration, which transformers saves beside the weights.
+
+    Args:
+        model: The changed model.
+        recipe: All its changes; the note is taken away if there are none.
+    """
+    notes: list[tuple[dict[str, Any], str, Any]] = [(vars(model), "rezero_recipe", recipe)]
     config = getattr(model, "config", None)
     if callable(getattr(config, "to_json_string", None)):
-        setattr(config, _KEY, recipe.to_json())
-        undo.steps.append(lambda: vars(config).pop(_KEY, None))
+        notes.append((vars(config), _KEY, recipe.to_json()))
+    for place, key, value in notes:
+        if recipe:
+            place[key] = value
+        else:
+            place.pop(key, None)
 
 
-def forget_folded(model: Any) -> None:
-    """Take what is folded out of the note in the model's configuration.
-
-    Args:
-        model: The model, after folding. The note of a larger model that it is a part of is left alone.
-    """
-    config = getattr(model, "config", None)
-    note = getattr(config, _KEY, None)
-    if note is None:
-        return
-    recipe = Recipe.from_json(note, "the model's configuration")
-    if _unknown(model, recipe) is not None:
-        return
-    rest = _remaining(model, recipe)
-    if rest.modules:
-        setattr(config, _KEY, rest.to_json())
-    else:
-        delattr(config, _KEY)
-
-
-def save_converted(model: nn.Module, recipe: Recipe, path: str | Path) -> None:
+def save_converted(model: nn.Module, path: str | Path) -> None:
     """Write ``model.safetensors`` and ``rezero.json``.
 
     Args:
         model: The converted model.
-        recipe: Its recipe.
         path: A folder, made if it is not there.
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     save_model(model, str(folder / _WEIGHTS))
-    rest = _remaining(model, recipe)
-    (folder / _FILE).write_text(json.dumps(rest.to_json(), indent=1), encoding="utf-8")
+    (folder / _FILE).write_text(json.dumps(recall(model).to_json(), indent=1), encoding="utf-8")
 
 
 def load_converted_(model: nn.Module, path: str | Path) -> nn.Module:
@@ -176,12 +175,6 @@ def _other_model(folder: Path, difference: str) -> UsageError:
 
 def _incomplete(folder: Path, name: str) -> UsageError:
     return UsageError(f"{folder} was saved from another model, or is incomplete: it has no {name!r}")
-
-
-def _remaining(model: nn.Module, recipe: Recipe) -> Recipe:
-    """Leave out the gates that `fold_` has written into the weights."""
-    gates = tuple(gate for gate in recipe.gates if isinstance(model.get_submodule(gate.leaf), Changed))
-    return replace(recipe, gates=gates)
 
 
 def _unknown(model: nn.Module, recipe: Recipe) -> str | None:

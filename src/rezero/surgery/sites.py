@@ -20,7 +20,8 @@ class Branch:
         leaf: Qualified name of the innermost module whose returned value, or its first item, is the branch.
         leaves: Every module that takes part in the branch and has parameters of its own, in the order of use.
         shape: Sizes of what the leaf returned.
-        scale: Parameters that the branch is multiplied by on its way to the addition, such as a LayerScale.
+        scale: Parameters that the branch is multiplied by on its way to the addition: those of a LayerScale, but not
+            the gain of a norm.
     """
 
     leaf: str
@@ -133,12 +134,13 @@ class Residuals(Sequence[Site]):
         return f"<{len(self)} residual additions, {len(self.branches)} branches, {len(self.left_out)} left out>"
 
     def __str__(self) -> str:
-        heads = ("where", "kind", "gate at", "norms before", "norm after", "activation after")
+        heads = ("where", "kind", "gate at", "scaled by", "norms before", "norm after", "activation after")
         rows = [
             (
                 site.name or "(the model)",
                 site.kind,
                 ", ".join(branch.leaf or "(the model)" for branch in site.branches),
+                ", ".join(name for branch in site.branches for name in branch.scale),
                 ", ".join(site.pre_norms),
                 site.post_norm or "",
                 site.activation_after or "",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from rezero.surgery import linear
 from rezero.surgery.trace import Call, Op, Value
 
-__all__ = ["Sum", "Term", "count_layers", "has_parameters", "ops_between", "parameter_names", "reaches"]
+__all__ = ["Sum", "Term", "count_layers", "has_parameters", "ops_between", "parameter_names", "reaches", "weights"]
 
 
 @dataclass(frozen=True)
@@ -77,26 +77,26 @@ def reaches(start: Value, end: Value) -> bool:
     return False
 
 
-def _weights(op: Op) -> Iterator[Value]:
+def weights(op: Op) -> Iterator[Value]:
     """Yield the parameters that an operation reads, also those that were transformed first."""
     for value in op.inputs:
         if value.parameter:
             yield value
         elif value.op is not None and not value.data:
-            yield from _weights(value.op)
+            yield from weights(value.op)
 
 
 def parameter_names(ops: set[Op]) -> set[str]:
     """Name the parameters that operations read."""
-    return {weight.parameter for op in ops for weight in _weights(op) if weight.parameter}
+    return {weight.parameter for op in ops for weight in weights(op) if weight.parameter}
 
 
 def has_parameters(between: set[Op], owner: Call) -> bool:
     """Return whether a branch has a layer: a matrix, parameters inside a module of its own, a Fourier transform."""
-    weighted = any(linear.is_matrix(weight.shape) or op.call is not owner for op in between for weight in _weights(op))
+    weighted = any(linear.is_matrix(weight.shape) or op.call is not owner for op in between for weight in weights(op))
     return weighted or any(map(linear.mixes, between))
 
 
 def count_layers(between: set[Op]) -> int:
     """Count the matrices on the way."""
-    return sum(any(linear.is_matrix(weight.shape) for weight in _weights(op)) for op in between)
+    return sum(any(linear.is_matrix(weight.shape) for weight in weights(op)) for op in between)
