@@ -5,9 +5,9 @@ import math
 import os
 import sqlite3
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
@@ -81,6 +81,43 @@ def test_settings_round_trip(tmp_path: Path, settings: Settings) -> None:
         assert store.study == asked
     with Store.open(tmp_path / "study", asked) as store:
         assert store.study == asked
+
+
+@contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """Let no file become larger than that."""
+    import resource  # of POSIX
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits of POSIX")
+@pytest.mark.parametrize("what", ["begin", "add", "finish"])
+def test_a_full_disk_is_one_line_and_keeps_what_is_there(tmp_path: Path, what: str) -> None:
+    """Where a record cannot be written the error names the file and says what to do, and the records before it stay."""
+    with Store.open(tmp_path, study()) as store:
+        store.begin(REZERO)
+        store.add(REZERO, point(12))
+        store.finish(REZERO, "finished")
+        writes = {
+            "begin": lambda: store.begin(PLAIN),
+            "add": lambda: store.add(REZERO, point(24)),
+            "finish": lambda: store.finish(REZERO, "diverged"),
+        }
+        with (
+            full_disk((tmp_path / "study.sqlite-wal").stat().st_size),
+            pytest.raises(UsageError, match=r"^cannot write to .*study\.sqlite \(.*make room.*the same command again$"),
+        ):
+            writes[what]()
+        (result,) = store.results()
+        assert (result.trial, result.status, result.points) == (REZERO, "finished", (point(12),))
+        assert store.done() == {REZERO}
+        writes[what]()  # there is room again
 
 
 def test_provenance_names_each_machine_and_version(tmp_path: Path) -> None:

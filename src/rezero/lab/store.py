@@ -146,9 +146,9 @@ class Store:
 
     def begin(self, trial: Trial, start: int = 0) -> None:
         """Record that a trial starts, forgetting what an interrupted one left after its checkpoint at ``start``."""
-        if self._asked is not None:
-            self.study = _note_continuation(self._connection, self.study, self._asked)
-        with self._connection as connection:
+        with self._writing() as connection:
+            if self._asked is not None:
+                self.study = _note_continuation(connection, self.study, self._asked)
             found = connection.execute("SELECT id FROM trial WHERE (arm, lr, seed) = (?, ?, ?)", _key(trial)).fetchone()
             for table in ("metric", "alpha", "sample"):
                 statement = f"DELETE FROM {table} WHERE trial = ? AND step > ?"  # noqa: S608 - constant
@@ -161,7 +161,7 @@ class Store:
 
     def add(self, trial: Trial, point: Point) -> None:
         """Record a point. Values that are not finite are kept as NULL."""
-        with self._connection as connection:
+        with self._writing() as connection:
             (row,) = connection.execute(
                 "SELECT id FROM trial WHERE (arm, lr, seed) = (?, ?, ?)", _key(trial)
             ).fetchone()
@@ -178,7 +178,7 @@ class Store:
 
     def finish(self, trial: Trial, status: str) -> None:
         """Record that a trial ended as ``finished`` or ``diverged``."""
-        with self._connection as connection:
+        with self._writing() as connection:
             connection.execute("UPDATE trial SET status = ? WHERE (arm, lr, seed) = (?, ?, ?)", (status, *_key(trial)))
 
     def results(self) -> list[TrialResult]:
@@ -187,6 +187,18 @@ class Store:
         with _damage_named(self.folder):
             ended = [TrialResult(trial, status, self._points(row)) for row, trial, status in self._ended()]
             return sorted(ended, key=lambda result: (order[result.trial.arm], result.trial.seed))
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """Commit what the block writes, all or nothing."""
+        try:
+            with self._connection as connection:
+                yield connection
+        except sqlite3.Error as error:
+            raise UsageError(
+                f"cannot write to {self.folder / DATABASE} ({error}); what it holds is kept: make room, or mend what "
+                "else is in the way, then give the same command again"
+            ) from error
 
     def _ended(self) -> Iterator[tuple[int, Trial, str]]:
         query = "SELECT id, arm, lr, seed, status FROM trial WHERE status IN ('finished', 'diverged')"
@@ -326,8 +338,7 @@ def _note_continuation(connection: sqlite3.Connection, held: Study, asked: Study
         return held
     note = "; ".join(f"{name}: {asked.provenance.get(name, 'unknown')}" for name in changed)
     title = f"continued {asked.provenance.get('date', '')}".strip()
-    with connection:
-        connection.execute("INSERT OR IGNORE INTO study VALUES (?, ?)", (title, json.dumps(note)))
+    connection.execute("INSERT OR IGNORE INTO study VALUES (?, ?)", (title, json.dumps(note)))
     return replace(held, provenance={**held.provenance, title: note})
 
 
