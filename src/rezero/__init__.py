@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rezero.surgery.convert import Conversion, convert_
     from rezero.surgery.find import find_residuals
     from rezero.surgery.fold import Folded, fold_
+    from rezero.surgery.prune import Pruned, prune_
     from rezero.surgery.saved import from_pretrained, load_converted_
     from rezero.surgery.sites import Residuals
 
@@ -27,11 +28,13 @@ __all__ = [  # noqa: RUF022 - grouped by what a reader looks for, not by alphabe
     # other people's models
     "find_residuals",
     "convert_",
+    "prune_",
     "fold_",
     "load_converted_",
     "from_pretrained",
     "Residuals",
     "Conversion",
+    "Pruned",
     "Folded",
     # training
     "param_groups",
@@ -53,6 +56,8 @@ _HOME = {
     "from_pretrained": "rezero.surgery.saved",
     "load_converted_": "rezero.surgery.saved",
     "Folded": "rezero.surgery.fold",
+    "prune_": "rezero.surgery.prune",
+    "Pruned": "rezero.surgery.prune",
     "param_groups": "rezero.optim",
 }
 

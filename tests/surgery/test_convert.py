@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 
 import rezero
 from rezero.errors import UsageError
-from rezero.surgery import cached, convert, gated, gradients, outputs, recipe, saved, skips, verify, zero
+from rezero.surgery import apply, cached, convert, gated, gradients, outputs, saved, skips, verify, zero
 from tests.surgery.test_contract import (
     CASES,
     IMAGE,
@@ -624,8 +624,8 @@ class Forced(Exception):  # noqa: N818 - what it is
 
 
 STAGES = {
-    "class swap": (gated, "swap_class", recipe),
-    "gate": (recipe, "_give_gate", recipe),
+    "class swap": (gated, "swap_class", apply),
+    "gate": (apply, "_give_gate", apply),
     "plan": (convert, "plan", convert),
     "zero weights": (convert, "wake_", convert),
     "original": (convert, "observe", convert),

@@ -11,15 +11,16 @@ import torch
 from torch import nn
 
 from rezero.errors import UsageError
+from rezero.surgery.apply import apply_, check_convertible, check_forwards, check_unwrapped, drop_
 from rezero.surgery.find import find_residuals
 from rezero.surgery.layer_scale import choose_scales, neutral
 from rezero.surgery.plan import plan
-from rezero.surgery.recipe import Recipe, Undo, apply_, check_convertible, check_forwards, check_unwrapped, drop_
-from rezero.surgery.saved import remember, save_converted
+from rezero.surgery.recipe import Recipe, Undo
+from rezero.surgery.saved import recall, remember, save_converted
 from rezero.surgery.sites import Residuals
 from rezero.surgery.verify import observe
 from rezero.surgery.verify import verify as verify_
-from rezero.surgery.watch import parts_of, read_elsewhere
+from rezero.surgery.watch import read_elsewhere, tensors_of
 from rezero.surgery.zero import wake_
 
 __all__ = ["Conversion", "convert_"]
@@ -55,8 +56,10 @@ class Conversion:
         """Put the very same model back: its classes, its state-dict keys, its outputs. Once is enough.
 
         Raises:
-            UsageError: If the model has been compiled, distributed or given hooks since.
+            UsageError: If the model has been compiled, distributed, given hooks or pruned since.
         """
+        if recall(self.model).silent:
+            raise UsageError("branches were pruned since the conversion: call undo() of what prune_ returned first")
         check_unwrapped(self.model)
         check_forwards(self.model, self.recipe)
         self._undo()
@@ -249,12 +252,12 @@ def _drop(
     model: nn.Module, recipe: Recipe, args: tuple[Any, ...], kwargs: dict[str, Any], undo: Undo
 ) -> tuple[Recipe, tuple[str, ...]]:
     """Drop the parameters of removed norms; return the recipe with that, and the norms that keep them."""
-    parts = {norm: parts_of(model, norm) for norm in recipe.norms}
-    read = read_elsewhere(model, sum(parts.values(), ()), args, kwargs)
-    kept = tuple(norm for norm in recipe.norms if read.intersection(parts[norm]))
-    dropped = tuple(part for norm in recipe.norms if norm not in kept for part in parts[norm])
+    theirs = {norm: tensors_of(model, norm) for norm in recipe.norms}
+    read = read_elsewhere(model, sum(theirs.values(), ()), args, kwargs)
+    kept = tuple(norm for norm in recipe.norms if read.intersection(theirs[norm]))
+    dropped = tuple(name for norm in recipe.norms if norm not in kept for name in theirs[norm])
     drop_(model, dropped, undo)
-    frozen = tuple(name for name in recipe.frozen if name.rpartition(".")[0] not in dropped)
+    frozen = tuple(name for name in recipe.frozen if name not in dropped)
     return replace(recipe, dropped=dropped, frozen=frozen), kept
 
 

@@ -14,6 +14,7 @@ from rezero.kernels import reference
 
 __all__ = [
     "Changed",
+    "Dropped",
     "GatedOutput",
     "GatedWeight",
     "Owner",
@@ -23,14 +24,17 @@ __all__ = [
     "ReusedScale",
     "SharedOutput",
     "SharedWeight",
+    "Silent",
     "gates_by_name",
     "has_own_forward",
     "held",
+    "restore_class",
+    "rezero_attributes",
     "swap_class",
 ]
 
 if TYPE_CHECKING:
-    from rezero.surgery.recipe import GateRecipe
+    from rezero.surgery.recipe import GateRecipe, SilentRecipe
 
     _Module = nn.Module
 else:  # a mixin, which the class of any module can follow
@@ -268,14 +272,8 @@ class ReadsGatedUnfused(ReadsGated):
 class Passed(Changed):
     """A module that returns its input.
 
-    Its parameters stay, frozen, for the state dict and for those who read them, or are dropped.
+    Its parameters stay, frozen, for the state dict and for those who read them.
     """
-
-    def reset_parameters(self) -> None:
-        """Draw the parameters anew, as the module's own class does, where they have stayed."""
-        own = getattr(super(), "reset_parameters", None)
-        if own is not None and any(parameter is not None for parameter in self._parameters.values()):
-            own()
 
     def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
         """Return the input.
@@ -289,6 +287,47 @@ class Passed(Changed):
             ``x``.
         """
         return x
+
+
+class _Empty(Changed):
+    _is_hf_initialized = True  # transformers draws no weights for what is marked so
+
+    def reset_parameters(self) -> None:
+        """Do nothing: the parameters are gone."""
+
+    def extra_repr(self) -> str:
+        """Return nothing of what the module's own class shows, which may be gone."""
+        return ""
+
+
+class Dropped(_Empty, Passed):
+    """A module that returns its input and has no parameters."""
+
+
+class Silent(_Empty):
+    """A module that returns zeros, in the shape and the container of what it returned, and computes nothing."""
+
+    rezero_silent: "SilentRecipe"
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return zeros.
+
+        Args:
+            *args: As the module's own class takes them. The first tensor gives shape, dtype and device.
+            **kwargs: Likewise.
+
+        Returns:
+            Zeros, alone or followed by None in place of what else the module returned.
+        """
+        x = next(each for each in (*args, *kwargs.values()) if isinstance(each, Tensor))
+        shape = list(x.shape)
+        if self.rezero_silent.axis is not None:
+            shape[self.rezero_silent.axis] = self.rezero_silent.size
+        zeros = x.new_zeros(shape)
+        return (zeros, *[None] * (self.rezero_silent.items - 1)) if self.rezero_silent.items else zeros
+
+
+_ATTRIBUTES = ("rezero_gate", "rezero_owner", "rezero_moved", "rezero_weights", "rezero_reading", "rezero_silent")
 
 
 @cache
@@ -306,7 +345,8 @@ def swap_class(module: nn.Module, change: type[Changed]) -> None:
         module: Any module.
         change: What becomes of it.
     """
-    module.__class__ = _changed_class(change, type(module))  # type: ignore[arg-type]
+    original = module.original_class if isinstance(module, Changed) else type(module)
+    module.__class__ = _changed_class(change, original)  # type: ignore[arg-type]
 
 
 def has_own_forward(module: nn.Module) -> bool:
@@ -329,8 +369,13 @@ def restore_class(module: nn.Module) -> None:
         module: A module whose class `swap_class` changed.
     """
     module.__class__ = module.original_class  # type: ignore[assignment]
-    for name in ("forward", "rezero_gate", "rezero_owner", "rezero_moved", "rezero_weights", "rezero_reading"):
+    for name in ("forward", *_ATTRIBUTES):
         vars(module).pop(name, None)
+
+
+def rezero_attributes(module: nn.Module) -> dict[str, Any]:
+    """Return what a changed module knows of its change."""
+    return {name: vars(module)[name] for name in _ATTRIBUTES if name in vars(module)}
 
 
 def _rebuild(change: type[Changed], original: type[nn.Module], arguments: tuple[Any, ...]) -> nn.Module:

@@ -1,8 +1,10 @@
 """A converted model on disk: its weights, and the recipe that rebuilds it."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from rezero.errors import UsageError
-from rezero.surgery.recipe import Recipe, Undo, apply_, check_convertible
+from rezero.surgery.apply import apply_, check_convertible, drop_
+from rezero.surgery.recipe import Recipe, Undo
 
 __all__ = ["from_pretrained", "load_converted_", "note", "recall", "remember", "save_converted"]
 
@@ -131,6 +134,7 @@ def from_pretrained(path: str | Path, **kwargs: Any) -> Any:
     kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # which _check_info refuses
     model, info = _converting(kind, recipe, folder).from_pretrained(folder, **kwargs)
     _check_info(info, model, folder)
+    drop_(model, recipe.dropped, Undo())
     for name in recipe.frozen:  # the loaded parameters are new ones
         model.get_parameter(name).requires_grad_(False)
     _align(model)
@@ -144,7 +148,10 @@ def _converting(kind: Any, recipe: Recipe, folder: Path) -> Any:
     def build(_: Any, *args: Any, **kwargs: Any) -> Any:
         model = kind(*args, **kwargs)
         _check_names(model, recipe, folder)
-        apply_(model, recipe, Undo())
+        apply_(model, replace(recipe, dropped=()), Undo())  # dropped last: the loader draws all that the file lacks
+        if recipe.dropped:
+            gone = (f"^{re.escape(name)}$" for name in recipe.dropped)
+            model._keys_to_ignore_on_load_missing = [*(model._keys_to_ignore_on_load_missing or ()), *gone]
         return model
 
     return type(kind.__name__, (kind,), {"__new__": build, "__module__": kind.__module__})

@@ -1,7 +1,7 @@
 """See which parameters of a module are read by code other than its own."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -11,12 +11,14 @@ from torch.utils._pytree import tree_map_only
 from rezero.surgery.outputs import MODES
 from rezero.surgery.undisturbed import copied, switched, undisturbed
 
-__all__ = ["parts_of", "read_elsewhere"]
+__all__ = ["read_elsewhere", "tensors_of"]
 
 
-def parts_of(model: nn.Module, name: str) -> tuple[str, ...]:
-    """Name a module of a model and all modules inside it."""
-    return tuple(f"{name}.{part}".strip(".") for part, _ in model.get_submodule(name).named_modules())
+def tensors_of(model: nn.Module, name: str) -> tuple[str, ...]:
+    """Name the parameters and buffers of a module and of those inside it, under each of their names."""
+    module = model.get_submodule(name)
+    own = [*module.named_parameters(name, remove_duplicate=False), *module.named_buffers(name, remove_duplicate=False)]
+    return tuple(each for each, _ in own)
 
 
 def read_elsewhere(
@@ -26,25 +28,29 @@ def read_elsewhere(
 
     Args:
         model: The model, on the meta device too.
-        names: Modules whose own code no longer reads their parameters and buffers.
+        names: Parameters and buffers that the code of their own modules no longer reads.
         args: Example arguments.
         kwargs: Example keyword arguments.
 
     Returns:
-        Those of the modules of which some code reads a parameter or a buffer, if only to see its dtype.
+        Those of them that some code reads, if only to see a dtype.
     """
+    owners = {owner: model.get_submodule(owner) for owner in {name.rpartition(".")[0] for name in names}}
     read: set[str] = set()
     parameter = next(model.parameters(), None)
     given: Any = (args, kwargs)
     if parameter is not None and parameter.is_meta:
         given = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), given)
     for training, grad in MODES:
-        with undisturbed(model), switched(model, training=training), torch.set_grad_enabled(grad):
-            watching = _watching({name: model.get_submodule(name) for name in names}, read)
-            with watching, suppress(Exception):  # a mode in which the model fails reads no more than that
-                copies, keywords = copied(given)
-                model(*copies, **keywords)
-    return frozenset(read)
+        with ExitStack() as stack:
+            stack.enter_context(undisturbed(model))
+            stack.enter_context(switched(model, training=training))
+            stack.enter_context(torch.set_grad_enabled(grad))
+            stack.enter_context(_watching(owners, read))
+            stack.enter_context(suppress(Exception))  # a mode in which the model fails reads no more than that
+            copies, keywords = copied(given)
+            model(*copies, **keywords)
+    return frozenset(read.intersection(names))
 
 
 class _Watched(dict[str, Any]):
@@ -53,7 +59,7 @@ class _Watched(dict[str, Any]):
         self.owner, self.read = owner, read
 
     def __getitem__(self, name: str) -> Any:
-        self.read.add(self.owner)
+        self.read.add(f"{self.owner}.{name}".lstrip("."))
         return super().__getitem__(name)
 
 

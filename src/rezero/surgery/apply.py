@@ -1,0 +1,263 @@
+"""Change a model's modules as a recipe says, with every change undone on request."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from rezero.errors import UsageError
+from rezero.gate import gate_dtype
+from rezero.surgery.gated import (
+    Changed,
+    Dropped,
+    GatedOutput,
+    GatedWeight,
+    Passed,
+    ReadsGated,
+    ReadsGatedUnfused,
+    ReusedScale,
+    SharedOutput,
+    SharedWeight,
+    Silent,
+    has_own_forward,
+    restore_class,
+    rezero_attributes,
+    swap_class,
+)
+from rezero.surgery.recipe import GateRecipe, Recipe, SilentRecipe, Undo
+
+__all__ = [
+    "apply_",
+    "check_convertible",
+    "check_forwards",
+    "check_unwrapped",
+    "drop_",
+    "silence_",
+    "ungate_",
+]
+
+_SCALES_WEIGHT = (GatedWeight, SharedWeight)
+_WRAPPERS = {"OptimizedModule", "DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "FSDPModule"}
+
+
+def check_convertible(model: nn.Module) -> None:
+    """Refuse a model that can't be changed in place.
+
+    Args:
+        model: Any module.
+
+    Raises:
+        TypeError: If it is none.
+        UsageError: If it is wrapped, scripted, lazy or converted already, or gradients are off for good.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    if torch.is_inference_mode_enabled():
+        raise UsageError("torch.inference_mode is on, gates made in it could not be trained: convert outside of it")
+    check_unwrapped(model)
+    for name, module in model.named_modules():
+        where = _where(name, module)
+        if "quantized" in type(module).__module__:
+            raise UsageError(f"{where} is quantized, its weights can't be trained: convert first, then quantize")
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UsageError(f"{where} is scripted, its code can't be followed: convert the model before torch.jit")
+        if isinstance(module, Changed):
+            raise UsageError(f"{where} has been converted already: call undo() of that conversion first")
+        if any(isinstance(p, nn.parameter.UninitializedParameter) for p in module.parameters(recurse=False)):
+            raise UsageError(f"{where} is lazy, its shapes are not known yet: run the model once before")
+
+
+def check_unwrapped(model: nn.Module) -> None:
+    """Refuse a model that is compiled or distributed.
+
+    Args:
+        model: Any module.
+
+    Raises:
+        UsageError: If it is, or a part of it.
+    """
+    for name, module in model.named_modules():
+        if _WRAPPERS & {kind.__name__ for kind in type(module).__mro__}:
+            raise UsageError(f"{_where(name, module)} is a wrapped model: convert first, then compile or distribute it")
+        if getattr(module, "_compiled_call_impl", None) is not None:
+            raise UsageError(f"{_where(name, module)} is compiled in place: convert first, then compile")
+
+
+def _where(name: str, module: nn.Module) -> str:
+    return f"{name} ({type(module).__name__})" if name else type(module).__name__
+
+
+def apply_(model: nn.Module, recipe: Recipe, undo: Undo) -> None:
+    """Change a model's modules as a recipe says.
+
+    Args:
+        model: The model.
+        recipe: The changes.
+        undo: Gets what puts them back.
+
+    Raises:
+        UsageError: If a module has a ``forward`` of its own, which no class can change.
+    """
+    check_forwards(model, recipe)
+    unfused = _encoder_layers(model, recipe.norms)
+    readers: dict[str, list[nn.Module]] = {name: [] for name in unfused}
+    for gate in recipe.gates:
+        leaf = model.get_submodule(gate.leaf)
+        if gate.reused:
+            _change(leaf, ReusedScale, undo, rezero_gate=gate)
+            _reset(leaf, gate, undo)
+        elif gate.owner is None:
+            _change(leaf, GatedOutput if gate.reader is None else GatedWeight, undo, rezero_gate=gate)
+            _give_gate(model, leaf, gate, undo)
+        else:
+            owner = (model.get_submodule(gate.owner),)
+            change = SharedOutput if gate.reader is None else SharedWeight
+            _change(leaf, change, undo, rezero_gate=gate, rezero_owner=owner)
+        if gate.reader is not None:
+            readers.setdefault(gate.reader, []).append(leaf)
+        if gate.moved is not None:
+            vars(leaf)["rezero_moved"] = (model.get_submodule(gate.moved),)
+    for name, layers in readers.items():
+        reading = ReadsGatedUnfused if name in unfused else ReadsGated
+        _change(model.get_submodule(name), reading, undo, rezero_weights=tuple(layers))
+    _unpack(model, undo)
+    for name in (*recipe.norms, *recipe.activations):
+        _change(model.get_submodule(name), Passed, undo)
+    for parameter in (model.get_parameter(name) for name in recipe.frozen):
+        undo.steps.append(partial(parameter.requires_grad_, parameter.requires_grad))
+        parameter.requires_grad_(False)
+    silence_(model, recipe.silent, undo)
+    drop_(model, recipe.dropped, undo)
+
+
+def silence_(model: nn.Module, recipes: Sequence[SilentRecipe], undo: Undo) -> None:
+    """Make modules return zeros, whether they had a gate or not.
+
+    Args:
+        model: The model.
+        recipes: The modules.
+        undo: Gets what puts them back.
+    """
+    for recipe in recipes:
+        _change(model.get_submodule(recipe.module), Silent, undo, rezero_silent=recipe)
+    for name in _encoder_layers(model, [recipe.module for recipe in recipes]):
+        layer: Any = model.get_submodule(name)
+        weights = tuple(each for each in getattr(layer, "rezero_weights", ()) if isinstance(each, _SCALES_WEIGHT))
+        _change(layer, ReadsGatedUnfused, undo, rezero_weights=weights)
+    _unpack(model, undo)
+
+
+def ungate_(model: nn.Module, gates: Sequence[GateRecipe], undo: Undo) -> None:
+    """Take gates out of a converted model.
+
+    Args:
+        model: The model.
+        gates: The gates.
+        undo: Gets what puts the very same gates back.
+    """
+    for gate in gates:
+        leaf = model.get_submodule(gate.leaf)
+        undo.steps.append(partial(_become, leaf, type(leaf), rezero_attributes(leaf)))
+        if gate.owner is None and not gate.reused:
+            alpha = leaf._parameters.pop(gate.parameter)
+            undo.steps.append(partial(leaf._parameters.__setitem__, gate.parameter, alpha))
+        restore_class(leaf)
+
+
+def drop_(model: nn.Module, names: Sequence[str], undo: Undo) -> None:
+    """Take parameters and buffers away: they are None now, and so are modules in a silent one that have none left.
+
+    Args:
+        model: The model.
+        names: The parameters and buffers.
+        undo: Gets what puts the very same tensors back.
+    """
+    for name in names:
+        owner, _, key = name.rpartition(".")
+        module = model.get_submodule(owner)
+        store: dict[str, Any] = module._parameters if key in module._parameters else module._buffers
+        undo.steps.append(partial(store.__setitem__, key, store[key]))
+        store[key] = None
+        if isinstance(module, Passed) and not any(True for _ in (*module.parameters(), *module.buffers())):
+            _change(module, Dropped, undo)
+    for module in model.modules():
+        for name, child in module._modules.items() if isinstance(module, Silent) else ():
+            if child is not None and not any(True for _ in (*child.parameters(), *child.buffers())):
+                undo.steps.append(partial(module._modules.__setitem__, name, child))
+                module._modules[name] = None
+
+
+def _encoder_layers(model: nn.Module, names: Sequence[str]) -> list[str]:
+    """Name the Transformer layers whose fused path would use the named modules without calling them."""
+    parents = dict.fromkeys(name.rpartition(".")[0] for name in names)
+    return [name for name in parents if isinstance(model.get_submodule(name), nn.TransformerEncoderLayer)]
+
+
+def _unpack(model: nn.Module, undo: Undo) -> None:
+    """Keep encoders from packing a padded batch for a fused path that a layer no longer takes."""
+    module: Any
+    for module in model.modules():
+        unfused = isinstance(module, nn.TransformerEncoder) and any(
+            isinstance(layer, ReadsGatedUnfused) for layer in module.layers
+        )
+        if unfused and hasattr(module, "use_nested_tensor"):
+            undo.steps.append(partial(setattr, module, "use_nested_tensor", module.use_nested_tensor))
+            module.use_nested_tensor = False
+
+
+def check_forwards(model: nn.Module, recipe: Recipe) -> None:
+    """Refuse modules that do not run the ``forward`` of their class.
+
+    Args:
+        model: The model.
+        recipe: What is changed in it.
+
+    Raises:
+        UsageError: If there is one among the modules that the recipe changes.
+    """
+    for name in recipe.modules:
+        if has_own_forward(model.get_submodule(name)):
+            raise UsageError(
+                f"{name!r} has a forward of its own, as hooks of accelerate set it, which would pass the change by: "
+                "take the hooks off first (accelerate.hooks.remove_hook_from_module), and dispatch the model afterwards"
+            )
+
+
+def _change(module: nn.Module, change: type[Changed], undo: Undo, **attributes: Any) -> None:
+    undo.steps.append(partial(_restore, module, type(module), rezero_attributes(module)))
+    vars(module).pop("forward", None)  # the class's own
+    swap_class(module, change)
+    vars(module).update(attributes)
+
+
+def _restore(module: nn.Module, kind: type[nn.Module], attributes: dict[str, Any]) -> None:
+    if isinstance(module, Changed):  # not folded since
+        restore_class(module)
+        _become(module, kind, attributes)
+
+
+def _become(module: nn.Module, kind: type[nn.Module], attributes: dict[str, Any]) -> None:
+    module.__class__ = kind
+    vars(module).update(attributes)
+
+
+def _give_gate(model: nn.Module, leaf: nn.Module, gate: GateRecipe, undo: Undo) -> None:
+    near = next((p for each in (leaf, model) for p in each.parameters() if p.is_floating_point()), None)
+    dtype, device = (None, None) if near is None else (near.dtype, near.device)
+    alpha = torch.full((max(gate.shape),), gate.init_value, dtype=gate_dtype(dtype), device=device)
+    leaf.register_parameter(gate.parameter, nn.Parameter(alpha))
+    undo.steps.append(partial(leaf._parameters.pop, gate.parameter, None))
+
+
+def _reset(leaf: nn.Module, gate: GateRecipe, undo: Undo) -> None:
+    parameter = leaf.get_parameter(gate.parameter)
+    before = parameter.data
+
+    def put_back() -> None:
+        if isinstance(leaf, Changed):  # not folded since
+            parameter.data = before.to(parameter.device)
+
+    undo.steps.append(put_back)
+    parameter.data = torch.full_like(parameter, gate.init_value, dtype=gate_dtype(parameter.dtype))
