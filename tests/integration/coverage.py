@@ -92,7 +92,7 @@ def _one(library: str, name: str, sender: Any) -> None:
     warnings.simplefilter("ignore")
     signal.alarm(SECONDS)
     resource.setrlimit(resource.RLIMIT_DATA, (BYTES, BYTES))
-    row: dict[str, Any] = {"expected": ""}
+    row: dict[str, Any] = {"options": "", "expected": ""}
     try:
         LIBRARIES[library].measure(name, row)
     except Exception as error:

@@ -12,13 +12,28 @@ __all__ = ["INPUTS"]
 Inputs = dict[str, Any]
 
 
-def _audio_latents(model: Any) -> Inputs:
-    shapes = Shapes(model)
-    return {"latents": shapes.wave(1, shapes.find("hidden_size"), 8)}
+def _with_marks(model: Any, marker: int, count: int, **inputs: Any) -> Inputs:
+    """Make a text with as many tokens that stand for parts of a picture or of a sound as its features take."""
+    text = Shapes(model).tokens() + 10
+    return {"input_ids": torch.cat([text, torch.full((1, count), marker), text], 1), **inputs}
 
 
-def _blt(model: Any) -> Inputs:
-    return {"input_ids": Shapes(model).tokens(1, 8), "patch_lengths": torch.tensor([[1, 3, 4]])}
+def _shrinks(model: Any) -> int:
+    """Return how much smaller a picture's codes are than the picture."""
+    return 2 ** (len(model.config.vq_config.channel_multiplier) - 1)
+
+
+def _fun_asr(model: Any) -> Inputs:
+    sound = {
+        "input_features": Shapes(model).wave(1, 32, 560),
+        "input_features_mask": torch.ones(1, 32, dtype=torch.bool),
+    }
+    heard = model.get_audio_features(**sound).pooler_output
+    return _with_marks(model, model.config.audio_token_id, heard.numel() // heard.shape[-1], **sound)
+
+
+def _latents(model: Any) -> Inputs:
+    return {"latents": Shapes(model).wave(1, model.config.hidden_size, 8)}
 
 
 def _blt_decoder(model: Any) -> Inputs:
@@ -85,6 +100,81 @@ def _idefics(model: Any) -> Inputs:
     }
 
 
+def _evolla(model: Any) -> Inputs:
+    shapes = Shapes(model)
+    return {
+        "input_ids": shapes.tokens(),
+        "protein_input_ids": shapes.tokens(1, 12),
+        "protein_attention_mask": shapes.ones(1, 12),
+    }
+
+
+def _granite_docling(model: Any) -> Inputs:
+    tiles = {"pixel_values": Shapes(model).images(1, 2), "pixel_attention_mask": torch.ones(1, 2, dtype=torch.bool)}
+    count = model.get_image_features(**tiles).pooler_output[0].shape[0]
+    return _with_marks(model, model.config.image_token_id, count, **tiles)
+
+
+def _kosmos_2_5(model: Any) -> Inputs:
+    shapes, count = Shapes(model), model.config.latent_query_num
+    marks = torch.cat([torch.zeros(1, 1), torch.ones(1, count), torch.zeros(1, 8)], 1).long()
+    return {
+        "input_ids": shapes.tokens(1, count + 9),
+        "image_embeds_position_mask": marks,
+        **_flat_patches(model, text=False),
+    }
+
+
+def _mllama(model: Any) -> Inputs:
+    shapes = Shapes(model)
+    return {
+        "input_ids": shapes.tokens(),
+        "cross_attention_mask": shapes.ones(1, 8, 1, shapes.find("max_num_tiles")),
+        **_mllama_vision(model),
+    }
+
+
+def _musicflamingo(model: Any) -> Inputs:
+    shapes = Shapes(model)
+    sound = {"input_features": shapes.wave(1, shapes.bands, 80), "input_features_mask": shapes.ones(1, 80)}
+    return _with_marks(model, model.config.audio_token_id, 20, **sound)
+
+
+def _qwen2_audio(model: Any) -> Inputs:
+    shapes = Shapes(model)
+    sound = {"input_features": shapes.wave(1, shapes.bands, 80), "feature_attention_mask": shapes.ones(1, 80)}
+    return _with_marks(model, model.config.audio_token_id, 20, **sound)
+
+
+def _qwen_audio_encoder(model: Any) -> Inputs:
+    shapes = Shapes(model)
+    return {
+        "input_features": shapes.wave(shapes.bands, 80),
+        "feature_lens": torch.tensor([80]),
+        "aftercnn_lens": torch.tensor([40]),
+    }
+
+
+def _video_llava(model: Any) -> Inputs:
+    shapes, config = Shapes(model), model.config
+    picture, video = shapes.images(1), shapes.images(1, 8)
+    count = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+    text = _with_marks(model, config.image_token_id, count)["input_ids"]
+    marks = torch.full((1, 8 * (count + 1)), config.video_token_id)
+    return {"input_ids": torch.cat([text, marks], 1), "pixel_values": picture, "pixel_values_videos": video}
+
+
+def _dit(model: Any) -> Inputs:
+    shapes, config = Shapes(model), model.config
+    return {
+        "hidden_states": shapes.wave(1, 16, config.mel_dim),
+        "condition_vector": shapes.wave(1, 16, config.mel_dim).cos(),
+        "speaker_embedding": shapes.wave(1, 16, config.enc_emb_dim),
+        "quantized_code": shapes.tokens(1, 8),
+        "time_step": torch.tensor(0.5),
+    }
+
+
 def _image_pair(model: Any) -> Inputs:
     return {"pixel_values": Shapes(model).wave(1, 2, 3, 64, 64).sin()}
 
@@ -107,7 +197,7 @@ def _lxmert(model: Any) -> Inputs:
 
 def _mllama_vision(model: Any) -> Inputs:
     shapes = Shapes(model)
-    tiles = model.config.max_num_tiles
+    tiles = shapes.find("max_num_tiles")
     mask = torch.ones(1, 1, tiles, dtype=torch.long)
     return {
         "pixel_values": shapes.images(1, 1, tiles),
@@ -131,6 +221,46 @@ def _omdet(model: Any) -> Inputs:
 def _oneformer(model: Any) -> Inputs:
     shapes = Shapes(model)
     return {"pixel_values": shapes.images(1), "task_inputs": shapes.tokens(1, model.config.task_seq_len)}
+
+
+def _pi0(model: Any) -> Inputs:
+    shapes = Shapes(model)
+    count = (
+        model.get_image_features(shapes.images(1)).pooler_output.shape[1]
+        if hasattr(model, "get_image_features")
+        else 256
+    )
+    inputs = _with_marks(model, model.config.vlm_config.image_token_id, count)
+    width = model.config.dit_config.hidden_size
+    length = inputs["input_ids"].shape[1]
+    return {
+        **inputs,
+        "attention_mask": shapes.ones(1, length),
+        "pixel_values": shapes.images(1, 1),
+        "pixel_attention_mask": torch.ones(1, 1, dtype=torch.bool),
+        "action_embeds": shapes.wave(1, 6, width),
+    }
+
+
+def _video_of_336(model: Any) -> torch.Tensor:
+    return Shapes(model).wave(1, 2, 3, 336, 336)
+
+
+def _nemotron_omni(model: Any) -> Inputs:
+    shapes, config = Shapes(model), model.config
+    patches = {
+        "pixel_values": shapes.wave(16, 3 * config.vision_config.patch_size**2),
+        "image_grid_hw": torch.tensor([[4, 4]]),
+    }
+    return _with_marks(
+        model, config.image_token_id, model.get_image_features(**patches).pooler_output[0].shape[0], **patches
+    )
+
+
+def _vibevoice(model: Any) -> Inputs:
+    shapes = Shapes(model)
+    sound = {"input_values": shapes.wave(1, 1, 3200 * 4), "padding_mask": torch.ones(1, 3200 * 4, dtype=torch.bool)}
+    return _with_marks(model, model.config.audio_token_id, 4, **sound)
 
 
 def _rag(model: Any) -> Inputs:
@@ -166,7 +296,7 @@ def _sam3_masks(model: Any) -> Inputs:
 
 
 def _seggpt(model: Any) -> Inputs:
-    image = Shapes(model).images(1)
+    image = Shapes(model).wave(1, 3, 112, 112)  # half of what the model sees: the prompt is above it
     return {"pixel_values": image, "prompt_pixel_values": image.sin(), "prompt_masks": image.cos()}
 
 
@@ -185,10 +315,20 @@ INPUTS: dict[str, Callable[[Any], Inputs]] = {
         {"query_embeds": Shapes(model).wave(1, 8, model.config.hidden_size)}
         | {"encoder_hidden_states": Shapes(model).wave(1, 6, model.config.encoder_hidden_size)}
     ),
-    "blt": _blt,
     "blt_local_decoder": _blt_decoder,
     "blt_local_encoder": _blt_encoder,
+    "chameleon": lambda model: _with_marks(
+        model, 900, 4, pixel_values=Shapes(model).wave(1, 3, 2 * _shrinks(model), 2 * _shrinks(model))
+    ),
     "clvp": _clvp,
+    "colqwen2": lambda model: _with_marks(
+        model,
+        model.config.vlm_config.image_token_id,
+        4,
+        pixel_values=Shapes(model).wave(1, 16, 1176),
+        image_grid_thw=torch.tensor([[1, 4, 4]]),
+    ),
+    "csm": lambda model: {"input_ids": Shapes(model).tokens(1, 8, 32), "labels": Shapes(model).tokens(1, 8, 32)},
     "decision_transformer": _decision_transformer,
     "deepseek_ocr2_encoder": lambda model: {
         "inputs_embeds": Shapes(model).wave(1, 32, model.config.hidden_size),
@@ -203,6 +343,44 @@ INPUTS: dict[str, Callable[[Any], Inputs]] = {
     "florence_vision": lambda model: {"hidden_states": Shapes(model).wave(2, 3, 64, 64)},
     "gemma3n_audio": _gemma_audio,
     "gemma4_vision": _gemma_vision,
+    "granite_speech_encoder": lambda model: {"hidden_states": Shapes(model).wave(1, 64, model.config.input_dim)},
+    "granite_speech_plus_encoder": lambda model: {"hidden_states": Shapes(model).wave(1, 64, model.config.input_dim)},
+    "granite_speech5_encoder": lambda model: {
+        "input_features": Shapes(model).wave(1, 64, 4 * model.config.num_mel_bins)
+    },
+    "granite_speech5_ctc": lambda model: {"input_features": Shapes(model).wave(1, 64, 320)},
+    "fun_asr_nano": _fun_asr,
+    "fun_asr_nano_encoder": lambda model: {
+        "input_features": Shapes(model).wave(1, 32, 560),
+        "input_features_mask": torch.ones(1, 32, dtype=torch.bool),
+    },
+    "dots3_note_audio_encoder": lambda model: {
+        "input_features": Shapes(model).wave(1, model.config.feature_size, 64),
+        "chunk_sample_lengths": torch.tensor([64 * model.config.hop_length]),
+    },
+    "evolla": _evolla,
+    "EvollaModel": _evolla,
+    "granite_docling": _granite_docling,
+    "granite_docling_vision": lambda model: {"pixel_values": Shapes(model).images(2)},
+    "inkling_vision": lambda model: {"pixel_values": Shapes(model).wave(2, 2, 40, 40, 3)},
+    "inkling2_vision": lambda model: {
+        "pixel_values": Shapes(model).wave(4, 40, 40, 3),
+        "image_grid_thw": torch.tensor([[1, 2, 2]]),
+    },
+    "kosmos-2.5": _kosmos_2_5,
+    "mimi_decoder": _latents,
+    "mllama": _mllama,
+    "musicflamingo": _musicflamingo,
+    "muse_spark_audio": lambda model: {"input_values": Shapes(model).wave(1, 1920 * 4)},
+    "pocket_tts_audio_tokenizer_decoder": _latents,
+    "qwen2_audio": _qwen2_audio,
+    "qwen2_5_omni_audio_encoder": _qwen_audio_encoder,
+    "qwen2_5_omni_dit": _dit,
+    "qwen3_omni_moe_audio_encoder": _qwen_audio_encoder,
+    "qwen3_omni_moe_talker_code_predictor": lambda model: {
+        "inputs_embeds": Shapes(model).wave(1, 3, model.config.hidden_size)
+    },
+    "video_llava": _video_llava,
     "idefics": _idefics,
     "idefics2_perceiver": lambda model: {
         "context": Shapes(model).wave(1, 12, model.config.hidden_size),
@@ -260,7 +438,30 @@ INPUTS: dict[str, Callable[[Any], Inputs]] = {
     "sam3_lite_text_detr_encoder": lambda model: _sam3_detr(model, decoder=False),
     "sam3_lite_text_mask_decoder": _sam3_masks,
     "sam3_mask_decoder": _sam3_masks,
+    "nemotron_h_omni": _nemotron_omni,
+    "vibevoice": _vibevoice,
+    "pe_video": lambda model: {"input_ids": Shapes(model).tokens(), "pixel_values_videos": _video_of_336(model)},
+    "pe_video_encoder": lambda model: {"pixel_values_videos": _video_of_336(model)},
+    "pe_audio_video": lambda model: {
+        "input_ids": Shapes(model).tokens(),
+        "pixel_values_videos": _video_of_336(model),
+        "input_values": Shapes(model).wave(1, 1, 16_000),
+    },
+    "pe_audio_video_encoder": lambda model: {
+        "pixel_values_videos": _video_of_336(model),
+        "input_values": Shapes(model).wave(1, 1, 16_000),
+    },
+    "pi0": _pi0,
     "seggpt": _seggpt,
+    "speecht5": lambda model: {
+        "input_values": Shapes(model).wave(1, 12, model.config.hidden_size),
+        "decoder_input_values": Shapes(model).wave(1, 8, model.config.hidden_size).cos(),
+    },
+    "tvp": lambda model: (
+        {"input_ids": Shapes(model).tokens(), "pixel_values": Shapes(model).wave(1, 2, 3, 448, 448)}
+        | {"attention_mask": Shapes(model).ones(1, 8)}
+    ),
+    "univnet": lambda model: {"input_features": Shapes(model).wave(1, 16, model.config.num_mel_bins)},
     "superglue": _image_pair,
     "timesfm": _timesfm,
     "unlimited_ocr_vision_encoder": lambda model: {

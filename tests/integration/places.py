@@ -1,10 +1,10 @@
 """Where the parameters of a model lie, seen from its gates: a second opinion, made from the trace alone."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from rezero.surgery.linear import is_matrix, is_norm
+from rezero.surgery.linear import is_addition, is_matrix, is_norm
 from rezero.surgery.sites import Residuals
 from rezero.surgery.trace import Call, Op, Trace, Value
 
@@ -17,8 +17,9 @@ def places(model: Any, traced: Trace, found: Residuals) -> Places:
     """Sort the names of a model's parameters by place.
 
     ``branch``: matters only through a gate. ``shortcut`` and ``refused``: as the finder says. ``trunk``: stem,
-    transitions, norms and head. ``unexplained``: in a layer that has gates, but behind none of them, and neither in a
-    norm nor in a child that changes the shape. ``unread``: not read on this example.
+    transitions, norms and head. ``unexplained``: a matrix in a layer that has gates, but behind none of them, and on
+    one side of an addition whose other side comes past it: what a branch without a gate looks like. ``unread``: not
+    read on this example.
     """
     leaves = {branch.leaf for branch in found.branches}
     gated = {call.output for call in traced.calls if call.name in leaves and call.output is not None}
@@ -32,9 +33,8 @@ def places(model: Any, traced: Trace, found: Residuals) -> Places:
     for place in ("shortcut", "refused"):
         sorted_[place] = set(found.parameters.get(place, ())) - sorted_["branch"]
     rest = readers.keys() - set().union(*sorted_.values())
-    sorted_["unexplained"] = {
-        name for name in rest if not _explained(model, name, readers[name], leaves, gated, traced.ops)
-    }
+    bypassed = _bypassed(traced, found)
+    sorted_["unexplained"] = {name for name in rest if not _explained(model, name, readers[name], leaves, bypassed)}
     sorted_["trunk"] = rest - sorted_["unexplained"]
     sorted_["unread"] = {name for name, _ in model.named_parameters()} - readers.keys()
     return sorted_
@@ -50,12 +50,12 @@ def _behind_gates(traced: Trace, gated: set[Value]) -> set[Op]:
     return inside
 
 
-def _explained(model: Any, name: str, readers: set[Op], leaves: set[str], gated: set[Value], ops: list[Op]) -> bool:
+def _explained(model: Any, name: str, readers: set[Op], leaves: set[str], bypassed: Callable[[Op, str], bool]) -> bool:
     owner = name.rpartition(".")[0]
     layer = next((each for each in _layers(model, owner) if any(leaf.startswith(f"{each}.") for leaf in leaves)), None)
     if layer is None or not is_matrix(model.get_parameter(name).shape) or is_norm(model.get_submodule(owner)):
         return True
-    return all(_on_every_way(op, layer, gated, ops) for op in readers)
+    return not any(bypassed(op, layer) for op in readers)
 
 
 def _layers(model: Any, name: str) -> Iterator[str]:
@@ -66,18 +66,29 @@ def _layers(model: Any, name: str) -> Iterator[str]:
             yield ".".join(parts[:end])
 
 
-def _on_every_way(middle: Op, layer: str, gated: set[Value], ops: list[Op]) -> bool:
-    """Return whether a layer's output comes from its input through one operation only, all gates being closed."""
-    call: Call | None = middle.call
-    while call is not None and call.name != layer:
-        call = call.parent
-    if call is None or not call.inputs or call.output is None:
-        return False
-    reached = {call.inputs[0]}
-    for op in ops[call.first : call.last]:
-        if op is not middle and not reached.isdisjoint(op.inputs):
-            reached.update(value for value in op.outputs if value not in gated)
-    return call.output not in reached
+def _bypassed(traced: Trace, found: Residuals) -> Callable[[Op, str], bool]:
+    """Return what says whether an operation is on one side of an addition in a layer, and the other comes past it."""
+    added = {(site.name, *place[:2]) for site in found for place in site.added}
+    counts: Counter[Call] = Counter()
+    others = []
+    for op in filter(is_addition, traced.ops):
+        if (op.call.name, op.call.number, counts[op.call]) not in added and all(side.data for side in op.inputs[:2]):
+            others.append(op)
+        counts[op.call] += 1
+
+    def bypassed(op: Op, layer: str) -> bool:
+        made = op.outputs[-1]
+        sources = [value for value in traced.values if value.data and made.descends_from(value)]
+        return any(
+            (one.descends_from(made) or one is made)
+            and not (other.descends_from(made) or other is made)
+            and any(other is value or other.descends_from(value) for value in sources)
+            for addition in others
+            if f"{addition.call.name}.".startswith(f"{layer}.")
+            for one, other in (addition.inputs[:2], addition.inputs[1::-1])
+        )
+
+    return bypassed
 
 
 def unread_by_module(model: Any, traced: Trace, unread: set[str]) -> tuple[Counter[str], set[str]]:

@@ -13,10 +13,15 @@ __all__ = ["SCALES", "Scale", "tiny"]
 
 
 class Scale(NamedTuple):
-    """What sizes are divided by: the features of a head, the number of heads; widths are divided by both."""
+    """What the features of a head and the number of heads are divided by."""
 
     features: int
     heads: int
+
+    @property
+    def width(self) -> int:
+        """What widths are divided by."""
+        return self.features * self.heads
 
 
 SCALES = tuple(Scale(*each) for each in ((8, 4), (4, 4), (8, 1), (2, 4), (4, 1), (1, 8), (2, 1), (1, 1)))
@@ -36,15 +41,17 @@ _HEAD_FEATURES = re.compile(
 _WIDTH = re.compile(
     r"width$|(^|_)dims?($|_)|embd$|channels?$|d_(model|inner|ff|embed)$|dff$|hidden_|intermediate|ffn|rank$|filters$|embed"
     r"|(conv|output|fpn|feature|coordinate|shape|state|feat|bottleneck|projection|proj|channel|emb|ff)_sizes?$"
-    r"|units$|planes$|upsample_groups$|out_features|attention_size"
+    r"|units$|planes$|upsample_groups$|out_features|attention_size|pos_feats$"
 )
 _NOT_WIDTH = re.compile(
-    r"vocab|image_|patch_|window|kernel|token|position|(^|_)num_|max_|stride|ratio|(?<!upsample_)group|grid|seq|ids?$|act(ivation)?$"
+    r"vocab|image_|patch_(?!embeds)|pos_emb_|window|kernel|token|position|(^|_)num_(?!pos_feats)|max_|stride|ratio|(?<!upsample_)group|grid|seq|ids?$|act(ivation)?$"
     r"|temporal|_rate|factor|scale|drop|type|layers?$"
 )
 _OF_INPUT = re.compile(r"^(in|num|input|audio)_channels$")
 _EXPERTS = re.compile(r"(num|n)_(\w+_)?experts$|expert_num$")
-_AT_MOST_TWO = re.compile(r"experts_per_tok(en)?$|top_?k$|moe_k$|_(period|interval|frequency|pattern|sparse_step)$")
+_AT_MOST_TWO = re.compile(
+    r"experts_per_tok(en)?$|(?<!index_)top_?k$|moe_k$|_(period|interval|frequency|pattern|sparse_step)$"
+)
 _ONE = re.compile(
     r"first_k_dense|num_dense_layers|_offset$|start_index$|n_shared_experts|topk_group|^n_group$|expert_group$"
 )
@@ -62,7 +69,8 @@ def tiny(default: Any, scale: Scale, exceptions: Mapping[str, Any]) -> Any:
     Args:
         default: A configuration.
         scale: What widths are divided by.
-        exceptions: Field to value, where no rule works; a dictionary for a configuration inside.
+        exceptions: Field to value, where no rule works, or to what makes it of the scale; a dictionary for a
+            configuration inside.
 
     Returns:
         The small configuration.
@@ -72,7 +80,8 @@ def tiny(default: Any, scale: Scale, exceptions: Mapping[str, Any]) -> Any:
     given = dict(layers.lists)
     for name, (own, value) in sorted(fields.items(), key=lambda field: field[0] != "text_config"):
         if name in exceptions and not hasattr(value, "to_json_string"):
-            given[name] = exceptions[name]
+            told = exceptions[name]
+            given[name] = told(scale) if callable(told) else told
         elif hasattr(value, "to_json_string"):
             inner = exceptions.get(name, {})
             if "text_config" in given and "out_hidden_size" in vars(value) and name != "text_config":
@@ -81,7 +90,7 @@ def tiny(default: Any, scale: Scale, exceptions: Mapping[str, Any]) -> Any:
         elif name not in given and (own != value or (own is not None and value is not None)):
             given[name] = _small(name, value, scale, layers)
     given |= {name: value for name, value in exceptions.items() if name not in fields}
-    if layers.stages:
+    if layers.stages and "out_indices" not in exceptions:
         given["out_indices"] = layers.stages
     if layers.overrides:
         given["per_layer_config"] = {
@@ -93,20 +102,30 @@ def tiny(default: Any, scale: Scale, exceptions: Mapping[str, Any]) -> Any:
 
 def _fields(config: Any) -> Iterator[tuple[str, Any, Any]]:
     """Yield the fields of a configuration: name, what the class itself gives it, value."""
+    plain = _plain(type(config))
     config.allow_global_per_layer_attribute_access = True
-    try:
-        plain: Any = type(config)()
-        plain.allow_global_per_layer_attribute_access = True
-    except Exception:
-        plain = None
-    for field in dataclasses.fields(config):
-        if field.init and not field.name.startswith("_") and field.name not in _COMMON:
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    for name, field in fields.items():
+        if field.init and not name.startswith("_") and name not in _COMMON:
             own = field.default if field.default is not dataclasses.MISSING else None
-            value = getattr(config, field.name, None)
+            value = getattr(config, name, None)
             inner = hasattr(value, "to_json_string")
-            if own is None and not inner and plain is not None and getattr(plain, field.name, None) == value:
+            if own is None and not inner and plain is not None and getattr(plain, name, None) == value:
                 own, value = (value, value) if isinstance(value, dict) else (None, None)
-            yield field.name, own, value
+            yield name, own, value
+    for name, value in vars(config).items():  # given by a configuration around it
+        if name not in fields and not name.startswith("_") and name not in vars(plain or config):
+            yield name, None, value
+
+
+def _plain(config_class: Any) -> Any:
+    """Build a configuration of a class without arguments; return None where it wants some."""
+    try:
+        plain = config_class()
+    except Exception:
+        return None
+    plain.allow_global_per_layer_attribute_access = True
+    return plain
 
 
 class _Layers:
@@ -204,5 +223,5 @@ def _number(name: str, value: int, scale: Scale, layers: _Layers) -> int:
     if _HEADS.search(name):
         return max(1, value // scale.heads)
     if _WIDTH.search(name) and not _NOT_WIDTH.search(name) and value >= 16:
-        return max(1, value // (scale.features * scale.heads))
+        return max(1, value // (scale.width))
     return value

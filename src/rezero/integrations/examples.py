@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice, product
+from itertools import product
 from typing import Any
 
 import torch
@@ -72,8 +72,9 @@ def candidates(model: Any) -> Iterator[Inputs]:
         if name in options and name not in needed:
             options[name].append({})
     ways = sorted(product(*filter(None, options.values())), key=lambda way: sum(not each for each in way))
-    for way in islice(ways, _TRIES):
-        yield _with_text(shapes, {name: value for each in way for name, value in each.items()}, towers)
+    for way in dict.fromkeys((*range(len(ways))[:_TRIES], *range(len(ways))[-_TRIES // 4 :])):
+        given = {name: value for each in ways[way] for name, value in each.items()}
+        yield _with_text(shapes, given, towers)
 
 
 class Shapes:
@@ -304,7 +305,7 @@ _LAYOUTS: dict[str, Sequence[Callable[[Shapes], Any]]] = {
         lambda s: s.ones(1, 5, *s.images().shape[-2:]),
     ),
     "target_sizes": (lambda s: s.whole(s.grid),),
-    "high_res_pixel_values": (lambda s: s.images(1),),
+    "high_res_pixel_values": (lambda s: s.wave(1, 3, *[s.model.config.high_res_vision_config.image_size] * 2),),
     "image_sizes": (lambda s: s.whole(tuple(s.images().shape[-2:])),),
     "input_features": (
         lambda s: s.wave(1, s.bands, 2 * s.number("max_source_positions", default=_FRAMES // 2)),
