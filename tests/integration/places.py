@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from rezero.surgery.find import TIES
 from rezero.surgery.linear import is_addition, is_matrix, is_norm
 from rezero.surgery.sites import Residuals
 from rezero.surgery.trace import Call, Op, Trace, Value
@@ -67,18 +68,26 @@ def _layers(model: Any, name: str) -> Iterator[str]:
 
 
 def _bypassed(traced: Trace, found: Residuals) -> Callable[[Op, str], bool]:
-    """Return what says whether an operation is on one side of an addition in a layer, and the other comes past it."""
-    added = {(site.name, *place[:2]) for site in found for place in site.added}
+    """Return what says whether an operation is on one side of an addition in a layer, and the other comes past it.
+
+    Both come from what entered the layer, or was made in it. A sum of two ways with as many matrices has no skip: such
+    are convolutions of several sizes side by side.
+    """
+    known = {(site.name, *place[:2]) for site in found for place in site.added}
+    known |= {(each.name, *each.place) for each in found.left_out if each.reason == TIES}
     counts: Counter[Call] = Counter()
     others = []
     for op in filter(is_addition, traced.ops):
-        if (op.call.name, op.call.number, counts[op.call]) not in added and all(side.data for side in op.inputs[:2]):
+        if (op.call.name, op.call.number, counts[op.call]) not in known and all(side.data for side in op.inputs[:2]):
             others.append(op)
         counts[op.call] += 1
+    entered: dict[str, list[Value]] = {}
 
     def bypassed(op: Op, layer: str) -> bool:
         made = op.outputs[-1]
-        sources = [value for value in traced.values if value.data and made.descends_from(value)]
+        if layer not in entered:
+            entered[layer] = _entering(traced, layer)
+        sources = [value for value in entered[layer] if made.descends_from(value)]
         return any(
             (one.descends_from(made) or one is made)
             and not (other.descends_from(made) or other is made)
@@ -89,6 +98,14 @@ def _bypassed(traced: Trace, found: Residuals) -> Callable[[Op, str], bool]:
         )
 
     return bypassed
+
+
+def _entering(traced: Trace, layer: str) -> list[Value]:
+    """List the values that enter the calls of a layer, and those that are made in it."""
+    found = {
+        value for op in traced.ops if f"{op.call.name}.".startswith(f"{layer}.") for value in op.inputs + op.outputs
+    }
+    return [value for value in found if value.data]
 
 
 def unread_by_module(model: Any, traced: Trace, unread: set[str]) -> tuple[Counter[str], set[str]]:

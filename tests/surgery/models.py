@@ -307,6 +307,13 @@ class UNet(nn.Module):
         return x + self.up(self.mid(self.down(x)))
 
 
+class Hourglass(nn.Sequential):
+    """A way to half the resolution and back, with something or nothing in the middle."""
+
+    def __init__(self, *middle: nn.Module) -> None:
+        super().__init__(nn.Conv1d(3, 3, 2, 2), *middle, nn.ConvTranspose1d(3, 3, 2, 2))
+
+
 class AveragedHeads(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -365,6 +372,35 @@ class Polynomial(nn.Module):
         x = 0.5 * x * (1 + torch.tanh(0.8 * (x + 0.044715 * torch.pow(x, 3))))
         first, second = x.chunk(2, -1)
         return x * 0.6 + torch.cat([-second, first], -1) * 0.8
+
+
+class SharedEnd(nn.Module):
+    """A drop-path of all branches of two streams: it alone ends the first two, a layer used twice ends the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.both, self.drop_path = linear(), linear(), linear(), nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, y = x[:, :1], x[:, 1:2]
+        one, two = self.first(x), self.second(y)
+        x, y = x + self.drop_path(one + two), y + self.drop_path(two + one)
+        return torch.cat((x + self.drop_path(self.both(x)), y + self.drop_path(self.both(y))), -1)
+
+
+class PooledBeside(nn.Module):
+    """A first token and pooled others, joined, are a skip, as in MViT; projected, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.short, self.fc1, self.fc2 = linear(), linear(), linear(), linear()
+
+    def pooled(self, x: Tensor) -> Tensor:
+        return torch.cat((x[:, :1], F.avg_pool1d(x[:, 1:].transpose(1, 2), 2).transpose(1, 2)), 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pooled(x) + self.fc(x)[:, 1:]
+        return self.pooled(self.short(x)[:, [0, 0, 1]]) + self.fc2(F.relu(self.fc1(x)))
 
 
 class Shared(nn.Module):

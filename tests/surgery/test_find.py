@@ -333,6 +333,24 @@ def test_long_skip_on_demand() -> None:
     assert left_out(found) == []
 
 
+def test_layer_at_a_lower_resolution_is_a_branch() -> None:
+    """One module that halves the resolution and restores it, as attention on a pooled image, is no long skip."""
+    found = find_residuals(Residual(models.Hourglass(), nn.LayerNorm(WIDTH)), X)
+    assert facts(found) == [fact("", "branch.1", "branch.0.0 branch.0.1 branch.1")]
+
+
+def test_all_levels_of_a_nest_are_long_skips() -> None:
+    """The innermost of several such modules, one in the other, is as long as those around it."""
+    found = find_residuals(
+        nn.Sequential(Residual(models.Hourglass(Residual(models.Hourglass()))), Residual(linear())), X
+    )
+    assert facts(found) == [fact("1", "1.branch.0")]
+    assert [(each.name, each.reason[:11]) for each in found.left_out] == [
+        ("0.branch.0.1", "a long skip"),
+        ("0", "a long skip"),
+    ]
+
+
 # Left out
 
 
@@ -473,6 +491,23 @@ def test_module_used_several_times_can_be_tied() -> None:
         left_out(find_residuals(model, X, repeated="tie"))
         == [("0", "0.fc is used 3 times, 2 of them as a branch", True)] * 2
     )
+
+
+def test_shared_end_of_branches_can_be_tied() -> None:
+    """A module that alone ends some branches gets the gate of all that it ends, also of those that others end."""
+    found = find_residuals(models.SharedEnd(), X, repeated="tie")
+    assert [branch.leaf for branch in found.branches] == ["drop_path"] * 4
+    reasons = [reason for _, reason, _ in left_out(find_residuals(models.SharedEnd(), X))]
+    assert [reason for reason in reasons if "used" in reason] == [
+        *["drop_path is used 4 times"] * 2,
+        *["both is used 2 times"] * 2,
+    ]
+
+
+def test_pieces_that_are_joined_again_are_a_skip() -> None:
+    """A skip of which one part is pooled, as beside a class token, comes from one value all the same."""
+    found = find_residuals(models.PooledBeside(), X)
+    assert facts(found) == [fact("", "fc"), fact("", "fc2", "fc1 fc2", kind="projection")]
 
 
 def test_shared_parameter_is_no_shared_module() -> None:

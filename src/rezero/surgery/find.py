@@ -1,5 +1,6 @@
 """Find the residual additions of any model."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -7,13 +8,15 @@ from torch import nn
 
 from rezero.gate import AnyGate
 from rezero.surgery import linear
+from rezero.surgery.describe import Describer
 from rezero.surgery.gated import Changed
-from rezero.surgery.place import USED_ELSEWHERE, Placer
-from rezero.surgery.sites import Branch, Kind, LeftOut, Repeated, Residuals, Site
-from rezero.surgery.sums import Sum, Term, count_layers, has_parameters, ops_between, parameter_names, reaches, weights
+from rezero.surgery.place import Placer
+from rezero.surgery.sites import LeftOut, Repeated, Residuals, Site
+from rezero.surgery.streams import replaces, why_no_branch
+from rezero.surgery.sums import Sum, Term, count_layers, has_parameters, ops_between, parameter_names, reaches
 from rezero.surgery.trace import Call, Op, Trace, Value, trace
 
-__all__ = ["find_residuals", "sort_additions"]
+__all__ = ["TIES", "find_residuals", "sort_additions"]
 
 
 def find_residuals(
@@ -79,6 +82,10 @@ def sort_additions(
     return _Finder(traced, filter_fn, long_skips, repeated).residuals()
 
 
+TIES = "both sides have as many layers: neither is a skip"
+LONG = "a long skip over other resolutions: ask for it with long_skips=True"
+
+
 class _Finder:
     def __init__(
         self,
@@ -91,36 +98,38 @@ class _Finder:
         self.filter_fn = filter_fn
         self.long_skips = long_skips
         self.placer = Placer(traced.calls, repeated)
+        self.places = _places(traced)
         self.left_out: dict[Op, LeftOut] = {}
         self.sums: dict[Op, Sum] = {}
+        self.low: set[Op] = set()  # those of which a branch has a layer at another resolution
 
     def residuals(self) -> Residuals:
         """Sort all additions into sites and others."""
-        additions = [op for op in self.trace.ops if linear.is_addition(op)]
-        for op in additions:
+        for op in self.places:
             self._judge(op)
         for op in self.sums.keys() - self._leading_out():
             del self.sums[op]
             self._leave(op, "the sum does not reach the outputs")
         self.placer.check_ties(self.sums.values())
-        places = self._places(additions)
-        skips = {found.skip for found in self.sums.values()}
+        describer = Describer(self.trace, self.places, {found.skip for found in self.sums.values()})
         inside = set().union(*(found.between for found in self.sums.values() if not found.trouble))
         sites = []
         for op, found in self.sums.items():
             if found.trouble and self.filter_fn and not self.filter_fn(op.call.module, op.call.name):
                 self._leave(op, "not wanted by filter_fn")
+            elif found.trouble and (other := why_no_branch(found, self.sums)):
+                self._leave(op, other)
             elif found.trouble:
                 inner = op in inside
                 reason = found.trouble + (", inside a gated branch" if inner else "")
-                self._leave(op, reason, refused=not (inner or found.skip_scaled or _replaces(found)))
+                self._leave(op, reason, refused=not (inner or replaces(found)))
             elif self.filter_fn and not all(self.filter_fn(call.module, call.name) for call in found.gated):
                 self._leave(op, "not wanted by filter_fn")
-            elif self._is_gated(site := self._site(op, found, skips, places)):
+            elif self._is_gated(site := describer.site(found)):
                 self._leave(op, "gated already")
             else:
                 sites.append(site)
-        left_out = [self.left_out[op] for op in additions if op in self.left_out]
+        left_out = [self.left_out[op] for op in self.places if op in self.left_out]
         uses = {call.name: self.placer.uses[call.module] for call in self.trace.calls}
         return Residuals(
             sites,
@@ -190,15 +199,7 @@ class _Finder:
         return frozenset((before | after) - kept)
 
     def _leave(self, op: Op, reason: str, *, refused: bool = False) -> None:
-        self.left_out[op] = LeftOut(op.call.name, reason, refused)
-
-    def _places(self, additions: Sequence[Op]) -> dict[Op, tuple[int, int]]:
-        counts: dict[Call, int] = {}
-        places = {}
-        for op in additions:
-            places[op] = (op.call.number, counts.get(op.call, 0))
-            counts[op.call] = places[op][1] + 1
-        return places
+        self.left_out[op] = LeftOut(op.call.name, reason, refused, self.places[op])
 
     # Judging one addition
 
@@ -209,7 +210,10 @@ class _Finder:
             return
         found.leaves = [self.placer.leaf(found, term) for term in found.terms]
         if not self.long_skips and self._is_long(found):
-            self._leave(op, "a long skip over other resolutions: ask for it with long_skips=True")
+            for inner in self.low & found.between:
+                del self.sums[inner]
+                self._leave(inner, LONG)
+            self._leave(op, LONG)
         else:
             self.sums[op] = found
 
@@ -256,21 +260,21 @@ class _Finder:
 
     def _terms(self, reader: Op, skip: Value, term: Value) -> list[Term]:
         """Split a branch that is itself a sum of branches."""
-        last = term.op
-        if last is None or last.call is not reader.call or term.users != [reader] or term.escapes:
-            return [Term(term, reader)]
-        stacked = last.inputs[0].op if last.name == "sum" else None
-        if linear.is_addition(last):
-            parts: Sequence[Value] = last.inputs[:2]
-        elif stacked is not None and stacked.name == "stack":
-            parts, last = stacked.inputs, stacked
-        else:
-            return [Term(term, reader)]
-        if not all(part.descends_from(skip) for part in parts):
-            return [Term(term, reader)]
-        self.left_out.pop(last, None)
-        self.sums.pop(last, None)
-        return [each for part in parts for each in self._terms(last, skip, part)]
+        for value, by in linear.path(term, reader, skip, scales=False):
+            last = value.op
+            if last is None or last.call is not reader.call or value.users != [by] or value.escapes:
+                break
+            stacked = last.inputs[0].op if last.name == "sum" else None
+            if stacked is not None and stacked.name == "stack":
+                last = stacked
+            elif not linear.is_addition(last):
+                continue
+            if not all(part.descends_from(skip) for part in last.inputs):
+                break
+            self.left_out.pop(last, None)
+            self.sums.pop(last, None)
+            return [each for part in last.inputs for each in self._terms(last, skip, part)]
+        return [Term(term, reader)]
 
     def _projection(self, op: Op) -> "Sum | str":
         """Recognise ``s(x) + f(x)`` with ``s`` affine and of fewer layers."""
@@ -285,70 +289,34 @@ class _Finder:
                 return Sum(op, root, False, self._terms(op, root, term), between, [(op, op.inputs.index(term))])
             ties = ties or short == long > 0
         if ties:
-            return "both sides have as many layers: neither is a skip"
+            return TIES
         if not all(side.data for side in op.inputs[:2]):
             return "one side does not depend on the input"
         return "neither side is a skip of the other"
 
     def _is_long(self, found: Sum) -> bool:
-        """Return whether a branch runs through another resolution only, as the inside of a U-Net does."""
-        return any(not reaches(found.skip, term.value) for term in found.terms)
+        """Return whether a branch runs through another resolution only, as the inside of a U-Net does.
 
-    def _site(self, op: Op, found: Sum, skips: set[Value], places: Mapping[Op, tuple[int, int]]) -> Site:
-        norms = [
-            call
-            for call in self.trace.calls
-            if linear.is_norm(call.module)
-            and call.inputs
-            and any(root is found.skip for root, _ in linear.sources(call.inputs[0]))
-            and any(each in found.between for each in self.trace.ops[call.first : call.last])
-        ]
-        after = [call for call in self.trace.calls if op.outputs[-1] in call.inputs and linear.is_norm(call.module)]
-        post = next((call for call in after if self._is_post_norm(call, op, skips, alone=not norms)), None)
-        projected = any(count_layers(ops_between(found.skip, side)) for side in found.shortcuts)
-        kind: Kind = "parallel" if len(found.terms) > 1 else "projection" if projected else "identity"
-        return Site(
-            op.call.name,
-            tuple(self._branch(found, term, call) for term, call in zip(found.terms, found.gated, strict=True)),
-            tuple(dict.fromkeys(call.name for call in norms)),
-            post.name if post else None,
-            _activation(op),
-            kind,
-            tuple((*places[add], operand) for add, operand in found.operands),
-        )
-
-    def _is_post_norm(self, norm: Call, op: Op, skips: set[Value], *, alone: bool) -> bool:
-        """Return whether a norm after a sum belongs to it; the final norm of a pre-norm network does not."""
-        if op.outputs[-1].escapes or any(
-            user not in self.trace.ops[norm.first : norm.last] for user in op.outputs[-1].users
-        ):
+        Where every change is undone in a module of its own, and no other residual addition lies between, a layer works
+        at another resolution, as do attention on a pooled image and activations without aliasing; unless it turns out
+        to be the innermost of several.
+        """
+        if all(reaches(found.skip, term.value) for term in found.terms):
             return False
-        return norm.output in skips or (alone and norm.parent is op.call)
-
-    def _branch(self, found: Sum, term: Term, leaf: Call) -> Branch:
-        ops = sorted(ops_between(found.skip, term.value), key=lambda op: op.index)
-        calls = [op.call for op in ops if op.call is not found.add.call]
-        used = [call.name for call in calls if next(call.module.parameters(recurse=False), None) is not None]
-        scales = [
-            weight.parameter
-            for _, reader in linear.path(term.value, term.reader, found.skip, scales=True)
-            for weight in weights(reader)
-            if weight.parameter and reader is not term.reader and not linear.is_norm(reader.call.module)
-        ]
-        shape = leaf.output.shape if leaf.output is not None else ()
-        return Branch(leaf.name, tuple(dict.fromkeys(used)), shape, tuple(dict.fromkeys(scales)))
+        changes = [op.call for op in found.between if linear.changes_resolution(op)]
+        layers = (call for call in self.trace.calls if call is not found.add.call and call.within(found.add.call))
+        kept = [call for call in layers if call.keeps_shape]
+        if all(any(each.within(call) for call in kept) for each in changes) and found.between.isdisjoint(self.sums):
+            self.low.add(found.add)
+            return False
+        return True
 
 
-def _replaces(found: Sum) -> bool:
-    """Return whether an addition makes something else of its skip, as a quantizer and its remainder do."""
-    if linear.is_subtraction(found.add):
-        return found.trouble == USED_ELSEWHERE
-    return any(linear.cancels(skip, term) for skip, term in linear.summands(found.add))
-
-
-def _activation(op: Op) -> str | None:
-    users = op.outputs[-1].users
-    if len(users) != 1 or op.outputs[-1].escapes or not linear.is_activation(users[0]):
-        return None
-    call = users[0].call
-    return call.name if call is not op.call else f"({users[0].name})"
+def _places(traced: Trace) -> dict[Op, tuple[int, int]]:
+    """Return the additions; which call of their owner they happen in, and which of its additions they are."""
+    counts: Counter[Call] = Counter()
+    places = {}
+    for op in filter(linear.is_addition, traced.ops):
+        places[op] = (op.call.number, counts[op.call])
+        counts[op.call] += 1
+    return places

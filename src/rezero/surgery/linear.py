@@ -1,6 +1,6 @@
 """What is known of torch's functions: which of them add, which only move or scale numbers, which are affine."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
 
@@ -81,7 +81,7 @@ def summands(op: Op) -> list[tuple[Value, Value]]:
 
 
 def sources(value: Value) -> Iterator[tuple[Value, bool]]:
-    """Walk back from a skip as long as numbers are only moved, pooled or scaled.
+    """Walk back from a skip as long as numbers are only moved, pooled or scaled, or pieces of one value are joined.
 
     Args:
         value: A side of an addition.
@@ -93,6 +93,12 @@ def sources(value: Value) -> Iterator[tuple[Value, bool]]:
     while True:
         yield value, scaled
         op = value.op
+        if op is not None and _plain(op) in _JOIN:
+            if (root := _whole([dict(sources(piece)) for piece in op.inputs if piece.data])) is None:
+                return
+            value, by_parameters = root
+            scaled = scaled or by_parameters
+            continue
         if op is None or not (_plain(op) in _MOVE | _POOL | _SCALE or _adds_constant(op)):
             return
         main, *others = _by_data(op)
@@ -112,11 +118,25 @@ def affine_sources(value: Value) -> Iterator[Value]:
     Yields:
         The values that it came from, the nearest first.
     """
-    while (op := value.op) is not None and (_plain(op) in _MOVE | _POOL | _SCALE | _AFFINE or _adds_constant(op)):
+    while (op := value.op) is not None and (
+        _plain(op) in _MOVE | _POOL | _SCALE | _AFFINE | _JOIN or _adds_constant(op)
+    ):
         value, *others = _by_data(op)
-        if any(other.data for other in others) and _plain(op) not in _MOVE:
+        if _plain(op) in _JOIN:
+            pieces = [dict.fromkeys((piece, *affine_sources(piece)), False) for piece in op.inputs]
+            if (root := _whole(pieces)) is None:
+                return
+            value, _ = root
+        elif any(other.data for other in others) and _plain(op) not in _MOVE:
             return
         yield value
+
+
+def _whole(pieces: Sequence[Mapping[Value, bool]]) -> tuple[Value, bool] | None:
+    """Return the nearest value that all pieces come from, and whether one of them was scaled on the way."""
+    first, *others = pieces or ({},)
+    root = next((value for value in first if all(value in other for other in others)), None)
+    return None if root is None else (root, any(piece[root] for piece in pieces))
 
 
 def path(term: Value, reader: Op, skip: Value, *, scales: bool) -> Iterator[tuple[Value, Op]]:

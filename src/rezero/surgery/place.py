@@ -1,7 +1,7 @@
 """Where the gate of a branch goes: the innermost module that returns it, and that nothing else reads."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 from torch import nn
@@ -54,28 +54,25 @@ class Placer:
         trouble = NO_MODULE
         for way in WAYS if self.repeated == "tie" else WAYS[:3]:
             deepest: Call | None = None
-            came: Value | None = None
-            for value, reader in linear.path(term.value, term.reader, found.skip, scales=way.scales):
-                if not value.descends_from(found.skip):
-                    break
-                if not _is_whole(value, reader, came, found.add.outputs[-1]):
+            for calls in _returning(found, term, way):
+                if calls is None:
                     trouble = USED_ELSEWHERE
                     break
-                came = value
-                for call in value.returned:
-                    if found.add.call.within(call) or (value in call.inputs) != way.hands_on:
-                        continue
-                    if way.tied or self.uses[call.module] == 1:
-                        deepest = call
-                        break
-                    if not way.hands_on or trouble == NO_MODULE:
-                        trouble = f"{call.name} is used {self.uses[call.module]} times"
+                once = next((call for call in calls if way.tied or self.uses[call.module] == 1), None)
+                deepest = once or deepest
+                if once is None and (not way.hands_on or trouble == NO_MODULE):
+                    trouble = f"{calls[-1].name} is used {self.uses[calls[-1].module]} times"
             if deepest is not None:
                 return deepest
         return trouble
 
     def check_ties(self, sums: Collection[Sum]) -> None:
-        """Refuse a module that is used several times, unless each use is a branch that is gated."""
+        """Refuse a module that is used several times, unless each use is a branch that is gated.
+
+        A module such as a shared drop-path, which ends some branches that no other ends, gets the gate of all that it
+        ends.
+        """
+        gathered: set[nn.Module] = set()
         while True:
             gated: dict[nn.Module, list[Sum]] = {}
             for found in sums:
@@ -84,13 +81,48 @@ class Placer:
             partly = {module: len(sums) for module, sums in gated.items() if len(sums) < self.uses[module]}
             if not partly:
                 return
+            for module in partly.keys() - gathered:
+                gathered.add(module)
+                if self._gather(module, sums):
+                    del partly[module]
             for found in {found for module in partly for found in gated[module]}:
                 found.leaves = [self._untied(leaf, partly) for leaf in found.leaves]
+
+    def _gather(self, module: nn.Module, sums: Collection[Sum]) -> bool:
+        """Give all branches that a module ends to it, if it ends one at each of its uses."""
+        ends = ((found, place, way) for found in sums for place in range(len(found.terms)) for way in WAYS[3:])
+        moved = {
+            call: (found, place)
+            for found, place, way in ends
+            for calls in _returning(found, found.terms[place], way)
+            for call in calls or ()
+            if call.module is module
+        }
+        if len(moved) < self.uses[module]:
+            return False
+        for call, (found, place) in moved.items():
+            found.leaves[place] = call
+        return True
 
     def _untied(self, leaf: Call | str, partly: Mapping[nn.Module, int]) -> Call | str:
         if isinstance(leaf, str) or leaf.module not in partly:
             return leaf
         return f"{leaf.name} is used {self.uses[leaf.module]} times, {partly[leaf.module]} of them as a branch"
+
+
+def _returning(found: Sum, term: Term, way: _Way) -> Iterator[list[Call] | None]:
+    """Walk back from a branch; yield the calls that return all of it, the innermost first; None where it is split."""
+    came: Value | None = None
+    for value, reader in linear.path(term.value, term.reader, found.skip, scales=way.scales):
+        if not value.descends_from(found.skip):
+            return
+        if not _is_whole(value, reader, came, found.add.outputs[-1]):
+            yield None
+            return
+        came = value
+        returned = (call for call in value.returned if not found.add.call.within(call))
+        if calls := [call for call in returned if (value in call.inputs) == way.hands_on]:
+            yield calls
 
 
 def _is_whole(value: Value, reader: Op, came: Value | None, total: Value) -> bool:

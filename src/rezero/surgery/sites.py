@@ -61,11 +61,13 @@ class LeftOut:
         name: Qualified name of the module whose code adds.
         reason: Why.
         refused: Whether it is a residual addition that no gate can be given to.
+        place: The owner's call, and the addition in it, both counted from 0.
     """
 
     name: str
     reason: str
     refused: bool = False
+    place: tuple[int, int] = (0, 0)
 
 
 class Residuals(Sequence[Site]):

@@ -116,6 +116,11 @@ class Call:
     output: Value | None = None
     others: tuple[Value, ...] = ()
 
+    @property
+    def keeps_shape(self) -> bool:
+        """Whether it returns a tensor of the size of one that it was given."""
+        return self.output is not None and any(given.shape == self.output.shape for given in self.inputs)
+
     def within(self, other: "Call") -> bool:
         """Return whether this happened inside the other, or is it."""
         call: Call | None = self

@@ -1,0 +1,69 @@
+"""Additions that look residual, but add to a stream what came back from another: nothing there is to be gated."""
+
+from collections.abc import Mapping
+
+from rezero.surgery import linear
+from rezero.surgery.place import USED_ELSEWHERE
+from rezero.surgery.sums import Sum
+from rezero.surgery.trace import Op, Value
+
+__all__ = ["replaces", "why_no_branch"]
+
+STREAM = "both sides are streams of their own: what is added is no branch"
+
+
+def replaces(found: Sum) -> bool:
+    """Return whether an addition makes something else of its skip, as a quantizer and its remainder do.
+
+    Args:
+        found: An addition.
+
+    Returns:
+        Whether nothing of the skip, or only a remainder, is left.
+    """
+    if linear.is_subtraction(found.add):
+        return found.trouble == USED_ELSEWHERE
+    return any(linear.cancels(skip, term) for skip, term in linear.summands(found.add))
+
+
+def why_no_branch(found: Sum, sums: Mapping[Op, Sum]) -> str | None:
+    """Say why an addition whose other side is used elsewhere, too, is no residual one, if it is none.
+
+    Args:
+        found: The addition.
+        sums: All additions that look residual.
+
+    Returns:
+        The reason, if its other side is a stream that existed beside the skip: positions that are added again in every
+        layer, trends that are collected, what a residual quantizer made of the remainders.
+    """
+    if found.trouble != USED_ELSEWHERE:
+        return None
+    joins = any(
+        _starts_elsewhere(sums[op].skip, found.skip) for op in found.between & sums.keys() if op is not found.add
+    )
+    older = any(_goes_past(term.value, found.skip, sums) for term in found.terms)
+    return STREAM if joins or older or _is_of_remainder(found) else None
+
+
+def _starts_elsewhere(value: Value, root: Value) -> bool:
+    return value is not root and not value.descends_from(root)
+
+
+def _goes_past(value: Value, root: Value, sums: Mapping[Op, Sum]) -> bool:
+    """Return whether a stream, followed back along its skips and through what is affine, comes past a value."""
+    while value is not root:
+        if not value.descends_from(root):
+            return True
+        joined = sums.get(value.op) if value.op is not None else None
+        before = joined.skip if joined is not None else next(linear.affine_sources(value), None)
+        if before is None:
+            return False
+        value = before
+    return False
+
+
+def _is_of_remainder(found: Sum) -> bool:
+    """Return whether a branch knows of its skip only what that left of another value."""
+    readers = [op for op in found.skip.users if op in found.between]
+    return bool(readers) and all(linear.is_subtraction(op) and op.inputs[-1] is found.skip for op in readers)
