@@ -11,6 +11,7 @@ from typing import Any
 __all__ = ["COUNTS", "expected"]
 
 Count = Callable[[Any], int]
+_POOLED = ("siglip_vision_model", "siglip2_vision_model", "phi4_multimodal_vision")
 _DEPTHS = ("encoder_layers", "num_encoder_layers", "num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth")
 
 
@@ -22,7 +23,7 @@ def expected(config: Any) -> int | str:
     """
     if config.model_type in COUNTS:
         return COUNTS[config.model_type](config)
-    counts = [expected(each) for each in _inner(config)]
+    counts = [_part(each) for each in _inner(config)]
     decoders = [getattr(config, name, None) for name in ("decoder_layers", "num_decoder_layers")]
     depth = _depth(config)
     if not counts and depth is not None:
@@ -46,8 +47,14 @@ def _layers(each: int, more: int = 0) -> Count:
     return lambda config: each * config.num_hidden_layers + more
 
 
+def _part(config: Any) -> Any:
+    """Count the branches of a part: the head that pools a picture to one vector is of no use there."""
+    count = expected(config)
+    return count - 1 if config.model_type in _POOLED else count
+
+
 def _parts(config: Any) -> int:
-    return sum(expected(each) for each in _inner(config))
+    return sum(_part(each) for each in _inner(config))
 
 
 def _blt_local(config: Any) -> int:
@@ -106,8 +113,14 @@ def _mobilebert(config: Any) -> int:
 
 
 def _neucodec(config: Any) -> int:
-    # three units a downsampling, four blocks around the decoder, an adapter; the semantic encoder has no gradient
-    return 3 * len(config.downsampling_ratios) + 2 * config.num_hidden_layers + 5
+    # three units a downsampling, four blocks around the decoder, an adapter
+    own = 3 * len(config.downsampling_ratios) + 2 * config.num_hidden_layers + 5
+    return own + expected(config.semantic_model_config)
+
+
+def _pi0(config: Any) -> int:
+    # the actions read keys and values: nothing reads what the last layer of the text adds
+    return expected(config.vlm_config) - 2 + expected(config.dit_config)
 
 
 def _qformer(config: Any) -> int:
@@ -164,4 +177,26 @@ COUNTS: dict[str, Count] = {
     "nemotron_asr_streaming_encoder": _layers(4),
     "neucodec": _neucodec,
     "parakeet_encoder": _layers(4),
+    "phi4_multimodal_vision": _layers(2, 1),  # the head that pools
+    "pi0": _pi0,
+    "pix2struct": lambda config: expected(config.vision_config) + 3 * config.text_config.num_layers,
+    "pocket_tts_audio_tokenizer": lambda config: 2 * _mimi_half(config),
+    "pocket_tts_audio_tokenizer_decoder": _mimi_half,
+    "pocket_tts_audio_tokenizer_encoder": _mimi_half,
+    "pp_formulanet": lambda config: expected(config.vision_config) + 3 * config.text_config.decoder_layers,
+    "pp_formulanet_text": lambda config: 2 * config.decoder_layers,  # the decoder alone
+    "prompt_depth_anything": lambda config: _dense_prediction(config, len(config.neck_hidden_sizes)),
+    "qwen2_5_omni_bigvgan": lambda config: len(config.upsample_rates) * sum(map(len, config.resblock_dilation_sizes)),
+    "qwen2_5_omni_dit": lambda config: 2 * config.num_hidden_layers + len(config.enc_channels) - 2,  # a speaker encoder
+    "rag": lambda config: expected(config.generator),  # the passages are given
+    "sam3_detr_encoder": lambda config: 3 * config.num_layers,
+    "sam3_lite_text_detr_encoder": lambda config: 3 * config.num_layers,
+    "sew": _layers(2, 1),
+    "sew-d": _layers(2, 1),
+    "siglip": lambda config: _parts(config) + 1,  # here the head counts
+    "siglip2": lambda config: _parts(config) + 1,
+    "siglip2_vision_model": _layers(2, 1),
+    "siglip_vision_model": _layers(2, 1),
+    "wav2vec2": _layers(2, 1),
+    "wav2vec2-bert": _layers(4),
 }
