@@ -83,6 +83,12 @@ def _gemma_text(config: Any) -> int:
     return (3 if config.hidden_size_per_layer_input else 2) * config.num_hidden_layers
 
 
+def _granite4_vision(config: Any) -> int:
+    # a Q-Former for each layer of vision that is read, and for each of four parts of every window
+    readers = len(config.deepstack_layer_map) + 4
+    return expected(config.text_config) + _part(config.vision_config) + readers * _qformer(config.qformer_config)
+
+
 def _granite_speech_encoder(config: Any) -> int:
     return 4 * config.num_layers + (config.num_layers > 1)  # halfway, its own prediction is fed back
 
@@ -99,12 +105,20 @@ def _instructblip(config: Any) -> int:
 
 
 def _llava(config: Any) -> int:
-    vision, layer = config.vision_config, config.vision_feature_layer
-    return expected(config.text_config) + 2 * (layer if layer >= 0 else vision.num_hidden_layers + 1 + layer)
+    # the deepest layer of vision that is read: none above it counts
+    read, depth = config.vision_feature_layer, config.vision_config.num_hidden_layers
+    layers = (each if each >= 0 else depth + 1 + each for each in ([read] if isinstance(read, int) else read))
+    return expected(config.text_config) + 2 * min(depth, max(layers))
 
 
 def _mimi_half(config: Any) -> int:
     return 2 * config.num_hidden_layers + len(config.upsampling_ratios) * config.num_residual_layers
+
+
+def _minicpm(config: Any) -> int:
+    # a layer of vision may be followed by what merges its patches: attention, MLP
+    merges = config.downsample_mode != "4x" and config.insert_layer_id in range(config.vision_config.num_hidden_layers)
+    return _parts(config) + 2 * merges
 
 
 def _mobilebert(config: Any) -> int:
@@ -125,6 +139,17 @@ def _pi0(config: Any) -> int:
 
 def _qformer(config: Any) -> int:
     return 2 * config.num_hidden_layers + math.ceil(config.num_hidden_layers / config.cross_attention_frequency)
+
+
+def _videomt(config: Any) -> int:
+    # of two frames: the last blocks run for each; the second's queries are added to what the first made of them
+    return 2 * (config.num_hidden_layers + config.num_blocks) + 1
+
+
+def _xclip(config: Any) -> int:
+    # a layer of vision sends messages between frames, too; frames, and text with vision, are joined with a skip around
+    vision = 3 * config.vision_config.num_hidden_layers + 2 * config.vision_config.mit_num_hidden_layers + 1
+    return expected(config.text_config) + vision + 2 * config.prompt_layers + 1
 
 
 COUNTS: dict[str, Count] = {
@@ -149,10 +174,12 @@ COUNTS: dict[str, Count] = {
     "gemma4_audio": _layers(4),  # half an MLP, attention, convolution, half an MLP
     "gemma4_text": _gemma_text,
     "git": lambda config: 2 * config.num_hidden_layers + expected(config.vision_config),
+    "granite4_vision": _granite4_vision,
     "granite_speech_encoder": _granite_speech_encoder,
     "granite_speech_plus_encoder": _granite_speech_encoder,
     "groupvit_vision_model": _groupvit_vision,
     "hubert": _layers(2, 1),
+    "inkling_vision": lambda _: 0,  # patches are merged without skips
     "instructblip": _instructblip,
     "instructblipvideo": _instructblip,
     "janus": lambda config: expected(config.text_config) + expected(config.vision_config),  # VQ: when it generates
@@ -168,11 +195,15 @@ COUNTS: dict[str, Count] = {
     "mimi": lambda config: 2 * _mimi_half(config),
     "mimi_decoder": _mimi_half,
     "mimi_encoder": _mimi_half,
+    "minicpm_ocr": _minicpm,
+    "minicpmv4_6": _minicpm,
+    "minicpmv4_7": _minicpm,
     "mllama_vision_model": lambda config: 2 * (config.num_hidden_layers + config.num_global_layers),
     "mobilebert": _mobilebert,
     "moonshine_streaming": lambda config: expected(config.encoder_config) + 3 * config.num_hidden_layers,
     "moshi": _layers(2),  # the other parts are used when it generates
     "mra": _layers(1),  # without its kernels for CUDA the attention is zero
+    "muse_spark_audio": lambda config: sum(config.depths),  # a convolution and its MLP share one
     "nemotron3_5_transcribe_word_timestamp": _layers(2, 1),  # one around all layers
     "nemotron_asr_streaming_encoder": _layers(4),
     "neucodec": _neucodec,
@@ -197,6 +228,19 @@ COUNTS: dict[str, Count] = {
     "siglip2": lambda config: _parts(config) + 1,
     "siglip2_vision_model": _layers(2, 1),
     "siglip_vision_model": _layers(2, 1),
+    "t5gemma": lambda config: expected(config.encoder) + 3 * config.decoder.num_hidden_layers,
+    "timesfm": _layers(2, 1),  # what embeds a patch has a skip, too
+    "tipsv2_dpt": lambda config: _dense_prediction(config, len(config.neck_hidden_sizes)),
+    "unispeech": _layers(2, 1),
+    "unispeech-sat": _layers(2, 1),
+    "videomt": _videomt,
+    "vipllava": _llava,
+    "vjepa2": lambda config: 2 * (config.num_hidden_layers + config.pred_num_hidden_layers),
     "wav2vec2": _layers(2, 1),
     "wav2vec2-bert": _layers(4),
+    "wav2vec2-conformer": _layers(4),
+    "wavlm": _layers(2, 1),
+    "xclip": _xclip,
+    "zaya": _layers(3, -1),  # attention, experts, and from the second on what the router remembers
+    "zoedepth": lambda config: _dense_prediction(config, len(config.neck_hidden_sizes)),
 }
