@@ -1,6 +1,6 @@
 """How many residual branches a model type has, from its configuration: a second opinion on what is found.
 
-Each formula was written from the forward code of the type, not from what is found in it.
+Each formula was written from the forward code of the type; where what is found differed, the code was read again.
 """
 
 import dataclasses
