@@ -1,12 +1,12 @@
 """The model types of transformers, each built from a small configuration and verified with real numbers."""
 
-import dataclasses
 import importlib
 from collections.abc import Callable
 from typing import Any
 
 import tests.operators  # noqa: F401 - before anything imports torchvision
 from rezero.integrations.examples import Shapes, example_inputs
+from tests.integration.hf_counts import expected
 from tests.integration.hf_inputs import INPUTS
 from tests.integration.measure import look, verify
 from tests.integration.tiny import SCALES, Scale, tiny
@@ -14,7 +14,6 @@ from tests.integration.tiny import SCALES, Scale, tiny
 __all__ = ["FIELDS", "measure", "model_class", "names"]
 
 LARGEST = 400_000_000  # parameters
-_DEPTHS = ("encoder_layers", "num_encoder_layers", "num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth")
 _SENSES = frozenset(("pixel_values", "input_features", "input_values"))
 
 
@@ -247,27 +246,10 @@ def measure(name: str, row: dict[str, Any]) -> None:
     if found is None:
         row |= {"status": "not built", "reason": " | ".join(dict.fromkeys((problems[0], problems[-1])))}
         return
-    row["expected"] = _expected(found[0].config)
+    row["expected"] = expected(found[0].config)
     torch.manual_seed(0)
     if look(*found, row):
         verify(*found, row)
-
-
-def _expected(config: Any) -> int | str:
-    """Return how many branches the numbers of layers in a configuration stand for; nothing if it does not give them.
-
-    A layer has two, attention and MLP; a decoder's layer has a third, which reads the encoder.
-    """
-    inner = [each for each in vars(config).values() if hasattr(each, "to_json_string")]
-    counts = [_expected(each) for each in inner]
-    decoders = [getattr(config, name, None) for name in ("decoder_layers", "num_decoder_layers")]
-    fields = {field.name for field in dataclasses.fields(config)}
-    depth = next((d for d in (getattr(config, n) for n in _DEPTHS if n in fields) if isinstance(d, int)), None)
-    if not inner and depth is not None:
-        decoder = next((each for each in decoders if each is not None), 0) if config.is_encoder_decoder else 0
-        crossed = 3 if getattr(config, "add_cross_attention", False) else 2
-        return crossed * depth + 3 * decoder
-    return "" if not counts or "" in counts else sum(counts)
 
 
 def _no_model(model_of: Any) -> str | None:
