@@ -154,6 +154,7 @@ def _xclip(config: Any) -> int:
 
 COUNTS: dict[str, Count] = {
     "blip_2_qformer": _qformer,
+    "blt": lambda config: _parts(config) - expected(config.patcher_config),  # the patcher only cuts the text
     "blt_local_decoder": _blt_local,
     "blt_local_encoder": _blt_local,
     "bridgetower": lambda config: _parts(config) + 6 * config.num_hidden_layers,  # two stacks that read each other
@@ -161,7 +162,7 @@ COUNTS: dict[str, Count] = {
     "canine": _layers(2, 4),  # one layer over characters before the deep encoder, one after
     "chmv2": lambda config: _dense_prediction(config, len(config.post_process_channels)),
     "clap_audio_model": lambda config: 2 * sum(config.depths),
-    "clvp": lambda config: _parts(config) + config.decoder_config.num_mel_attn_blocks,
+    "clvp": lambda config: expected(config.text_config) + expected(config.speech_config),  # speech is read as codes
     "cohere_asr": lambda config: expected(config.encoder_config) + 3 * config.num_hidden_layers,
     "data2vec-audio": _layers(2, 1),  # positions are convolutions of the sequence
     "depth_anything": lambda config: _dense_prediction(config, len(config.neck_hidden_sizes)),
@@ -192,7 +193,7 @@ COUNTS: dict[str, Count] = {
     "longcat_flash": lambda config: 5 * config.num_layers,  # twice attention and MLP; the experts join late
     "mamba": _layers(1),
     "mamba2": _layers(1),
-    "mimi": lambda config: 2 * _mimi_half(config),
+    "mimi": _mimi_half,  # the encoder only chooses codes
     "mimi_decoder": _mimi_half,
     "mimi_encoder": _mimi_half,
     "minicpm_ocr": _minicpm,
@@ -217,6 +218,7 @@ COUNTS: dict[str, Count] = {
     "pp_formulanet": lambda config: expected(config.vision_config) + 3 * config.text_config.decoder_layers,
     "pp_formulanet_text": lambda config: 2 * config.decoder_layers,  # the decoder alone
     "prompt_depth_anything": lambda config: _dense_prediction(config, len(config.neck_hidden_sizes)),
+    "prophetnet": lambda config: 2 * config.num_encoder_layers + 3 * config.num_decoder_layers,
     "qwen2_5_omni_bigvgan": lambda config: len(config.upsample_rates) * sum(map(len, config.resblock_dilation_sizes)),
     "qwen2_5_omni_dit": lambda config: 2 * config.num_hidden_layers + len(config.enc_channels) - 2,  # a speaker encoder
     "rag": lambda config: expected(config.generator),  # the passages are given

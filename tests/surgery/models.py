@@ -307,6 +307,43 @@ class UNet(nn.Module):
         return x + self.up(self.mid(self.down(x)))
 
 
+class Codes(nn.Module):
+    """An encoder of which only the places of the largest features are known to the decoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.book = Residual(linear()), Residual(linear()), nn.Embedding(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(self.book(self.encoder(x).argmax(-1)))
+
+
+class PositionsAgain(nn.Module):
+    """Two layers, each of which adds positions to what it reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([linear(), linear()])
+
+    def forward(self, x: Tensor, places: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = x + layer(x + places)
+        return x
+
+
+class Remainders(nn.Module):
+    """A residual quantizer without its rounding: each layer reads what the one before has left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Sequential(linear(), nn.Tanh()), nn.Sequential(linear(), nn.Tanh())
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        first = self.first(x)
+        second = self.second(x - first)
+        return first + second, x - first - second
+
+
 class Hourglass(nn.Sequential):
     """A way to half the resolution and back, with something or nothing in the middle."""
 

@@ -24,6 +24,8 @@ X = torch.linspace(-1, 1, 2 * 3 * WIDTH).reshape(2, 3, WIDTH)
 IMAGE = torch.linspace(-1, 1, 2 * 4 * 6 * 6).reshape(2, 4, 6, 6)
 MOVED = "no parameters between skip and branch"
 NO_MODULE = "no module returns the branch"
+STREAM = "both sides are streams of their own: what is added is no branch"
+UNREAD = "the sum does not reach the outputs, or only as whole numbers: no gate could learn there"
 ELSEWHERE = "the branch is used elsewhere too"
 
 
@@ -351,6 +353,26 @@ def test_all_levels_of_a_nest_are_long_skips() -> None:
     ]
 
 
+# Streams of their own
+
+
+def test_positions_that_are_added_again_are_no_skip() -> None:
+    """Positions that every layer adds to its queries have a branch in none of them, as in DETR."""
+    found = find_residuals(models.PositionsAgain(), (X, X.cos()))
+    assert [branch.leaf for branch in found.branches] == ["layers.0", "layers.1"]
+    assert [(each.reason, each.refused) for each in found.left_out] == [
+        ("neither side is a skip of the other", False),
+        (STREAM, False),
+    ]
+
+
+def test_what_a_quantizer_collects_is_no_skip() -> None:
+    """A sum of what layers made of the remainders that others left, as of a residual quantizer, has no branch."""
+    found = find_residuals(models.Remainders(), X)
+    assert not len(found)
+    assert ("", STREAM, False) in left_out(found)
+
+
 # Left out
 
 
@@ -458,7 +480,14 @@ def test_sum_that_nobody_reads_is_left_out() -> None:
     """An addition on which no output depends is named and left alone: a gate there could never learn."""
     found = find_residuals(models.Ignored(), X)
     assert facts(found) == [fact("", "body")]
-    assert left_out(found) == [("", "the sum does not reach the outputs", False)]
+    assert left_out(found) == [("", UNREAD, False)]
+
+
+def test_sum_that_only_chooses_is_left_alone() -> None:
+    """An addition that decides about whole numbers alone, as an audio codec's encoder does, has no gradient."""
+    found = find_residuals(models.Codes(), X)
+    assert facts(found) == [fact("decoder", "decoder.branch.0")]
+    assert left_out(found) == [("encoder", UNREAD, False)]
 
 
 def test_block_that_has_a_gate_gets_no_second_one() -> None:

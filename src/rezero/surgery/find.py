@@ -83,6 +83,7 @@ def sort_additions(
 
 
 TIES = "both sides have as many layers: neither is a skip"
+UNREAD = "the sum does not reach the outputs, or only as whole numbers: no gate could learn there"
 LONG = "a long skip over other resolutions: ask for it with long_skips=True"
 
 
@@ -97,7 +98,8 @@ class _Finder:
         self.trace = traced
         self.filter_fn = filter_fn
         self.long_skips = long_skips
-        self.placer = Placer(traced.calls, repeated)
+        self.leading = _leading_out(traced)
+        self.placer = Placer([call for call in traced.calls if _is_read(call, self.leading)], repeated)
         self.places = _places(traced)
         self.left_out: dict[Op, LeftOut] = {}
         self.sums: dict[Op, Sum] = {}
@@ -107,9 +109,9 @@ class _Finder:
         """Sort all additions into sites and others."""
         for op in self.places:
             self._judge(op)
-        for op in self.sums.keys() - self._leading_out():
+        for op in self.sums.keys() - self.leading:
             del self.sums[op]
-            self._leave(op, "the sum does not reach the outputs")
+            self._leave(op, UNREAD)
         self.placer.check_ties(self.sums.values())
         describer = Describer(self.trace, self.places, {found.skip for found in self.sums.values()})
         inside = set().union(*(found.between for found in self.sums.values() if not found.trouble))
@@ -129,13 +131,15 @@ class _Finder:
                 self._leave(op, "gated already")
             else:
                 sites.append(site)
+        for op in self.places:
+            self._leave_with_outer(op)
         left_out = [self.left_out[op] for op in self.places if op in self.left_out]
-        uses = {call.name: self.placer.uses[call.module] for call in self.trace.calls}
+        uses = Counter(call.module for call in self.trace.calls)
         return Residuals(
             sites,
             left_out,
             self._removable(sites),
-            uses,
+            {call.name: uses[call.module] for call in self.trace.calls},
             self._parameters(),
             self._readers(),
             filter_fn=self.filter_fn,
@@ -149,14 +153,6 @@ class _Finder:
         owners = (name.rpartition(".")[0] for branch in site.branches for name in branch.scale)
         modules = map(model.get_submodule, owners)
         return any(isinstance(module, AnyGate) and not isinstance(module, Changed) for module in modules)
-
-    def _leading_out(self) -> set[Op]:
-        """Return the operations that the model's outputs depend on."""
-        found: set[Op] = set()
-        for op in reversed(self.trace.ops):
-            if any(value.escapes or not found.isdisjoint(value.users) for value in op.outputs):
-                found.add(op)
-        return found
 
     def _readers(self) -> dict[str, frozenset[str]]:
         """Name the modules whose code reads each parameter."""
@@ -197,6 +193,14 @@ class _Finder:
 
         kept = {call.name for call in self.trace.calls if call.name in before | after and not serves(call)}
         return frozenset((before | after) - kept)
+
+    def _leave_with_outer(self, op: Op) -> None:
+        """Leave out a sum of branches where the addition that it went into is left out."""
+        outer = op
+        while outer not in self.sums and outer not in self.left_out:
+            outer = outer.outputs[-1].users[0]
+        if outer is not op and (left := self.left_out.get(outer)):
+            self._leave(op, left.reason)
 
     def _leave(self, op: Op, reason: str, *, refused: bool = False) -> None:
         self.left_out[op] = LeftOut(op.call.name, reason, refused, self.places[op])
@@ -320,3 +324,19 @@ def _places(traced: Trace) -> dict[Op, tuple[int, int]]:
         places[op] = (op.call.number, counts[op.call])
         counts[op.call] += 1
     return places
+
+
+def _leading_out(traced: Trace) -> set[Op]:
+    """Return the operations that the model's outputs depend on, otherwise than through whole numbers."""
+    found: set[Op] = set()
+    for op in reversed(traced.ops):
+        parts = [value for value in op.outputs if not value.whole]
+        if any(value.escapes or not found.isdisjoint(value.users) for value in parts):
+            found.add(op)
+    return found
+
+
+def _is_read(call: Call, leading: set[Op]) -> bool:
+    """Return whether the model's outputs depend on what a call returned; what is not read needs no care."""
+    returned = call.others if call.output is None else (call.output, *call.others)
+    return not returned or any(value.escapes or not leading.isdisjoint(value.users) for value in returned)

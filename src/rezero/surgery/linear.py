@@ -1,5 +1,6 @@
 """What is known of torch's functions: which of them add, which only move or scale numbers, which are affine."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
@@ -18,18 +19,20 @@ __all__ = [
     "mixes",
     "path",
     "rejoins",
+    "size",
     "sources",
     "summands",
 ]
 
 _ADD = frozenset(name for name in ADDITIONS if "sub" not in name)
-_SCALE = {"mul", "rmul", "imul", "multiply", "div", "truediv", "itruediv", "true_divide", "divide", "neg", "negative"}
+_PRODUCT = {"mul", "rmul", "imul", "multiply"}
+_SCALE = _PRODUCT | {"div", "truediv", "itruediv", "true_divide", "divide", "neg", "negative"}
 _MOVE = frozenset(
     """
     view view_as reshape reshape_as permute transpose swapaxes swapdims movedim moveaxis t adjoint contiguous flatten
-    unflatten squeeze unsqueeze expand expand_as getitem get select narrow chunk split split_with_sizes unbind
+    unflatten unfold squeeze unsqueeze expand expand_as getitem get select narrow chunk split split_with_sizes unbind
     tensor_split roll flip clone to type type_as float half bfloat16 double detach pad constant_pad_nd index_select
-    dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout requires_grad
+    masked_fill dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout requires_grad
     """.split()  # noqa: SIM905
 )
 _POOL = {
@@ -38,7 +41,7 @@ _POOL = {
     for kind in ("avg", "max")
     for axes in (1, 2, 3)
     for indices in ("", "_with_indices")
-} | {"amax", "mean"}
+} | {"amax", "max", "mean"}
 _AFFINE = frozenset(
     """
     linear conv1d conv2d conv3d batch_norm layer_norm group_norm rms_norm instance_norm addmm matmul rmatmul
@@ -81,7 +84,9 @@ def summands(op: Op) -> list[tuple[Value, Value]]:
 
 
 def sources(value: Value) -> Iterator[tuple[Value, bool]]:
-    """Walk back from a skip as long as numbers are only moved, pooled or scaled, or pieces of one value are joined.
+    """Walk back from a skip as long as numbers are only moved, pooled, scaled or joined.
+
+    Where pieces are joined, the way leads to the value that all of them come from, or else to the largest.
 
     Args:
         value: A side of an addition.
@@ -94,17 +99,18 @@ def sources(value: Value) -> Iterator[tuple[Value, bool]]:
         yield value, scaled
         op = value.op
         if op is not None and _plain(op) in _JOIN:
-            if (root := _whole([dict(sources(piece)) for piece in op.inputs if piece.data])) is None:
+            if not (pieces := [piece for piece in op.inputs if piece.data]):
                 return
-            value, by_parameters = root
+            root = _whole([dict(sources(piece)) for piece in pieces])
+            value, by_parameters = root or (max(pieces, key=size), False)
             scaled = scaled or by_parameters
             continue
         if op is None or not (_plain(op) in _MOVE | _POOL | _SCALE or _adds_constant(op)):
             return
         main, *others = _by_data(op)
+        if _plain(op) not in _MOVE and any(other.data for other in others):
+            return
         if _plain(op) in _SCALE:
-            if any(other.data for other in others):
-                return
             scaled = scaled or any(_from_parameters(other) for other in others)
         value = main
 
@@ -130,6 +136,11 @@ def affine_sources(value: Value) -> Iterator[Value]:
         elif any(other.data for other in others) and _plain(op) not in _MOVE:
             return
         yield value
+
+
+def size(value: Value) -> int:
+    """Return how many numbers a value has."""
+    return math.prod(value.shape)
 
 
 def _whole(pieces: Sequence[Mapping[Value, bool]]) -> tuple[Value, bool] | None:
@@ -158,6 +169,8 @@ def path(term: Value, reader: Op, skip: Value, *, scales: bool) -> Iterator[tupl
         if op is None or _plain(op) not in _MOVE | _SCALE | _ADD:
             return
         main = [each for each in op.inputs if each.descends_from(skip)]
+        if scales and _plain(op) in _PRODUCT and len(main) > 1:
+            main = [max(main, key=size)]  # the other weighs it, and may be smaller
         if len(main) != 1 or (_plain(op) in _ADD and len(op.inputs) > 1):
             return
         if not scales and len(op.inputs) > 1 and _plain(op) in _SCALE:
@@ -222,7 +235,15 @@ def _by_data(op: Op) -> list[Value]:
 
 
 def _from_parameters(value: Value) -> bool:
-    return value.parameter is not None or (value.op is not None and any(map(_from_parameters, value.op.inputs)))
+    seen, open_values = set(), [value]
+    while open_values:
+        each = open_values.pop()
+        if each.parameter is not None:
+            return True
+        if each not in seen and each.op is not None:
+            open_values += each.op.inputs
+        seen.add(each)
+    return False
 
 
 def is_matrix(shape: Sequence[int]) -> bool:

@@ -53,6 +53,7 @@ class Value:
         returned: The module calls that returned it, alone or as their first item, the innermost first.
         escapes: Whether the model returned it.
         data: Whether it depends on what the model was given.
+        whole: Whether its numbers are whole, or truth values: no gradient goes through them.
         below: The values that it was computed from, as bits.
     """
 
@@ -61,6 +62,7 @@ class Value:
     op: "Op | None" = None
     parameter: str | None = None
     data: bool = False
+    whole: bool = False
     users: "list[Op]" = field(default_factory=list)
     returned: "list[Call]" = field(default_factory=list)
     escapes: bool = False
@@ -301,6 +303,7 @@ class _Recorder(TorchFunctionMode):
 
     def _make(self, tensor: Tensor, op: Op | None) -> Value:
         value = Value(len(self.values), tuple(tensor.shape), op, None if op else self.parameters.get(id(tensor)))
+        value.whole = not (tensor.is_floating_point() or tensor.is_complex())
         for each in op.inputs if op else ():
             value.below |= each.below | 1 << each.index
             value.data = value.data or each.data
