@@ -132,6 +132,11 @@ def _neucodec(config: Any) -> int:
     return own + expected(config.semantic_model_config)
 
 
+def _pegasus_x(config: Any) -> int:
+    # the encoder's layers have two streams; nothing reads what the last adds to that of the global tokens
+    return 4 * config.encoder_layers - 2 + 3 * config.decoder_layers
+
+
 def _pi0(config: Any) -> int:
     # the actions read keys and values: nothing reads what the last layer of the text adds
     return expected(config.vlm_config) - 2 + expected(config.dit_config)
@@ -144,6 +149,12 @@ def _qformer(config: Any) -> int:
 def _videomt(config: Any) -> int:
     # of two frames: the last blocks run for each; the second's queries are added to what the first made of them
     return 2 * (config.num_hidden_layers + config.num_blocks) + 1
+
+
+def _vits(config: Any) -> int:
+    # lengths are whole numbers; in a coupling's layers the branch is half of what a convolution returns: no gate fits
+    vocoder = len(config.upsample_rates) * sum(map(len, config.resblock_dilation_sizes))
+    return 2 * config.num_hidden_layers + config.prior_encoder_num_flows + vocoder
 
 
 def _xclip(config: Any) -> int:
@@ -176,6 +187,7 @@ COUNTS: dict[str, Count] = {
     "gemma4_text": _gemma_text,
     "git": lambda config: 2 * config.num_hidden_layers + expected(config.vision_config),
     "granite4_vision": _granite4_vision,
+    "granite_speech5_encoder": _layers(4, 1),  # halfway, its own prediction is fed back
     "granite_speech_encoder": _granite_speech_encoder,
     "granite_speech_plus_encoder": _granite_speech_encoder,
     "groupvit_vision_model": _groupvit_vision,
@@ -209,6 +221,7 @@ COUNTS: dict[str, Count] = {
     "nemotron_asr_streaming_encoder": _layers(4),
     "neucodec": _neucodec,
     "parakeet_encoder": _layers(4),
+    "pegasus_x": _pegasus_x,
     "phi4_multimodal_vision": _layers(2, 1),  # the head that pools
     "pi0": _pi0,
     "pix2struct": lambda config: expected(config.vision_config) + 3 * config.text_config.num_layers,
@@ -231,12 +244,14 @@ COUNTS: dict[str, Count] = {
     "siglip2_vision_model": _layers(2, 1),
     "siglip_vision_model": _layers(2, 1),
     "t5gemma": lambda config: expected(config.encoder) + 3 * config.decoder.num_hidden_layers,
+    "timesfm2_5": _layers(2, 1),
     "timesfm": _layers(2, 1),  # what embeds a patch has a skip, too
     "tipsv2_dpt": lambda config: _dense_prediction(config, len(config.neck_hidden_sizes)),
     "unispeech": _layers(2, 1),
     "unispeech-sat": _layers(2, 1),
     "videomt": _videomt,
     "vipllava": _llava,
+    "vits": _vits,
     "vjepa2": lambda config: 2 * (config.num_hidden_layers + config.pred_num_hidden_layers),
     "wav2vec2": _layers(2, 1),
     "wav2vec2-bert": _layers(4),

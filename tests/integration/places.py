@@ -1,5 +1,6 @@
 """Where the parameters of a model lie, seen from its gates: a second opinion, made from the trace alone."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,9 +10,17 @@ from rezero.surgery.linear import is_addition, is_matrix, is_norm
 from rezero.surgery.sites import Residuals
 from rezero.surgery.trace import Call, Op, Trace, Value
 
-__all__ = ["places", "unread_by_module"]
+__all__ = ["places", "read_by_hand", "unread_by_module"]
 
 Places = dict[str, set[str]]
+
+_BY_HAND = {  # a model's class and its parameters, and what their addition is by its source
+    "TNT": (r"blocks\.\d+\.proj\.", "pixels are added to patches: two streams"),
+    "HighResolutionNet": (r"stage\d\.\d\.fuse_layers\.", "one resolution is added to another: two streams"),
+    "ByobNet": (r"stages\.\d\.\d\.self_attn\.kv\.", "scores by content and by position, in a block without a skip"),
+    "DFineModel": (r"decoder\.layers\.\d\.encoder_attn\.sampling_offsets\.", "offsets of the places that are read"),
+    "Deimv2Model": (r"decoder\.layers\.\d\.encoder_attn\.sampling_offsets\.", "offsets of the places that are read"),
+}
 
 
 def places(model: Any, traced: Trace, found: Residuals) -> Places:
@@ -106,6 +115,20 @@ def _entering(traced: Trace, layer: str) -> list[Value]:
         value for op in traced.ops if f"{op.call.name}.".startswith(f"{layer}.") for value in op.inputs + op.outputs
     }
     return [value for value in found if value.data]
+
+
+def read_by_hand(model: Any, names: set[str]) -> str:
+    """Say what the unexplained parameters of a model are, if its source was read for it, and they are all that it is.
+
+    Args:
+        model: The model.
+        names: Their names.
+
+    Returns:
+        What they do; nothing if nobody knows.
+    """
+    pattern, reason = _BY_HAND.get(type(model).__name__, ("(?!)", ""))
+    return reason if names and all(re.match(pattern, name) for name in names) else ""
 
 
 def unread_by_module(model: Any, traced: Trace, unread: set[str]) -> tuple[Counter[str], set[str]]:

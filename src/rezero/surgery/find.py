@@ -327,10 +327,14 @@ def _places(traced: Trace) -> dict[Op, tuple[int, int]]:
 
 
 def _leading_out(traced: Trace) -> set[Op]:
-    """Return the operations that the model's outputs depend on, otherwise than through whole numbers."""
+    """Return the operations that the model's outputs depend on, otherwise than through whole numbers.
+
+    Where it returns nothing but whole numbers, those that they depend on.
+    """
+    alike = all(value.whole for value in traced.values if value.escapes)
     found: set[Op] = set()
     for op in reversed(traced.ops):
-        parts = [value for value in op.outputs if not value.whole]
+        parts = [value for value in op.outputs if alike or not value.whole]
         if any(value.escapes or not found.isdisjoint(value.users) for value in parts):
             found.add(op)
     return found

@@ -106,9 +106,16 @@ def gated_only(traced: Trace, gates: Collection[str]) -> frozenset[str]:
 
 def _is_gate(value: Value, gates: Collection[str]) -> bool:
     """Return whether a value was made from gates alone."""
-    if value.op is None:
-        return value.parameter in gates
-    return not value.data and bool(value.op.inputs) and all(_is_gate(each, gates) for each in value.op.inputs)
+    seen: set[Value] = set()
+    open_values = [value]
+    while open_values:
+        each = open_values.pop()
+        inputs = each.op.inputs if each.op is not None else ()
+        if each.data or not (inputs or each.parameter in gates):
+            return False
+        open_values += [one for one in inputs if one not in seen]
+        seen.update(inputs)
+    return True
 
 
 def _is_gated_weight(value: Value, gates: Collection[str]) -> bool:
