@@ -16,6 +16,7 @@ import multiprocessing
 import re
 import resource
 import signal
+import subprocess
 import sys
 import traceback
 import warnings
@@ -31,6 +32,7 @@ from tests.integration.measure import FIELDS
 
 FOLDER = Path(__file__).parents[2] / "results" / "coverage"
 LIBRARIES: dict[str, ModuleType] = {"timm": timm_models, "transformers": hf_models}
+COMMIT = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
 SECONDS, BYTES = 300, 10 * 2**30
 
 
@@ -49,12 +51,13 @@ def main() -> None:
     names = LIBRARIES[options.library].names()
     done = {n for n, row in rows.items() if options.again is None or not re.search(options.again, row["status"])}
     wanted = [name for name in names if name not in done and re.search(options.only, name)][: options.limit]
+    commit = subprocess.run(COMMIT, capture_output=True, text=True, check=True).stdout.strip()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.integration.preload"])
     with ThreadPoolExecutor(options.workers) as pool:
         made = pool.map(lambda name: _in_process(context, options.library, name), wanted)
         for number, row in enumerate(made, 1):
-            rows[row["name"]] = row
+            rows[row["name"]] = row | {"commit": commit}
             _write(path, [rows[name] for name in names if name in rows])
             text = f"{number}/{len(wanted)} {row['name']} {row['status']} {row['branches']} {row['reason'][:150]}"
             print(text, flush=True)

@@ -164,6 +164,7 @@ def _xclip(config: Any) -> int:
 
 
 COUNTS: dict[str, Count] = {
+    "autoformer": lambda config: 2 * config.encoder_layers + 4 * config.decoder_layers,  # the fourth adds to the trend
     "blip_2_qformer": _qformer,
     "blt": lambda config: _parts(config) - expected(config.patcher_config),  # the patcher only cuts the text
     "blt_local_decoder": _blt_local,

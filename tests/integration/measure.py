@@ -15,7 +15,7 @@ FIELDS = (
     *("name", "family", "status", "reason", "model", "options", "parameters"),
     *("sites", "branches", "expected", "additions", "gated", "left_out", "reasons"),
     *("branch", "shortcut", "trunk", "refused", "unexplained", "unread"),  # parameters by place, by number
-    *("unexplained_in", "by_hand", "unread_in", "find_seconds", "verify_seconds"),
+    *("unexplained_in", "by_hand", "unread_in", "find_seconds", "verify_seconds", "commit"),
 )
 
 

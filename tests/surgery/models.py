@@ -1,6 +1,7 @@
 """Small models with known residual additions. Their width is 8, their input (2, 3, 8), unless it is an image."""
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -305,6 +306,40 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.up(self.mid(self.down(x)))
+
+
+class Written(nn.Module):
+    """Adds as it is told: a function of the input and of two layers."""
+
+    def __init__(self, add: Callable[[Tensor, nn.Module, nn.Module], Tensor]) -> None:
+        super().__init__()
+        self.f, self.g, self.add = linear(), linear(), add
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.add(x, self.f, self.g)
+
+
+def _with_an_unread_use(x: Tensor, f: nn.Module, _: nn.Module) -> Tensor:
+    x = x + f(x)
+    f(x[:, :1])
+    return x
+
+
+def _joined(x: Tensor, f: nn.Module, g: nn.Module) -> Tensor:
+    first, others = x[:, :1], x[:, 1:].tanh()
+    read = torch.cat((first, others), 1)
+    return torch.cat((first, others), 1) + f(g(read))
+
+
+WRITTEN = {
+    "maximum of two": Written(lambda x, f, _: x.unflatten(-1, (4, 2)).max(-1).values + f(x)[..., :4]),
+    "windows averaged": Written(lambda x, f, _: x.unfold(1, 2, 1).mean(-1) + f(x)[:, :2]),
+    "padding masked": Written(lambda x, f, _: x + f(x).masked_fill(torch.tensor([[0], [0], [1]]).bool(), 0.0)),
+    "weighed by another layer": Written(lambda x, f, g: x + g(x).sigmoid()[..., :1] * f(x)),
+    "scaled sum of two": Written(lambda x, f, g: x + 0.5 * (f(x) + g(x))),
+    "used again for nothing": Written(_with_an_unread_use),
+    "joined for both": Written(_joined),
+}
 
 
 class Codes(nn.Module):

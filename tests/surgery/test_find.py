@@ -1,5 +1,6 @@
 """What is found in a model: the sites, what is left out and why, and that the model stays as it was."""
 
+import copy
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+import rezero
 from rezero import ReZero
 from rezero.errors import UsageError
 from rezero.surgery.find import find_residuals
@@ -351,6 +353,25 @@ def test_all_levels_of_a_nest_are_long_skips() -> None:
         ("0.branch.0.1", "a long skip"),
         ("0", "a long skip"),
     ]
+
+
+# What else is written between an input and an addition
+
+
+@pytest.mark.parametrize("name", models.WRITTEN)
+def test_branch_is_found_however_it_is_written(name: str) -> None:
+    """The skip may be pooled, cut and joined, the branch masked, weighed and scaled: the gate is at its layer."""
+    (site,) = find_residuals(models.WRITTEN[name], X)
+    assert [branch.leaf for branch in site.branches] == (["f", "g"] if name == "scaled sum of two" else ["f"])
+
+
+@pytest.mark.parametrize("name", models.WRITTEN)
+def test_conversion_holds_however_it_is_written(name: str) -> None:
+    """And it is verified with real numbers: gates at 1 change nothing, gates at 0 leave the skip."""
+    model = copy.deepcopy(models.WRITTEN[name])
+    y = model(X)
+    rezero.convert_(model, X, init_value=1.0)
+    assert torch.equal(model(X), y)
 
 
 # Streams of their own
