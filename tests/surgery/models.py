@@ -331,6 +331,15 @@ def _joined(x: Tensor, f: nn.Module, g: nn.Module) -> Tensor:
     return torch.cat((first, others), 1) + f(g(read))
 
 
+def _in_turns(x: Tensor, f: nn.Module, g: nn.Module) -> Tensor:
+    first = torch.tensor([True, False, False])
+    x = x.clone()
+    some, others = f(x[:, first]), g(x[:, ~first])
+    x[:, first] += some
+    x[:, ~first] += others
+    return x
+
+
 WRITTEN = {
     "maximum of two": Written(lambda x, f, _: x.unflatten(-1, (4, 2)).max(-1).values + f(x)[..., :4]),
     "windows averaged": Written(lambda x, f, _: x.unfold(1, 2, 1).mean(-1) + f(x)[:, :2]),
@@ -339,6 +348,7 @@ WRITTEN = {
     "scaled sum of two": Written(lambda x, f, g: x + 0.5 * (f(x) + g(x))),
     "used again for nothing": Written(_with_an_unread_use),
     "joined for both": Written(_joined),
+    "some after others": Written(_in_turns),
 }
 
 

@@ -361,8 +361,10 @@ def test_all_levels_of_a_nest_are_long_skips() -> None:
 @pytest.mark.parametrize("name", models.WRITTEN)
 def test_branch_is_found_however_it_is_written(name: str) -> None:
     """The skip may be pooled, cut and joined, the branch masked, weighed and scaled: the gate is at its layer."""
-    (site,) = find_residuals(models.WRITTEN[name], X)
-    assert [branch.leaf for branch in site.branches] == (["f", "g"] if name == "scaled sum of two" else ["f"])
+    both = name in ("scaled sum of two", "some after others")
+    found = find_residuals(models.WRITTEN[name], X)
+    assert [branch.leaf for branch in found.branches] == (["f", "g"] if both else ["f"])
+    assert {site.kind for site in found} == {"parallel" if name == "scaled sum of two" else "identity"}
 
 
 @pytest.mark.parametrize("name", models.WRITTEN)

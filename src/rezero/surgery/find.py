@@ -232,7 +232,9 @@ class _Finder:
                 continue
             between = ops_between(root, term)
             if has_parameters(between, op.call):
-                return Sum(op, root, scaled, self._terms(op, root, term), between, [(op, op.inputs.index(term))])
+                terms, operands = self._terms(op, root, term), [(op, op.inputs.index(term))]
+                written = count_layers(ops_between(root, skip)) > 0  # into a part of it, by other additions
+                return Sum(op, root, scaled, terms, between, operands, beside=written)
             empty = "no parameters between skip and branch"
         return empty
 

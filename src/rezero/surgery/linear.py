@@ -48,6 +48,7 @@ _AFFINE = frozenset(
     """.split()  # noqa: SIM905
 )
 _JOIN = {"cat", "concat", "concatenate"}
+_WRITE = {"setitem", "written", "index_put"}  # into a part of what was there
 _RESOLUTION = {"interpolate", "upsample", "pixel_shuffle", "grid_sample"} | {f"conv_transpose{n}d" for n in (1, 2, 3)}
 _ACTIVATIONS = frozenset(
     """
@@ -98,7 +99,7 @@ def sources(value: Value) -> Iterator[tuple[Value, bool]]:
     while True:
         yield value, scaled
         op = value.op
-        if op is not None and _plain(op) in _JOIN:
+        if op is not None and _plain(op) in _JOIN | _WRITE:
             if not (pieces := [piece for piece in op.inputs if piece.data]):
                 return
             root = _whole([dict(sources(piece)) for piece in pieces])
