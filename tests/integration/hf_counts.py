@@ -259,6 +259,9 @@ COUNTS: dict[str, Count] = {
     "wav2vec2-conformer": _layers(4),
     "wavlm": _layers(2, 1),
     "xclip": _xclip,
+    "xclip_vision_model": _layers(3),  # messages between frames
+    "xmod": _layers(3),  # an adapter of the language
+    "zamba": lambda config: config.num_hidden_layers + config.layer_types.count("hybrid"),  # what Mamba reads
     "zaya": _layers(3, -1),  # attention, experts, and from the second on what the router remembers
     "zoedepth": lambda config: _dense_prediction(config, len(config.neck_hidden_sizes)),
 }

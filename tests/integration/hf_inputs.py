@@ -310,7 +310,119 @@ def _timesfm(model: Any) -> Inputs:
     }
 
 
+def _sound(model: Any) -> Inputs:
+    shapes = Shapes(model)
+    return {"input_features": shapes.wave(1, shapes.bands, 200), "input_features_mask": shapes.ones(1, 200)}
+
+
+def _qwen3_asr(model: Any) -> Inputs:
+    sound = _sound(model)
+    return _with_marks(model, model.config.audio_token_id, _length(model.get_audio_features(**sound)), **sound)
+
+
+def _length(features: Any) -> int:
+    """Return how many tokens stand for what a part of a model sees or hears."""
+    found = features.pooler_output
+    parts = [found] if isinstance(found, torch.Tensor) else found
+    return sum(each.numel() // each.shape[-1] for each in parts)
+
+
+def _picture(model: Any) -> Inputs:
+    shapes = Shapes(model)
+    return {"pixel_values": shapes.patches(), "image_grid_thw": torch.tensor([[1, *shapes.grid]])}
+
+
+def _dots3_note(model: Any) -> Inputs:
+    audio = model.config.audio_config
+    picture = _picture(model)
+    sound = {
+        "input_features": Shapes(model).wave(1, audio.feature_size, 64),
+        "chunk_sample_lengths": torch.tensor([64 * audio.hop_length]),
+    }
+    text = _with_marks(model, model.config.image_token_id, _length(model.get_image_features(**picture)))["input_ids"]
+    marks = torch.full((1, _length(model.get_audio_features(**sound))), model.config.audio_token_id)
+    return {"input_ids": torch.cat([text, marks], 1), **picture, **sound}
+
+
+def _gemma4(model: Any) -> Inputs:
+    shapes, config = Shapes(model), model.config
+    seen = _gemma_vision(model.vision_tower)
+    picture = {"pixel_values": seen["pixel_values"], "image_position_ids": seen["pixel_position_ids"]}
+    sound = {
+        "input_features": shapes.wave(1, 64, 128),
+        "input_features_mask": torch.ones(1, 64, dtype=torch.bool),
+    }
+    text = _with_marks(model, config.image_token_id, _length(model.get_image_features(**picture)))["input_ids"]
+    marks = torch.full((1, _length(model.get_audio_features(**sound))), config.audio_token_id)
+    return {"input_ids": torch.cat([text, marks], 1), **picture, **sound}
+
+
+def _granite_speech(model: Any) -> Inputs:
+    sound = Shapes(model).wave(1, 64, model.config.encoder_config.input_dim)
+    count = _length(model.get_audio_features(sound))
+    heard = torch.ones(1, count, dtype=torch.bool)
+    return _with_marks(model, model.config.audio_token_id, count, input_features=sound, input_features_mask=heard)
+
+
+def _moss(model: Any) -> Inputs:
+    shapes = Shapes(model)
+    sound = {
+        "input_features": shapes.wave(1, shapes.bands, 80),
+        "input_features_mask": shapes.ones(1, 80),
+        "padding_mask": shapes.ones(1, 80 * 160),
+    }
+    return _with_marks(model, model.config.audio_token_id, _length(model.get_audio_features(**sound)), **sound)
+
+
+def _video_llama_3(model: Any) -> Inputs:
+    picture = _picture(model) | {"image_merge_sizes": torch.tensor([2])}
+    return _with_marks(model, model.config.image_token_id, _length(model.get_image_features(**picture)), **picture)
+
+
+def _xcodec2(model: Any) -> Inputs:
+    shapes, frames = Shapes(model), 8
+    return {
+        "input_values": shapes.wave(1, 1, frames * model.config.hop_length),
+        "input_features": shapes.wave(1, frames, model.config.semantic_model_config.feature_projection_input_dim),
+    }
+
+
+def _muse_spark(model: Any) -> Inputs:
+    picture = {"pixel_values": Shapes(model).patches(2), "image_grid_thw": torch.tensor([[1, *Shapes(model).grid]])}
+    sound = {"input_values": Shapes(model).wave(1, 1920 * 4)}
+    text = _with_marks(model, model.config.image_token_id, _length(model.get_image_features(**picture)))["input_ids"]
+    heard = _length(model.get_audio_features(**sound))
+    marks = torch.full((1, heard), model.config.audio_token_id)
+    return {"input_ids": torch.cat([text, marks], 1), **picture, **sound}
+
+
 INPUTS: dict[str, Callable[[Any], Inputs]] = {
+    "dots3_note": _dots3_note,
+    "gemma4": _gemma4,
+    "granite_speech": _granite_speech,
+    "granite_speech_plus": _granite_speech,
+    "moss_transcribe_diarize": _moss,
+    "video_llama_3": _video_llama_3,
+    "vision-encoder-decoder": lambda model: {
+        "pixel_values": Shapes(model).images(1),
+        "decoder_input_ids": Shapes(model).tokens(),
+    },
+    "xcodec2": _xcodec2,
+    "muse_spark": _muse_spark,
+    "qwen3_asr": _qwen3_asr,
+    "qwen3_asr_encoder": _sound,
+    "qwen3_omni_moe_talker_text": lambda model: {"inputs_embeds": Shapes(model).wave(1, 8, model.config.hidden_size)},
+    "t5gemma2_decoder": lambda model: {
+        "input_ids": Shapes(model).tokens(),
+        "encoder_hidden_states": Shapes(model).wave(1, 6, model.config.hidden_size),
+    },
+    "video_llama_3_vision": lambda model: {
+        "pixel_values": Shapes(model).patches(),
+        "grid_thw": torch.tensor([[1, *Shapes(model).grid]]),
+        "merge_sizes": torch.tensor([2]),
+    },
+    "vibevoice_acoustic_tokenizer_encoder": lambda model: {"hidden_states": Shapes(model).wave(1, 1, 3200 * 4)},
+    "xclip_vision_model": lambda model: {"pixel_values": Shapes(model).images(model.config.num_frames)},
     "blip_2_qformer": lambda model: (
         {"query_embeds": Shapes(model).wave(1, 8, model.config.hidden_size)}
         | {"encoder_hidden_states": Shapes(model).wave(1, 6, model.config.encoder_hidden_size)}

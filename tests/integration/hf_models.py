@@ -54,6 +54,12 @@ _DIGITS = {"<image>": 900, "<|extra_200|>": 901} | {f"<|visual token {i:06d}|>":
 _THREE_AXES = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [3, 3, 2]}}
 _TILES = {"intermediate_layers_indices": [0, 1], "vision_output_dim": 120, "image_size": 56}
 _HEADS_OF_16 = {"head_dim": 16}
+_LLAMA4_VISION = {  # four patches are shuffled into one
+    "hidden_size": 64,
+    "intermediate_size": 256,
+    "image_size": 56,
+    "vision_output_dim": lambda scale: 4096 // scale.width,
+}
 _QWEN2_VISION = {"hidden_size": 256, "embed_dim": 64}
 _ROUNDED = {  # a factor makes the widths small: the stem's is written into the code
     "width_coefficient": 0.25,
@@ -91,7 +97,11 @@ FIELDS: dict[str, dict[str, Any]] = {  # of configurations, that no rule makes s
     "t5gemma2_encoder": {"mm_tokens_per_image": 49, "text_config": {"dropout_rate": 0.0}},
     "t5gemma2_text": {"dropout_rate": 0.0},
     "lightglue": {"keypoint_detector_config": {"keypoint_decoder_dim": 65}},
-    "superglue": {"keypoint_detector_config": {"keypoint_decoder_dim": 65}},
+    "superglue": {
+        "keypoint_detector_config": {"keypoint_decoder_dim": 65, "max_keypoints": 32},
+        "gnn_layers_types": ["self", "cross"],
+        "sinkhorn_iterations": 3,
+    },
     "superpoint": {"keypoint_decoder_dim": 65},
     "seggpt": {"merge_index": 0, "image_size": (224, 112), "pretrain_image_size": 112},
     "omdet-turbo": {"backbone_config": {"img_size": 224}, "image_size": 224, "encoder_in_channels": [192, 384, 768]},
@@ -112,8 +122,6 @@ FIELDS: dict[str, dict[str, Any]] = {  # of configurations, that no rule makes s
     "uvdoc_backbone": {"resnet_head": [[3, 32], [32, 32]]},
     "mllama": {"vision_config": _TILES, "text_config": {"cross_attention_layers": [1]}},
     "mllama_vision_model": _TILES,
-    "qwen3_asr": {"audio_config": {"n_window": 16, "n_window_infer": 64}},
-    "qwen3_asr_encoder": {"n_window": 16, "n_window_infer": 64},
     "ovis2": {"hidden_size": 128},
     "dots3_note": {"audio_config": {"adapter_input_size": lambda scale: 1280 // scale.width}},
     "dots3_note_audio_encoder": {"adapter_input_size": lambda scale: 1280 // scale.width},
@@ -133,8 +141,8 @@ FIELDS: dict[str, dict[str, Any]] = {  # of configurations, that no rule makes s
         "vision_config": {"backbone_config": _REPVIT, "backbone_feature_sizes": [[64, 64], [32, 32], [16, 16]]}
     },
     "edgetam_vision_model": {"backbone_config": _REPVIT},
-    "llama4": {"vision_config": {"hidden_size": 64}},
-    "llama4_vision_model": {"hidden_size": 64},
+    "llama4": {"vision_config": _LLAMA4_VISION},
+    "llama4_vision_model": _LLAMA4_VISION,
     "modernvbert": {"vision_config": {"image_size": 64}},
     "qwen3_omni_moe_talker_text": {"shared_expert_intermediate_size": 32},
     "qwen4_exp": {"text_config": _INDEXER},
@@ -176,11 +184,11 @@ FIELDS: dict[str, dict[str, Any]] = {  # of configurations, that no rule makes s
     "hunyuan_v1_dense": _HEADS_OF_16,
     "hunyuan_v1_moe": _HEADS_OF_16,
     "hunyuan_vl": {"text_config": {**_HEADS_OF_16, **_DRUM}},
-    "hunyuan_vl_text": _HEADS_OF_16,
+    "hunyuan_vl_text": {**_HEADS_OF_16, **_DRUM},
     "informer": _TIMES,
     "instructblip": {"image_token_index": 900},
     "instructblipvideo": {"video_token_index": 900},
-    "paddleocr_vl": {"text_config": _MROPE},
+    "paddleocr_vl": {"text_config": _MROPE, "vision_config": {"hidden_size": 64}},
     "paddleocr_vl_text": _MROPE,
     "qwen2_5_omni_talker": _MROPE,
     "qwen2_5_omni_text": _MROPE,
@@ -190,6 +198,21 @@ FIELDS: dict[str, dict[str, Any]] = {  # of configurations, that no rule makes s
     "qwen2_vl_text": _MROPE,
     "recurrent_gemma": {"num_hidden_layers": 3},  # the third has attention
     "time_series_transformer": _TIMES,
+    "xmod": {"default_language": "en_XX"},
+    "yolos": {"image_size": (64, 96)},
+    "zamba": {"num_hidden_layers": 3, "layers_block_type": ["linear_attention", "hybrid", "hybrid"]},  # two share one
+    "vipllava": {"vision_feature_layers": [-2, -1, 0, 1, 2]},
+    "smolvlm": {"vision_config": {"image_size": 256}},
+    "ultravbert": {"vision_config": {"image_size": 64}},
+    "voxtral": {"audio_token_id": 900},
+    "minicpm_ocr": {"image_token_id": 900},
+    "minicpmv4_6": {"image_token_id": 900},
+    "minicpmv4_7": {"image_token_id": 900},
+    "reformer": {"axial_pos_shape": (2, 4), "hash_seed": 0},
+    "qianfan_ocr": {"vision_config": {"drop_path_rate": 0.0}},
+    "qianfan_ocr_vision": {"drop_path_rate": 0.0},
+    "vitmatte": {"convstream_hidden_sizes": lambda scale: [48 // scale.width, 96 // scale.width, 192 // scale.width]},
+    "timm_backbone": {"backbone": "test_resnet", "use_pretrained_backbone": False},
 }
 
 
