@@ -260,6 +260,7 @@ COUNTS: dict[str, Count] = {
     "wavlm": _layers(2, 1),
     "xclip": _xclip,
     "xclip_vision_model": _layers(3),  # messages between frames
+    "xcodec2": _neucodec,
     "xmod": _layers(3),  # an adapter of the language
     "zamba": lambda config: config.num_hidden_layers + config.layer_types.count("hybrid"),  # what Mamba reads
     "zaya": _layers(3, -1),  # attention, experts, and from the second on what the router remembers

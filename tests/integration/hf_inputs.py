@@ -349,7 +349,7 @@ def _gemma4(model: Any) -> Inputs:
     seen = _gemma_vision(model.vision_tower)
     picture = {"pixel_values": seen["pixel_values"], "image_position_ids": seen["pixel_position_ids"]}
     sound = {
-        "input_features": shapes.wave(1, 64, 128),
+        "input_features": shapes.wave(1, 64, config.audio_config.subsampling_conv_channels[0]),
         "input_features_mask": torch.ones(1, 64, dtype=torch.bool),
     }
     text = _with_marks(model, config.image_token_id, _length(model.get_image_features(**picture)))["input_ids"]
@@ -387,6 +387,27 @@ def _xcodec2(model: Any) -> Inputs:
     }
 
 
+def _molmo2(model: Any) -> Inputs:
+    vision = model.config.vit_config if hasattr(model.config, "vit_config") else model.config.vision_config
+    picture = {
+        "pixel_values": Shapes(model).wave(1, vision.num_position_embeddings, 3 * vision.patch_size**2),
+        "image_token_pooling": torch.arange(16).view(4, 4),
+        "image_grids": torch.tensor([[2, 2, 0, 0]]),
+    }
+    return _with_marks(model, model.config.image_patch_id, 4, **picture)
+
+
+def _phi4_multimodal(model: Any) -> Inputs:
+    shapes, vision, audio = Shapes(model), model.config.vision_config, model.config.audio_config
+    side = vision.image_size // vision.patch_size
+    picture = {
+        "image_pixel_values": shapes.wave(1, 2, 3, vision.image_size, vision.image_size),  # one whole, one cut out
+        "image_sizes": torch.tensor([[vision.crop_size, vision.crop_size]]),
+        "image_attention_mask": shapes.ones(1, 2, side, side),
+    }
+    return _with_marks(model, vision.image_token_id, side * (side // 2 + 1) + 1, **picture)
+
+
 def _muse_spark(model: Any) -> Inputs:
     picture = {"pixel_values": Shapes(model).patches(2), "image_grid_thw": torch.tensor([[1, *Shapes(model).grid]])}
     sound = {"input_values": Shapes(model).wave(1, 1920 * 4)}
@@ -398,6 +419,9 @@ def _muse_spark(model: Any) -> Inputs:
 
 INPUTS: dict[str, Callable[[Any], Inputs]] = {
     "dots3_note": _dots3_note,
+    "molmo2": _molmo2,
+    "phi4_multimodal": _phi4_multimodal,
+    "pp_ocrv5_mobile_rec": lambda model: {"pixel_values": Shapes(model).wave(2, 3, 48, 320)},
     "gemma4": _gemma4,
     "granite_speech": _granite_speech,
     "granite_speech_plus": _granite_speech,

@@ -54,6 +54,8 @@ _DIGITS = {"<image>": 900, "<|extra_200|>": 901} | {f"<|visual token {i:06d}|>":
 _THREE_AXES = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [3, 3, 2]}}
 _TILES = {"intermediate_layers_indices": [0, 1], "vision_output_dim": 120, "image_size": 56}
 _HEADS_OF_16 = {"head_dim": 16}
+_PE_CORE = {"embed_dim": 64, "depth": 2, "img_size": (56, 56), "ref_feat_shape": (4, 4), "global_pool": ""}
+_REFORMER = {"hidden_dropout_prob": 0.0, "local_attention_probs_dropout_prob": 0.0}  # a forward seeds dropout anew
 _LLAMA4_VISION = {  # four patches are shuffled into one
     "hidden_size": 64,
     "intermediate_size": 256,
@@ -81,6 +83,7 @@ FIELDS: dict[str, dict[str, Any]] = {  # of configurations, that no rule makes s
     "deepseek_v2": {"topk_method": "greedy", "moe_intermediate_size": 32, "num_experts_per_tok": 2},
     "depth_pro": {
         "patch_size": 64,
+        "intermediate_hook_ids": [1, 0],
         **{f"{each}_model_config": {"image_size": 64} for each in ("image", "patch", "fov")},
     },
     "dots1": {"n_routed_experts": 4, "num_local_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
@@ -90,7 +93,13 @@ FIELDS: dict[str, dict[str, Any]] = {  # of configurations, that no rule makes s
     "ministral": _HEADS_OF_16,
     "mistral_large4": {"text_config": {"kv_source_layers": None}},
     "mistral_large4_text": {"kv_source_layers": None},
-    "molmo2": {"adapter_config": {"vision_feature_layer": [-1, -2]}},
+    "molmo2": {"image_patch_id": 900, "adapter_config": {"vision_feature_layer": [-1, -2]}},
+    "phi4_multimodal": {
+        "vision_config": {"image_size": 56, "crop_size": 56, "feature_layer": -1},
+        "audio_config": {"feature_layer": -1},
+    },
+    "granite_docling": {"vision_config": {"use_fine_route": False}},
+    "granite_docling_vision": {"use_fine_route": False},
     "nemotron": {"num_key_value_heads": 4, "head_dim": 16},
     "pix2struct_text_model": {"initializer_range": 0.02},
     "t5gemma2_decoder": {"dropout_rate": 0.0},
@@ -148,9 +157,7 @@ FIELDS: dict[str, dict[str, Any]] = {  # of configurations, that no rule makes s
     "qwen4_exp": {"text_config": _INDEXER},
     "qwen4_exp_text": _INDEXER,
     "moonshine_streaming": {"num_key_value_heads": 2},
-    "perception_lm": {
-        "vision_config": {"model_args": {"embed_dim": 64, "depth": 2, "img_size": [64, 64], "global_pool": "map"}}
-    },
+    "perception_lm": {"vision_config": {"architecture": "vit_pe_core_large_patch14_336", "model_args": _PE_CORE}},
     "sam2": {"vision_config": _HIERA_VISION},
     "sam2_hiera_det_model": _HIERA,
     "sam2_vision_model": _HIERA_VISION,
@@ -208,10 +215,14 @@ FIELDS: dict[str, dict[str, Any]] = {  # of configurations, that no rule makes s
     "minicpm_ocr": {"image_token_id": 900},
     "minicpmv4_6": {"image_token_id": 900},
     "minicpmv4_7": {"image_token_id": 900},
-    "reformer": {"axial_pos_shape": (2, 4), "hash_seed": 0},
+    "reformer": {"axial_pos_shape": (2, 4), "hash_seed": 0, **_REFORMER},
+    "qwen3_asr": {"audio_config": {"output_dim": lambda scale: 2048 // scale.width}},
     "qianfan_ocr": {"vision_config": {"drop_path_rate": 0.0}},
     "qianfan_ocr_vision": {"drop_path_rate": 0.0},
-    "vitmatte": {"convstream_hidden_sizes": lambda scale: [48 // scale.width, 96 // scale.width, 192 // scale.width]},
+    "vitmatte": {
+        "hidden_size": lambda scale: 768 // scale.width,
+        "fusion_hidden_sizes": lambda scale: [32 * 2**i // scale.width for i in (3, 2, 1, 0)],
+    },
     "timm_backbone": {"backbone": "test_resnet", "use_pretrained_backbone": False},
 }
 
