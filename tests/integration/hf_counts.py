@@ -178,6 +178,8 @@ COUNTS: dict[str, Count] = {
     "cohere_asr": lambda config: expected(config.encoder_config) + 3 * config.num_hidden_layers,
     "data2vec-audio": _layers(2, 1),  # positions are convolutions of the sequence
     "depth_anything": lambda config: _dense_prediction(config, len(config.neck_hidden_sizes)),
+    # the field of view is seen by another class
+    "depth_pro": lambda config: expected(config.image_model_config) + expected(config.patch_model_config),
     "dia_decoder": _layers(3),
     "embedding_gemma2_text": _gemma_text,
     "evolla": _evolla,

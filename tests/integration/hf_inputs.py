@@ -397,6 +397,30 @@ def _molmo2(model: Any) -> Inputs:
     return _with_marks(model, model.config.image_patch_id, 4, **picture)
 
 
+def _perception_lm(model: Any) -> Inputs:
+    picture = {"pixel_values": Shapes(model).wave(1, 1, 3, 56, 56)}
+    return _with_marks(model, model.config.image_token_id, _length(model.get_image_features(**picture)), **picture)
+
+
+def _diffusion_gemma(model: Any) -> Inputs:
+    seen = _gemma_vision(model.encoder.vision_tower)
+    picture = {"pixel_values": seen["pixel_values"], "image_position_ids": seen["pixel_position_ids"]}
+    count = _length(model.encoder.get_image_features(**picture))
+    text = {"decoder_input_ids": Shapes(model).tokens()}
+    return _with_marks(model, model.config.image_token_id, count, **picture, **text)
+
+
+def _granite4_vision(model: Any) -> Inputs:
+    shapes, side = Shapes(model), model.config.vision_config.image_size
+    picture = {
+        "pixel_values": shapes.wave(1, 2, 3, side, side),  # one whole, one cut out
+        "image_sizes": torch.tensor([[side, side]]),
+    }
+    found = model.get_image_features(**picture)
+    count = sum(each.shape[0] for each in found.deepstack_features[0][1])
+    return _with_marks(model, model.config.image_token_id, count, **picture)
+
+
 def _phi4_multimodal(model: Any) -> Inputs:
     shapes, vision, audio = Shapes(model), model.config.vision_config, model.config.audio_config
     side = vision.image_size // vision.patch_size
@@ -405,7 +429,10 @@ def _phi4_multimodal(model: Any) -> Inputs:
         "image_sizes": torch.tensor([[vision.crop_size, vision.crop_size]]),
         "image_attention_mask": shapes.ones(1, 2, side, side),
     }
-    return _with_marks(model, vision.image_token_id, side * (side // 2 + 1) + 1, **picture)
+    text = _with_marks(model, vision.image_token_id, side * (side // 2 + 1) + 1)["input_ids"]
+    sound = {"audio_input_features": shapes.wave(1, 64, audio.input_size), "audio_embed_sizes": torch.tensor([8])}
+    marks = torch.full((1, 8), audio.audio_token_id)
+    return {"input_ids": torch.cat([text, marks], 1), **picture, **sound}
 
 
 def _muse_spark(model: Any) -> Inputs:
@@ -419,9 +446,12 @@ def _muse_spark(model: Any) -> Inputs:
 
 INPUTS: dict[str, Callable[[Any], Inputs]] = {
     "dots3_note": _dots3_note,
+    "diffusion_gemma": _diffusion_gemma,
+    "granite4_vision": _granite4_vision,
     "molmo2": _molmo2,
+    "perception_lm": _perception_lm,
     "phi4_multimodal": _phi4_multimodal,
-    "pp_ocrv5_mobile_rec": lambda model: {"pixel_values": Shapes(model).wave(2, 3, 48, 320)},
+    "pp_ocrv5_mobile_rec": lambda model: {"pixel_values": Shapes(model).wave(2, 3, 128, 320)},
     "gemma4": _gemma4,
     "granite_speech": _granite_speech,
     "granite_speech_plus": _granite_speech,

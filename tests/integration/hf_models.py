@@ -55,6 +55,8 @@ _THREE_AXES = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "m
 _TILES = {"intermediate_layers_indices": [0, 1], "vision_output_dim": 120, "image_size": 56}
 _HEADS_OF_16 = {"head_dim": 16}
 _PE_CORE = {"embed_dim": 64, "depth": 2, "img_size": (56, 56), "ref_feat_shape": (4, 4), "global_pool": ""}
+_LCNET = {"stem_channels": (3, 48, 96), "out_indices": [1, 2, 3, 4]}
+_ONE_ROUTE = {"use_fine_route": False, "deepstack_visual_indexes": [0, 1]}
 _REFORMER = {"hidden_dropout_prob": 0.0, "local_attention_probs_dropout_prob": 0.0}  # a forward seeds dropout anew
 _LLAMA4_VISION = {  # four patches are shuffled into one
     "hidden_size": 64,
@@ -93,13 +95,16 @@ FIELDS: dict[str, dict[str, Any]] = {  # of configurations, that no rule makes s
     "ministral": _HEADS_OF_16,
     "mistral_large4": {"text_config": {"kv_source_layers": None}},
     "mistral_large4_text": {"kv_source_layers": None},
-    "molmo2": {"image_patch_id": 900, "adapter_config": {"vision_feature_layer": [-1, -2]}},
+    "molmo2": {
+        "image_patch_id": 900,
+        "adapter_config": {"vision_feature_layer": [-1, -2], "text_hidden_size": lambda scale: 4096 // scale.width},
+    },
     "phi4_multimodal": {
         "vision_config": {"image_size": 56, "crop_size": 56, "feature_layer": -1},
         "audio_config": {"feature_layer": -1},
     },
-    "granite_docling": {"vision_config": {"use_fine_route": False}},
-    "granite_docling_vision": {"use_fine_route": False},
+    "granite_docling": {"vision_config": _ONE_ROUTE},
+    "granite_docling_vision": _ONE_ROUTE,
     "nemotron": {"num_key_value_heads": 4, "head_dim": 16},
     "pix2struct_text_model": {"initializer_range": 0.02},
     "t5gemma2_decoder": {"dropout_rate": 0.0},
@@ -167,8 +172,15 @@ FIELDS: dict[str, dict[str, Any]] = {  # of configurations, that no rule makes s
     "univnet": {"kernel_predictor_hidden_channels": lambda scale: 64 // scale.width},
     "zoedepth": {"bottleneck_features": lambda scale: 256 // scale.width},
     "nemotron_h_omni": {"image_token_id": 900, "audio_token_id": 901, "video_token_id": 902},
-    "pp_ocrv5_server_det": {"intraclass_block_config": _CROSS},
-    "pp_ocrv6_medium_det": {"intraclass_block_config": _CROSS},
+    "pp_ocrv5_server_det": {
+        "intraclass_block_config": _CROSS,
+        "kernel_list": [3, 2, 2],
+        "scale_factor_list": [1, 2, 4, 8],
+    },
+    "pp_ocrv6_medium_det": {"intraclass_block_config": _CROSS, "backbone_config": _LCNET},
+    "pp_ocrv6_small_det": {"backbone_config": _LCNET},
+    "pp_doclayout_v2": {"class_thresholds": [0.5] * 25, "class_order": list(range(25))},
+    "janus_vqgan": {"base_channels": 32, "num_patches": 4},
     "emu3": {"vocabulary_map": _DIGITS, "vq_config": {"codebook_size": 16}},
     "clvp": {"speech_config": {"vocab_size": 1000}},
     "blt": {"use_cache": False, "encoder_hash_byte_group_vocab": 500},
