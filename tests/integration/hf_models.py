@@ -55,7 +55,11 @@ _THREE_AXES = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "m
 _TILES = {"intermediate_layers_indices": [0, 1], "vision_output_dim": 120, "image_size": 56}
 _HEADS_OF_16 = {"head_dim": 16}
 _PE_CORE = {"embed_dim": 64, "depth": 2, "img_size": (56, 56), "ref_feat_shape": (4, 4), "global_pool": ""}
-_LCNET = {"stem_channels": (3, 48, 96), "out_indices": [1, 2, 3, 4]}
+_LCNET = {
+    "stem_channels": (3, 8, 8),
+    "block_configs": [[[3, 8, 8, 1, True]], *([[3, 8, 8, 2, False], [3, 8, 8, 1, True]] for _ in range(3))],
+    "out_indices": [1, 2, 3, 4],
+}
 _ONE_ROUTE = {"use_fine_route": False, "deepstack_visual_indexes": [0, 1]}
 _REFORMER = {"hidden_dropout_prob": 0.0, "local_attention_probs_dropout_prob": 0.0}  # a forward seeds dropout anew
 _LLAMA4_VISION = {  # four patches are shuffled into one
@@ -144,6 +148,8 @@ FIELDS: dict[str, dict[str, Any]] = {  # of configurations, that no rule makes s
         "deepstack_layer_map": [[0, 0], [1, 1]],
         "downsample_rate": "1/2",
         "spatial_target_layers": [0, 1, 0, 1],
+        "vision_config": {"image_size": 256},
+        "image_grid_pinpoints": [[256, 256]],
     },
     "gemma4": {"vision_config": _part("gemma4_vision"), "audio_config": _part("gemma4_audio")},
     "diffusion_gemma": {"text_config": _EXPERTS},
@@ -177,8 +183,18 @@ FIELDS: dict[str, dict[str, Any]] = {  # of configurations, that no rule makes s
         "kernel_list": [3, 2, 2],
         "scale_factor_list": [1, 2, 4, 8],
     },
-    "pp_ocrv6_medium_det": {"intraclass_block_config": _CROSS, "backbone_config": _LCNET},
-    "pp_ocrv6_small_det": {"backbone_config": _LCNET},
+    "pp_ocrv6_medium_det": {
+        "intraclass_block_config": _CROSS,
+        "kernel_list": [3, 2, 2],
+        "scale_factor_list": [1, 2, 4, 8],
+        "backbone_config": _LCNET,
+    },
+    "pp_ocrv6_small_det": {
+        "kernel_list": [3, 2, 2],
+        "scale_factor_list": [1, 2, 4, 8],
+        "layer_list_out_channels": (8, 8, 8, 8),
+        "backbone_config": _LCNET,
+    },
     "pp_doclayout_v2": {"class_thresholds": [0.5] * 25, "class_order": list(range(25))},
     "janus_vqgan": {"base_channels": 32, "num_patches": 4},
     "emu3": {"vocabulary_map": _DIGITS, "vq_config": {"codebook_size": 16}},
