@@ -122,7 +122,11 @@ FIELDS: dict[str, dict[str, Any]] = {  # of configurations, that no rule makes s
     },
     "superpoint": {"keypoint_decoder_dim": 65},
     "seggpt": {"merge_index": 0, "image_size": (224, 112), "pretrain_image_size": 112},
-    "omdet-turbo": {"backbone_config": {"img_size": 224}, "image_size": 224, "encoder_in_channels": [192, 384, 768]},
+    "omdet-turbo": {
+        "backbone_config": {"img_size": 224, "out_indices": [1, 2, 3]},
+        "image_size": 224,
+        "encoder_in_channels": [192, 384, 768],
+    },
     "efficientloftr": {"hidden_size": 64, "out_features": [16, 16, 32, 64]},
     "qwen2_5_omni_thinker": {"text_config": _MROPE, "vision_start_token_id": 901},
     "qwen3_omni_moe_thinker": {"vision_start_token_id": 901},
@@ -196,6 +200,10 @@ FIELDS: dict[str, dict[str, Any]] = {  # of configurations, that no rule makes s
         "backbone_config": _LCNET,
     },
     "pp_doclayout_v2": {"class_thresholds": [0.5] * 25, "class_order": list(range(25))},
+    "janus": {
+        "vq_config": {"base_channels": 32},
+        "vision_config": {"projection_dim": lambda scale: 4096 // scale.width},
+    },
     "janus_vqgan": {"base_channels": 32, "num_patches": 4},
     "emu3": {"vocabulary_map": _DIGITS, "vq_config": {"codebook_size": 16}},
     "clvp": {"speech_config": {"vocab_size": 1000}},
