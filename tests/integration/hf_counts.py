@@ -104,6 +104,12 @@ def _instructblip(config: Any) -> int:
     return towers + _qformer(config.qformer_config) + config.qformer_config.num_hidden_layers
 
 
+def _janus_vqgan(config: Any) -> int:
+    # down and up alike: the level with the most channels has attention after each block, and so has the middle
+    levels, blocks = len(config.channel_multiplier), config.num_res_blocks
+    return (levels + 1) * blocks + 3 + (levels + 1) * (blocks + 1) + 3
+
+
 def _llava(config: Any) -> int:
     # the deepest layer of vision that is read: none above it counts
     read, depth = config.vision_feature_layer, config.vision_config.num_hidden_layers
@@ -178,7 +184,11 @@ COUNTS: dict[str, Count] = {
     "cohere_asr": lambda config: expected(config.encoder_config) + 3 * config.num_hidden_layers,
     "data2vec-audio": _layers(2, 1),  # positions are convolutions of the sequence
     "depth_anything": lambda config: _dense_prediction(config, len(config.neck_hidden_sizes)),
+    # the field of view is seen by another class
+    "depth_pro": lambda config: expected(config.image_model_config) + expected(config.patch_model_config),
     "dia_decoder": _layers(3),
+    # the text is read by one stack, and denoised by another
+    "diffusion_gemma": lambda config: _parts(config) + expected(config.text_config),
     "embedding_gemma2_text": _gemma_text,
     "evolla": _evolla,
     "falcon_h1": _layers(3),  # Mamba and attention side by side, MLP
@@ -197,6 +207,7 @@ COUNTS: dict[str, Count] = {
     "instructblip": _instructblip,
     "instructblipvideo": _instructblip,
     "janus": lambda config: expected(config.text_config) + expected(config.vision_config),  # VQ: when it generates
+    "janus_vqgan": _janus_vqgan,
     "kyutai_speech_to_text": _layers(2),  # reads the codes, not the sound
     "lasr_encoder": _layers(4),
     "lilt": _layers(4, -2),  # text and layout; the last layer's layout goes nowhere
@@ -259,6 +270,10 @@ COUNTS: dict[str, Count] = {
     "wav2vec2-conformer": _layers(4),
     "wavlm": _layers(2, 1),
     "xclip": _xclip,
+    "xclip_vision_model": _layers(3),  # messages between frames
+    "xcodec2": _neucodec,
+    "xmod": _layers(3),  # an adapter of the language
+    "zamba": lambda config: config.num_hidden_layers + config.layer_types.count("hybrid"),  # what Mamba reads
     "zaya": _layers(3, -1),  # attention, experts, and from the second on what the router remembers
     "zoedepth": lambda config: _dense_prediction(config, len(config.neck_hidden_sizes)),
 }

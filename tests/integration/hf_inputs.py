@@ -310,7 +310,173 @@ def _timesfm(model: Any) -> Inputs:
     }
 
 
+def _sound(model: Any) -> Inputs:
+    shapes = Shapes(model)
+    return {"input_features": shapes.wave(1, shapes.bands, 200), "input_features_mask": shapes.ones(1, 200)}
+
+
+def _qwen3_asr(model: Any) -> Inputs:
+    sound = _sound(model)
+    return _with_marks(model, model.config.audio_token_id, _length(model.get_audio_features(**sound)), **sound)
+
+
+def _length(features: Any) -> int:
+    """Return how many tokens stand for what a part of a model sees or hears."""
+    found = features.pooler_output
+    parts = [found] if isinstance(found, torch.Tensor) else found
+    return sum(each.numel() // each.shape[-1] for each in parts)
+
+
+def _picture(model: Any) -> Inputs:
+    shapes = Shapes(model)
+    return {"pixel_values": shapes.patches(), "image_grid_thw": torch.tensor([[1, *shapes.grid]])}
+
+
+def _dots3_note(model: Any) -> Inputs:
+    audio = model.config.audio_config
+    picture = _picture(model)
+    sound = {
+        "input_features": Shapes(model).wave(1, audio.feature_size, 64),
+        "chunk_sample_lengths": torch.tensor([64 * audio.hop_length]),
+    }
+    text = _with_marks(model, model.config.image_token_id, _length(model.get_image_features(**picture)))["input_ids"]
+    marks = torch.full((1, _length(model.get_audio_features(**sound))), model.config.audio_token_id)
+    return {"input_ids": torch.cat([text, marks], 1), **picture, **sound}
+
+
+def _gemma4(model: Any) -> Inputs:
+    shapes, config = Shapes(model), model.config
+    seen = _gemma_vision(model.vision_tower)
+    picture = {"pixel_values": seen["pixel_values"], "image_position_ids": seen["pixel_position_ids"]}
+    sound = {
+        "input_features": shapes.wave(1, 64, config.audio_config.subsampling_conv_channels[0]),
+        "input_features_mask": torch.ones(1, 64, dtype=torch.bool),
+    }
+    text = _with_marks(model, config.image_token_id, _length(model.get_image_features(**picture)))["input_ids"]
+    marks = torch.full((1, _length(model.get_audio_features(**sound))), config.audio_token_id)
+    return {"input_ids": torch.cat([text, marks], 1), **picture, **sound}
+
+
+def _granite_speech(model: Any) -> Inputs:
+    sound = Shapes(model).wave(1, 64, model.config.encoder_config.input_dim)
+    count = _length(model.get_audio_features(sound))
+    heard = torch.ones(1, count, dtype=torch.bool)
+    return _with_marks(model, model.config.audio_token_id, count, input_features=sound, input_features_mask=heard)
+
+
+def _moss(model: Any) -> Inputs:
+    shapes = Shapes(model)
+    sound = {
+        "input_features": shapes.wave(1, shapes.bands, 80),
+        "input_features_mask": shapes.ones(1, 80),
+        "padding_mask": shapes.ones(1, 80 * 160),
+    }
+    return _with_marks(model, model.config.audio_token_id, _length(model.get_audio_features(**sound)), **sound)
+
+
+def _video_llama_3(model: Any) -> Inputs:
+    picture = _picture(model) | {"image_merge_sizes": torch.tensor([2])}
+    return _with_marks(model, model.config.image_token_id, _length(model.get_image_features(**picture)), **picture)
+
+
+def _xcodec2(model: Any) -> Inputs:
+    shapes, frames = Shapes(model), 8
+    return {
+        "input_values": shapes.wave(1, 1, frames * model.config.hop_length),
+        "input_features": shapes.wave(1, frames, model.config.semantic_model_config.feature_projection_input_dim),
+    }
+
+
+def _molmo2(model: Any) -> Inputs:
+    vision = model.config.vit_config if hasattr(model.config, "vit_config") else model.config.vision_config
+    picture = {
+        "pixel_values": Shapes(model).wave(1, vision.num_position_embeddings, 3 * vision.patch_size**2),
+        "image_token_pooling": torch.arange(16).view(4, 4),
+        "image_grids": torch.tensor([[2, 2, 0, 0]]),
+    }
+    return _with_marks(model, model.config.image_patch_id, 4, **picture)
+
+
+def _perception_lm(model: Any) -> Inputs:
+    picture = {"pixel_values": Shapes(model).wave(1, 1, 3, 56, 56)}
+    return _with_marks(model, model.config.image_token_id, _length(model.get_image_features(**picture)), **picture)
+
+
+def _diffusion_gemma(model: Any) -> Inputs:
+    seen = _gemma_vision(model.encoder.vision_tower)
+    picture = {"pixel_values": seen["pixel_values"], "image_position_ids": seen["pixel_position_ids"]}
+    count = _length(model.encoder.get_image_features(**picture))
+    text = {"decoder_input_ids": Shapes(model).tokens()}
+    return _with_marks(model, model.config.image_token_id, count, **picture, **text)
+
+
+def _granite4_vision(model: Any) -> Inputs:
+    shapes, side = Shapes(model), model.config.vision_config.image_size
+    picture = {
+        "pixel_values": shapes.wave(1, 2, 3, side, side),  # one whole, one cut out
+        "image_sizes": torch.tensor([[side, side]]),
+    }
+    found = model.get_image_features(**picture)
+    count = sum(each.shape[0] for each in found.deepstack_features[0][1])
+    return _with_marks(model, model.config.image_token_id, count, **picture)
+
+
+def _phi4_multimodal(model: Any) -> Inputs:
+    shapes, vision, audio = Shapes(model), model.config.vision_config, model.config.audio_config
+    side = vision.image_size // vision.patch_size
+    picture = {
+        "image_pixel_values": shapes.wave(1, 2, 3, vision.image_size, vision.image_size),  # one whole, one cut out
+        "image_sizes": torch.tensor([[vision.crop_size, vision.crop_size]]),
+        "image_attention_mask": shapes.ones(1, 2, side, side),
+    }
+    text = _with_marks(model, vision.image_token_id, side * (side // 2 + 1) + 1)["input_ids"]
+    sound = {"audio_input_features": shapes.wave(1, 64, audio.input_size), "audio_embed_sizes": torch.tensor([8])}
+    marks = torch.full((1, 8), audio.audio_token_id)
+    return {"input_ids": torch.cat([text, marks], 1), **picture, **sound}
+
+
+def _muse_spark(model: Any) -> Inputs:
+    picture = {"pixel_values": Shapes(model).patches(2), "image_grid_thw": torch.tensor([[1, *Shapes(model).grid]])}
+    sound = {"input_values": Shapes(model).wave(1, 1920 * 4)}
+    text = _with_marks(model, model.config.image_token_id, _length(model.get_image_features(**picture)))["input_ids"]
+    heard = _length(model.get_audio_features(**sound))
+    marks = torch.full((1, heard), model.config.audio_token_id)
+    return {"input_ids": torch.cat([text, marks], 1), **picture, **sound}
+
+
 INPUTS: dict[str, Callable[[Any], Inputs]] = {
+    "dots3_note": _dots3_note,
+    "diffusion_gemma": _diffusion_gemma,
+    "granite4_vision": _granite4_vision,
+    "molmo2": _molmo2,
+    "perception_lm": _perception_lm,
+    "phi4_multimodal": _phi4_multimodal,
+    "pp_ocrv5_mobile_rec": lambda model: {"pixel_values": Shapes(model).wave(2, 3, 128, 320)},
+    "gemma4": _gemma4,
+    "granite_speech": _granite_speech,
+    "granite_speech_plus": _granite_speech,
+    "moss_transcribe_diarize": _moss,
+    "video_llama_3": _video_llama_3,
+    "vision-encoder-decoder": lambda model: {
+        "pixel_values": Shapes(model).images(1),
+        "decoder_input_ids": Shapes(model).tokens(),
+    },
+    "xcodec2": _xcodec2,
+    "muse_spark": _muse_spark,
+    "qwen3_asr": _qwen3_asr,
+    "qwen3_asr_encoder": _sound,
+    "qwen3_omni_moe_talker_text": lambda model: {"inputs_embeds": Shapes(model).wave(1, 8, model.config.hidden_size)},
+    "t5gemma2_decoder": lambda model: {
+        "input_ids": Shapes(model).tokens(),
+        "encoder_hidden_states": Shapes(model).wave(1, 6, model.config.hidden_size),
+    },
+    "video_llama_3_vision": lambda model: {
+        "pixel_values": Shapes(model).patches(),
+        "grid_thw": torch.tensor([[1, *Shapes(model).grid]]),
+        "merge_sizes": torch.tensor([2]),
+    },
+    "vibevoice_acoustic_tokenizer_encoder": lambda model: {"hidden_states": Shapes(model).wave(1, 1, 3200 * 4)},
+    "xclip_vision_model": lambda model: {"pixel_values": Shapes(model).images(model.config.num_frames)},
     "blip_2_qformer": lambda model: (
         {"query_embeds": Shapes(model).wave(1, 8, model.config.hidden_size)}
         | {"encoder_hidden_states": Shapes(model).wave(1, 6, model.config.encoder_hidden_size)}

@@ -54,6 +54,20 @@ _DIGITS = {"<image>": 900, "<|extra_200|>": 901} | {f"<|visual token {i:06d}|>":
 _THREE_AXES = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [3, 3, 2]}}
 _TILES = {"intermediate_layers_indices": [0, 1], "vision_output_dim": 120, "image_size": 56}
 _HEADS_OF_16 = {"head_dim": 16}
+_PE_CORE = {"embed_dim": 64, "depth": 2, "img_size": (56, 56), "ref_feat_shape": (4, 4), "global_pool": ""}
+_LCNET = {
+    "stem_channels": (3, 8, 8),
+    "block_configs": [[[3, 8, 8, 1, True]], *([[3, 8, 8, 2, False], [3, 8, 8, 1, True]] for _ in range(3))],
+    "out_indices": [1, 2, 3, 4],
+}
+_ONE_ROUTE = {"use_fine_route": False, "deepstack_visual_indexes": [0, 1]}
+_REFORMER = {"hidden_dropout_prob": 0.0, "local_attention_probs_dropout_prob": 0.0}  # a forward seeds dropout anew
+_LLAMA4_VISION = {  # four patches are shuffled into one
+    "hidden_size": 64,
+    "intermediate_size": 256,
+    "image_size": 56,
+    "vision_output_dim": lambda scale: 4096 // scale.width,
+}
 _QWEN2_VISION = {"hidden_size": 256, "embed_dim": 64}
 _ROUNDED = {  # a factor makes the widths small: the stem's is written into the code
     "width_coefficient": 0.25,
@@ -75,6 +89,7 @@ FIELDS: dict[str, dict[str, Any]] = {  # of configurations, that no rule makes s
     "deepseek_v2": {"topk_method": "greedy", "moe_intermediate_size": 32, "num_experts_per_tok": 2},
     "depth_pro": {
         "patch_size": 64,
+        "intermediate_hook_ids": [1, 0],
         **{f"{each}_model_config": {"image_size": 64} for each in ("image", "patch", "fov")},
     },
     "dots1": {"n_routed_experts": 4, "num_local_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
@@ -84,17 +99,34 @@ FIELDS: dict[str, dict[str, Any]] = {  # of configurations, that no rule makes s
     "ministral": _HEADS_OF_16,
     "mistral_large4": {"text_config": {"kv_source_layers": None}},
     "mistral_large4_text": {"kv_source_layers": None},
-    "molmo2": {"adapter_config": {"vision_feature_layer": [-1, -2]}},
+    "molmo2": {
+        "image_patch_id": 900,
+        "adapter_config": {"vision_feature_layer": [-1, -2], "text_hidden_size": lambda scale: 4096 // scale.width},
+    },
+    "phi4_multimodal": {
+        "vision_config": {"image_size": 56, "crop_size": 56, "feature_layer": -1},
+        "audio_config": {"feature_layer": -1},
+    },
+    "granite_docling": {"vision_config": _ONE_ROUTE},
+    "granite_docling_vision": _ONE_ROUTE,
     "nemotron": {"num_key_value_heads": 4, "head_dim": 16},
     "pix2struct_text_model": {"initializer_range": 0.02},
     "t5gemma2_decoder": {"dropout_rate": 0.0},
     "t5gemma2_encoder": {"mm_tokens_per_image": 49, "text_config": {"dropout_rate": 0.0}},
     "t5gemma2_text": {"dropout_rate": 0.0},
     "lightglue": {"keypoint_detector_config": {"keypoint_decoder_dim": 65}},
-    "superglue": {"keypoint_detector_config": {"keypoint_decoder_dim": 65}},
+    "superglue": {
+        "keypoint_detector_config": {"keypoint_decoder_dim": 65, "max_keypoints": 32},
+        "gnn_layers_types": ["self", "cross"],
+        "sinkhorn_iterations": 3,
+    },
     "superpoint": {"keypoint_decoder_dim": 65},
     "seggpt": {"merge_index": 0, "image_size": (224, 112), "pretrain_image_size": 112},
-    "omdet-turbo": {"backbone_config": {"img_size": 224}, "image_size": 224, "encoder_in_channels": [192, 384, 768]},
+    "omdet-turbo": {
+        "backbone_config": {"img_size": 224, "out_indices": [1, 2, 3]},
+        "image_size": 224,
+        "encoder_in_channels": [192, 384, 768],
+    },
     "efficientloftr": {"hidden_size": 64, "out_features": [16, 16, 32, 64]},
     "qwen2_5_omni_thinker": {"text_config": _MROPE, "vision_start_token_id": 901},
     "qwen3_omni_moe_thinker": {"vision_start_token_id": 901},
@@ -112,8 +144,6 @@ FIELDS: dict[str, dict[str, Any]] = {  # of configurations, that no rule makes s
     "uvdoc_backbone": {"resnet_head": [[3, 32], [32, 32]]},
     "mllama": {"vision_config": _TILES, "text_config": {"cross_attention_layers": [1]}},
     "mllama_vision_model": _TILES,
-    "qwen3_asr": {"audio_config": {"n_window": 16, "n_window_infer": 64}},
-    "qwen3_asr_encoder": {"n_window": 16, "n_window_infer": 64},
     "ovis2": {"hidden_size": 128},
     "dots3_note": {"audio_config": {"adapter_input_size": lambda scale: 1280 // scale.width}},
     "dots3_note_audio_encoder": {"adapter_input_size": lambda scale: 1280 // scale.width},
@@ -122,6 +152,8 @@ FIELDS: dict[str, dict[str, Any]] = {  # of configurations, that no rule makes s
         "deepstack_layer_map": [[0, 0], [1, 1]],
         "downsample_rate": "1/2",
         "spatial_target_layers": [0, 1, 0, 1],
+        "vision_config": {"image_size": 256},
+        "image_grid_pinpoints": [[256, 256]],
     },
     "gemma4": {"vision_config": _part("gemma4_vision"), "audio_config": _part("gemma4_audio")},
     "diffusion_gemma": {"text_config": _EXPERTS},
@@ -133,16 +165,14 @@ FIELDS: dict[str, dict[str, Any]] = {  # of configurations, that no rule makes s
         "vision_config": {"backbone_config": _REPVIT, "backbone_feature_sizes": [[64, 64], [32, 32], [16, 16]]}
     },
     "edgetam_vision_model": {"backbone_config": _REPVIT},
-    "llama4": {"vision_config": {"hidden_size": 64}},
-    "llama4_vision_model": {"hidden_size": 64},
+    "llama4": {"vision_config": _LLAMA4_VISION},
+    "llama4_vision_model": _LLAMA4_VISION,
     "modernvbert": {"vision_config": {"image_size": 64}},
     "qwen3_omni_moe_talker_text": {"shared_expert_intermediate_size": 32},
     "qwen4_exp": {"text_config": _INDEXER},
     "qwen4_exp_text": _INDEXER,
     "moonshine_streaming": {"num_key_value_heads": 2},
-    "perception_lm": {
-        "vision_config": {"model_args": {"embed_dim": 64, "depth": 2, "img_size": [64, 64], "global_pool": "map"}}
-    },
+    "perception_lm": {"vision_config": {"architecture": "vit_pe_core_large_patch14_336", "model_args": _PE_CORE}},
     "sam2": {"vision_config": _HIERA_VISION},
     "sam2_hiera_det_model": _HIERA,
     "sam2_vision_model": _HIERA_VISION,
@@ -152,8 +182,29 @@ FIELDS: dict[str, dict[str, Any]] = {  # of configurations, that no rule makes s
     "univnet": {"kernel_predictor_hidden_channels": lambda scale: 64 // scale.width},
     "zoedepth": {"bottleneck_features": lambda scale: 256 // scale.width},
     "nemotron_h_omni": {"image_token_id": 900, "audio_token_id": 901, "video_token_id": 902},
-    "pp_ocrv5_server_det": {"intraclass_block_config": _CROSS},
-    "pp_ocrv6_medium_det": {"intraclass_block_config": _CROSS},
+    "pp_ocrv5_server_det": {
+        "intraclass_block_config": _CROSS,
+        "kernel_list": [3, 2, 2],
+        "scale_factor_list": [1, 2, 4, 8],
+    },
+    "pp_ocrv6_medium_det": {
+        "intraclass_block_config": _CROSS,
+        "kernel_list": [3, 2, 2],
+        "scale_factor_list": [1, 2, 4, 8],
+        "backbone_config": _LCNET,
+    },
+    "pp_ocrv6_small_det": {
+        "kernel_list": [3, 2, 2],
+        "scale_factor_list": [1, 2, 4, 8],
+        "layer_list_out_channels": (8, 8, 8, 8),
+        "backbone_config": _LCNET,
+    },
+    "pp_doclayout_v2": {"class_thresholds": [0.5] * 25, "class_order": list(range(25))},
+    "janus": {
+        "vq_config": {"base_channels": 32},
+        "vision_config": {"projection_dim": lambda scale: 4096 // scale.width},
+    },
+    "janus_vqgan": {"base_channels": 32, "num_patches": 4},
     "emu3": {"vocabulary_map": _DIGITS, "vq_config": {"codebook_size": 16}},
     "clvp": {"speech_config": {"vocab_size": 1000}},
     "blt": {"use_cache": False, "encoder_hash_byte_group_vocab": 500},
@@ -176,11 +227,11 @@ FIELDS: dict[str, dict[str, Any]] = {  # of configurations, that no rule makes s
     "hunyuan_v1_dense": _HEADS_OF_16,
     "hunyuan_v1_moe": _HEADS_OF_16,
     "hunyuan_vl": {"text_config": {**_HEADS_OF_16, **_DRUM}},
-    "hunyuan_vl_text": _HEADS_OF_16,
+    "hunyuan_vl_text": {**_HEADS_OF_16, **_DRUM},
     "informer": _TIMES,
     "instructblip": {"image_token_index": 900},
     "instructblipvideo": {"video_token_index": 900},
-    "paddleocr_vl": {"text_config": _MROPE},
+    "paddleocr_vl": {"text_config": _MROPE, "vision_config": {"hidden_size": 64}},
     "paddleocr_vl_text": _MROPE,
     "qwen2_5_omni_talker": _MROPE,
     "qwen2_5_omni_text": _MROPE,
@@ -190,6 +241,25 @@ FIELDS: dict[str, dict[str, Any]] = {  # of configurations, that no rule makes s
     "qwen2_vl_text": _MROPE,
     "recurrent_gemma": {"num_hidden_layers": 3},  # the third has attention
     "time_series_transformer": _TIMES,
+    "xmod": {"default_language": "en_XX"},
+    "yolos": {"image_size": (64, 96)},
+    "zamba": {"num_hidden_layers": 3, "layers_block_type": ["linear_attention", "hybrid", "hybrid"]},  # two share one
+    "vipllava": {"vision_feature_layers": [-2, -1, 0, 1, 2]},
+    "smolvlm": {"vision_config": {"image_size": 256}},
+    "ultravbert": {"vision_config": {"image_size": 64}},
+    "voxtral": {"audio_token_id": 900},
+    "minicpm_ocr": {"image_token_id": 900},
+    "minicpmv4_6": {"image_token_id": 900},
+    "minicpmv4_7": {"image_token_id": 900},
+    "reformer": {"axial_pos_shape": (2, 4), "hash_seed": 0, **_REFORMER},
+    "qwen3_asr": {"audio_config": {"output_dim": lambda scale: 2048 // scale.width}},
+    "qianfan_ocr": {"vision_config": {"drop_path_rate": 0.0}},
+    "qianfan_ocr_vision": {"drop_path_rate": 0.0},
+    "vitmatte": {
+        "hidden_size": lambda scale: 768 // scale.width,
+        "fusion_hidden_sizes": lambda scale: [32 * 2**i // scale.width for i in (3, 2, 1, 0)],
+    },
+    "timm_backbone": {"backbone": "test_resnet", "use_pretrained_backbone": False},
 }
 
 

@@ -224,7 +224,8 @@ def _count(model: Any, method: str, inputs: Inputs) -> int:
             found = features(**configured | {name: value for name, value in inputs.items() if name in taken})
     except Exception:
         return 0  # another layout is tried next
-    found = getattr(found, "pooler_output", found)
+    if hasattr(found, "pooler_output"):
+        found = found.last_hidden_state if found.pooler_output is None else found.pooler_output
     parts = [found] if isinstance(found, Tensor) else [each for each in found or () if isinstance(each, Tensor)]
     return sum(each.numel() // each.shape[-1] for each in parts)
 
