@@ -182,6 +182,7 @@ COUNTS: dict[str, Count] = {
     "clap_audio_model": lambda config: 2 * sum(config.depths),
     "clvp": lambda config: expected(config.text_config) + expected(config.speech_config),  # speech is read as codes
     "cohere_asr": lambda config: expected(config.encoder_config) + 3 * config.num_hidden_layers,
+    "csm": lambda config: 2 * config.num_hidden_layers + expected(config.depth_decoder_config),  # sound comes as codes
     "data2vec-audio": _layers(2, 1),  # positions are convolutions of the sequence
     "depth_anything": lambda config: _dense_prediction(config, len(config.neck_hidden_sizes)),
     # the field of view is seen by another class
@@ -202,6 +203,7 @@ COUNTS: dict[str, Count] = {
     "granite_speech_encoder": _granite_speech_encoder,
     "granite_speech_plus_encoder": _granite_speech_encoder,
     "groupvit_vision_model": _groupvit_vision,
+    "higgs_audio_v2": _layers(3),  # text and sound have MLPs of their own
     "hubert": _layers(2, 1),
     "inkling_vision": lambda _: 0,  # patches are merged without skips
     "instructblip": _instructblip,

@@ -22,6 +22,22 @@ _BY_HAND = {  # a model's class and its parameters, and what their addition is b
     "Deimv2Model": (r"decoder\.layers\.\d\.encoder_attn\.sampling_offsets\.", "offsets of the places that are read"),
 }
 
+_NOT_IN_FORWARD = {  # a model's class and its parts that its forward pass does not train, by its source
+    "CsmForConditionalGeneration": ("codec_model", "makes codes from sound, without gradients"),
+    "DFineModel": (r"decoder\.lqe_layers", "called where a detection head is given"),
+    "Deimv2Model": (r"decoder\.lqe_layers", "called where a detection head is given"),
+    "Emu3Model": (r"vqmodel\.decoder", "called to decode pictures, without gradients"),
+    "JanusModel": ("vqmodel", "called to decode pictures"),
+    "MusicgenForConditionalGeneration": ("audio_encoder", "makes codes from sound, and sound from codes"),
+    "MusicgenMelodyForConditionalGeneration": ("audio_encoder", "makes sound from codes"),
+    "Nemotron3_5TranscribeModel": ("word_timestamp_encoder", "called by a method of its own"),
+    "VibeVoiceForConditionalGeneration": (
+        r"model\.(audio_tower\.decoder|diffusion_head|semantic_tokenizer_encoder)",
+        "called in generation, or never",
+    ),
+    "XcodecModel": ("decoder_semantic", "never called"),
+}
+
 
 def places(model: Any, traced: Trace, found: Residuals) -> Places:
     """Sort the names of a model's parameters by place.
@@ -136,7 +152,8 @@ def unread_by_module(model: Any, traced: Trace, unread: set[str]) -> tuple[Count
 
     Returns:
         The outermost module that was not called, or the owner that was, with its count; and those of them that were not
-        called although they hold a stack of layers: an encoder that the example did not reach.
+        called although they hold a stack of layers: an encoder that the example did not reach. Those that the class's
+        forward pass does not train are no such stacks.
     """
     called = {call.name for call in traced.calls}
     counts: Counter[str] = Counter()
@@ -148,7 +165,8 @@ def unread_by_module(model: Any, traced: Trace, unread: set[str]) -> tuple[Count
         )
         counts[outer or ".".join(parts)] += 1
     stacks = {name for name in counts if name and name not in called and _has_stack(model.get_submodule(name))}
-    return counts, stacks
+    pattern, _ = _NOT_IN_FORWARD.get(type(model).__name__, ("(?!)", ""))
+    return counts, {name for name in stacks if not re.fullmatch(pattern, name)}
 
 
 def _has_stack(module: Any) -> bool:
