@@ -163,7 +163,7 @@ def compare(
     """
     from rezero.lab import Study, find_task, parse_arms
     from rezero.lab.sweep import follow_study, run_study
-    from rezero.progress import StudyProgress, loading
+    from rezero.progress import StudyProgress, busy
 
     chosen = find_task(task)
     given: dict[str, Any] = {
@@ -193,7 +193,7 @@ def compare(
     settings = chosen.settings({name: value for name, value in given.items() if value is not None})
     key = sha256(repr(settings).encode()).hexdigest()[:8]
     folder = output or Path("rezero-studies") / f"{task}-{key}"
-    with loading(task) if is_first_process() else nullcontext():
+    with busy(f"reading the data of {task}") if is_first_process() else nullcontext():
         examples = chosen.load(settings)
     chosen.check(examples, settings)
     study = Study(task, settings, {**provenance(), **chosen.recipe}, examples.name)
@@ -249,10 +249,13 @@ def inspect(spec: str, /, *, json: bool = False) -> None:
     from json import dumps
 
     from rezero.integrations.models import build_model
+    from rezero.progress import busy
     from rezero.surgery.find import find_residuals
 
-    model, args, kwargs = build_model(spec)
-    found = find_residuals(model, args, kwargs)
+    with busy(f"building {spec}"):
+        model, args, kwargs = build_model(spec)
+    with busy(f"following a forward pass of {spec}"):
+        found = find_residuals(model, args, kwargs)
     total = sum(parameter.numel() for parameter in model.parameters())
     norms = [parameter for name in found.removable for parameter in model.get_submodule(name).parameters()]
     gained, lost = len(found.branches), sum(parameter.numel() for parameter in norms)

@@ -26,7 +26,7 @@ from rezero.lab.task import Quality
 from rezero.lab.trial import Point, Trial
 from rezero.lab.verdict import loss_unit, show_value
 
-__all__ = ["StudyProgress", "bytes_bar", "loading", "print_table", "print_text"]
+__all__ = ["StudyProgress", "busy", "bytes_bar", "print_table", "print_text"]
 
 
 class StudyProgress:
@@ -109,16 +109,16 @@ class StudyProgress:
 
 
 @contextmanager
-def loading(name: str) -> Iterator[None]:
-    """Say that data are being read, as long as that takes.
+def busy(doing: str) -> Iterator[None]:
+    """Say what is being done, as long as that takes.
 
     Args:
-        name: What the data are for.
+        doing: What.
 
     Yields:
         Nothing.
     """
-    with Console(stderr=True).status(f"reading the data of {name}"):
+    with Console(stderr=True).status(doing):
         yield
 
 

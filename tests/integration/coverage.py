@@ -4,10 +4,13 @@
     python -m tests.integration.coverage transformers
 
 Each model runs in a process of its own with a limit on time and memory. Rows that are there already are kept, so the
-sweep goes on where it was stopped. Status ``verified``: converted, and held against the original with real numbers;
-``found``: traced on the meta device; ``no model``: a configuration that is only a part of others, or a class without a
-forward pass, or one that needs a package which is not installed: the reason says so, and it does not count. All else is
-a failure.
+sweep goes on where it was stopped.
+
+``verified``: converted, and held against the original with real numbers. ``found``: traced on the meta device.
+``none``: no residual additions, nothing to gate. ``no model`` (a part of other models, or a class without a forward
+pass) and ``not installed`` (another package is needed) do not count. All else is a failure. ``expected`` are the
+branches by the architecture, where a formula of its configuration is known; ``by_hand`` says what ungated parameters
+do, where no rule but the source tells.
 """
 
 import argparse
@@ -21,6 +24,7 @@ import sys
 import traceback
 import warnings
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -61,9 +65,26 @@ def main() -> None:
             _write(path, [rows[name] for name in names if name in rows])
             text = f"{number}/{len(wanted)} {row['name']} {row['status']} {row['branches']} {row['reason'][:150]}"
             print(text, flush=True)
-    statuses = Counter(row["status"] for row in rows.values())
-    good, counted = statuses["verified"] + statuses["found"], len(rows) - statuses["no model"]
-    print(f"{good} of {counted} ({good / max(1, counted):.1%}): {dict(statuses)}")
+    print(summary(options.library, list(rows.values())))
+
+
+def read(library: str) -> list[dict[str, str]]:
+    """Read the table of a library."""
+    return list(csv.DictReader((FOLDER / f"{library}.csv").open()))
+
+
+def summary(library: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Say how many models are found and verified, in two shares: of all, and of those that have residual additions."""
+    statuses = Counter(row["status"] for row in rows)
+    good, counted = (
+        statuses["verified"] + statuses["found"],
+        len(rows) - statuses["no model"] - statuses["not installed"],
+    )
+    residual = counted - statuses["none"]
+    return (
+        f"{library}: {good:,} of {counted:,} ({good / counted:.1%}), "
+        f"{good / residual:.1%} of the {residual:,} that have residual additions"
+    )
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -313,6 +313,9 @@ def measure(name: str, row: dict[str, Any]) -> None:
         return
     problems: list[str] = []
     found = _first_that_runs(name, model_of, problems)
+    if found is None and all(problem.startswith("ImportError") for problem in problems):
+        row |= {"status": "not installed", "reason": problems[0][:100]}
+        return
     if found is None:
         row |= {"status": "not built", "reason": " | ".join(dict.fromkeys((problems[0], problems[-1])))}
         return
