@@ -186,6 +186,7 @@ COUNTS: dict[str, Count] = {
     "data2vec-audio": _layers(2, 1),  # positions are convolutions of the sequence
     "depth_anything": lambda config: _dense_prediction(config, len(config.neck_hidden_sizes)),
     # the field of view is seen by another class
+    "deepseek_v4": lambda _: 0,  # several streams are mixed by what depends on them: no plain skip
     "depth_pro": lambda config: expected(config.image_model_config) + expected(config.patch_model_config),
     "dia_decoder": _layers(3),
     # the text is read by one stack, and denoised by another
@@ -198,6 +199,8 @@ COUNTS: dict[str, Count] = {
     "gemma4_audio": _layers(4),  # half an MLP, attention, convolution, half an MLP
     "gemma4_text": _gemma_text,
     "git": lambda config: 2 * config.num_hidden_layers + expected(config.vision_config),
+    "glm5_next": lambda config: _part(config.vision_config),
+    "glm5_next_text": lambda _: 0,  # as deepseek_v4
     "granite4_vision": _granite4_vision,
     "granite_speech5_encoder": _layers(4, 1),  # halfway, its own prediction is fed back
     "granite_speech_encoder": _granite_speech_encoder,

@@ -376,6 +376,19 @@ def test_conversion_holds_however_it_is_written(name: str) -> None:
     assert torch.equal(model(X), y)
 
 
+def test_many_writes_take_no_time() -> None:
+    """A way back through hundreds of writes into parts, as of a cache, is walked once."""
+
+    def add(x: Tensor, f: nn.Module, _: nn.Module) -> Tensor:
+        y = x.clone()
+        for _ in range(100):
+            y[:, :1] = y[:, 1:2] * 2
+            y = torch.cat((y[:, :1] * 2, y[:, 1:].tanh()), 1)
+        return y + f(y)
+
+    assert [branch.leaf for branch in find_residuals(models.Written(add), X).branches] == ["f"]
+
+
 # Streams of their own
 
 

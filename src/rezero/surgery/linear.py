@@ -84,13 +84,14 @@ def summands(op: Op) -> list[tuple[Value, Value]]:
     return [way for way in ways if way[0].shape == op.outputs[-1].shape]
 
 
-def sources(value: Value) -> Iterator[tuple[Value, bool]]:
+def sources(value: Value, *, joins: bool = True) -> Iterator[tuple[Value, bool]]:
     """Walk back from a skip as long as numbers are only moved, pooled, scaled or joined.
 
     Where pieces are joined, the way leads to the value that all of them come from, or else to the largest.
 
     Args:
         value: A side of an addition.
+        joins: Whether to go on where pieces are joined.
 
     Yields:
         The value and those it came from; with whether parameters have scaled it.
@@ -100,9 +101,9 @@ def sources(value: Value) -> Iterator[tuple[Value, bool]]:
         yield value, scaled
         op = value.op
         if op is not None and _plain(op) in _JOIN | _WRITE:
-            if not (pieces := [piece for piece in op.inputs if piece.data]):
+            if not joins or not (pieces := [piece for piece in op.inputs if piece.data]):
                 return
-            root = _whole([dict(sources(piece)) for piece in pieces])
+            root = _whole([dict(sources(piece, joins=False)) for piece in pieces])
             value, by_parameters = root or (max(pieces, key=size), False)
             scaled = scaled or by_parameters
             continue
@@ -116,11 +117,12 @@ def sources(value: Value) -> Iterator[tuple[Value, bool]]:
         value = main
 
 
-def affine_sources(value: Value) -> Iterator[Value]:
+def affine_sources(value: Value, *, joins: bool = True) -> Iterator[Value]:
     """Walk back from a projected skip as long as the operations are affine in one input.
 
     Args:
         value: A side of an addition.
+        joins: Whether to go on where pieces of one value are joined.
 
     Yields:
         The values that it came from, the nearest first.
@@ -130,7 +132,7 @@ def affine_sources(value: Value) -> Iterator[Value]:
     ):
         value, *others = _by_data(op)
         if _plain(op) in _JOIN:
-            pieces = [dict.fromkeys((piece, *affine_sources(piece)), False) for piece in op.inputs]
+            pieces = [dict.fromkeys((p, *affine_sources(p, joins=False)), False) for p in op.inputs if joins]
             if (root := _whole(pieces)) is None:
                 return
             value, _ = root

@@ -137,7 +137,8 @@ def quiet() -> Iterator[None]:
 @contextmanager
 def clean_caches() -> Iterator[None]:
     """Empty the caches of functions that a pass without numbers has filled with tensors without numbers."""
-    caches = [each for each in gc.get_objects() if type(each) is functools._lru_cache_wrapper]
+    kind: Any = functools._lru_cache_wrapper
+    caches = [each for each in gc.get_referrers(kind) if type(each) is kind]  # a cache refers to its type
     sizes = [cache.cache_info().currsize for cache in caches]
     try:
         yield
