@@ -68,11 +68,6 @@ def main() -> None:
     print(summary(options.library, list(rows.values())))
 
 
-def read(library: str) -> list[dict[str, str]]:
-    """Read the table of a library."""
-    return list(csv.DictReader((FOLDER / f"{library}.csv").open()))
-
-
 def summary(library: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """Say how many models are found and verified, in two shares: of all, and of those that have residual additions."""
     statuses = Counter(row["status"] for row in rows)

@@ -201,11 +201,13 @@ COUNTS: dict[str, Count] = {
     "git": lambda config: 2 * config.num_hidden_layers + expected(config.vision_config),
     "glm5_next": lambda config: _part(config.vision_config),
     "glm5_next_text": lambda _: 0,  # as deepseek_v4
+    "fun_asr_nano_encoder": _layers(3, -1),  # a memory in the attention, which has no skip around it in the first
     "granite4_vision": _granite4_vision,
     "granite_speech5_encoder": _layers(4, 1),  # halfway, its own prediction is fed back
     "granite_speech_encoder": _granite_speech_encoder,
     "granite_speech_plus_encoder": _granite_speech_encoder,
     "groupvit_vision_model": _groupvit_vision,
+    "granitemoehybrid": _layers(3),  # experts and an MLP that all share, side by side
     "higgs_audio_v2": _layers(3),  # text and sound have MLPs of their own
     "hubert": _layers(2, 1),
     "inkling_vision": lambda _: 0,  # patches are merged without skips

@@ -15,6 +15,11 @@ __all__ = ["places", "read_by_hand", "unread_by_module"]
 Places = dict[str, set[str]]
 
 _BY_HAND = {  # a model's class and its parameters, and what their addition is by its source
+    "FunAsrNanoEncoder": (r"layers\.0\.self_attn\.[qko]_proj\.", "the first layer has no skip around its attention"),
+    "FunAsrNanoModel": (
+        r"audio_tower\.layers\.0\.self_attn\.[qko]_proj\.",
+        "the first layer has no skip around its attention",
+    ),
     "TNT": (r"blocks\.\d+\.proj\.", "pixels are added to patches: two streams"),
     "HighResolutionNet": (r"stage\d\.\d\.fuse_layers\.", "one resolution is added to another: two streams"),
     "ByobNet": (r"stages\.\d\.\d\.self_attn\.kv\.", "scores by content and by position, in a block without a skip"),
