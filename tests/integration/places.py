@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from rezero.surgery.find import TIES
-from rezero.surgery.linear import is_addition, is_matrix, is_norm
+from rezero.surgery.linear import is_matrix, is_norm
 from rezero.surgery.sites import Residuals
-from rezero.surgery.trace import Call, Op, Trace, Value
+from rezero.surgery.sums import additions
+from rezero.surgery.trace import Op, Trace, Value
 
 __all__ = ["places", "read_by_hand", "unread_by_module"]
 
@@ -105,12 +106,11 @@ def _bypassed(traced: Trace, found: Residuals) -> Callable[[Op, str], bool]:
     """
     known = {(site.name, *place[:2]) for site in found for place in site.added}
     known |= {(each.name, *each.place) for each in found.left_out if each.reason == TIES}
-    counts: Counter[Call] = Counter()
-    others = []
-    for op in filter(is_addition, traced.ops):
-        if (op.call.name, op.call.number, counts[op.call]) not in known and all(side.data for side in op.inputs[:2]):
-            others.append(op)
-        counts[op.call] += 1
+    others = [
+        op
+        for op, place in additions(traced).items()
+        if (op.call.name, *place) not in known and all(side.data for side in op.inputs[:2])
+    ]
     entered: dict[str, list[Value]] = {}
 
     def bypassed(op: Op, layer: str) -> bool:
@@ -131,11 +131,9 @@ def _bypassed(traced: Trace, found: Residuals) -> Callable[[Op, str], bool]:
 
 
 def _entering(traced: Trace, layer: str) -> list[Value]:
-    """List the values that enter the calls of a layer, and those that are made in it."""
-    found = {
-        value for op in traced.ops if f"{op.call.name}.".startswith(f"{layer}.") for value in op.inputs + op.outputs
-    }
-    return [value for value in found if value.data]
+    """List the values that are read or made in a layer."""
+    inside = (op for op in traced.ops if f"{op.call.name}.".startswith(f"{layer}."))
+    return [value for value in {value for op in inside for value in op.inputs + op.outputs} if value.data]
 
 
 def read_by_hand(model: Any, names: set[str]) -> str:

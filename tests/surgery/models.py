@@ -396,6 +396,17 @@ class Hourglass(nn.Sequential):
         super().__init__(nn.Conv1d(3, 3, 2, 2), *middle, nn.ConvTranspose1d(3, 3, 2, 2))
 
 
+class LowBesideAnother(nn.Module):
+    """A branch at half the resolution and one that stays, added in one expression."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.low, self.other = Hourglass(), nn.Conv1d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.low(x) + self.other(x)
+
+
 class AveragedHeads(nn.Module):
     def __init__(self) -> None:
         super().__init__()

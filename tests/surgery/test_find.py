@@ -355,6 +355,13 @@ def test_all_levels_of_a_nest_are_long_skips() -> None:
     ]
 
 
+def test_low_branch_beside_another_in_a_nest_is_a_long_skip() -> None:
+    """A branch at half the resolution that shares its addition with another goes with the level around it."""
+    found = find_residuals(nn.Sequential(Residual(models.Hourglass(models.LowBesideAnother())), PreNorm()), X)
+    assert facts(found) == [fact("1", "1.fc2", "1.norm 1.fc1 1.fc2", norms="1.norm")]
+    assert {each.reason[:11] for each in found.left_out} == {"a long skip"}
+
+
 # What else is written between an input and an addition
 
 
@@ -376,15 +383,15 @@ def test_conversion_holds_however_it_is_written(name: str) -> None:
     assert torch.equal(model(X), y)
 
 
-def test_many_writes_take_no_time() -> None:
-    """A way back through hundreds of writes into parts, as of a cache, is walked once."""
+def test_many_joins_take_no_time() -> None:
+    """A way back through hundreds of writes and joins, as of a cache, is walked once, whatever leads to each."""
 
     def add(x: Tensor, f: nn.Module, _: nn.Module) -> Tensor:
         y = x.clone()
         for _ in range(100):
             y[:, :1] = y[:, 1:2] * 2
-            y = torch.cat((y[:, :1] * 2, y[:, 1:].tanh()), 1)
-        return y + f(y)
+            y = torch.cat((y[:, :1] * 2, y[:, 1:] / 2), 1)
+        return y + f(x)
 
     assert [branch.leaf for branch in find_residuals(models.Written(add), X).branches] == ["f"]
 

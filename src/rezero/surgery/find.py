@@ -13,7 +13,16 @@ from rezero.surgery.gated import Changed
 from rezero.surgery.place import Placer
 from rezero.surgery.sites import LeftOut, Repeated, Residuals, Site
 from rezero.surgery.streams import replaces, why_no_branch
-from rezero.surgery.sums import Sum, Term, count_layers, has_parameters, ops_between, parameter_names, reaches
+from rezero.surgery.sums import (
+    Sum,
+    Term,
+    additions,
+    count_layers,
+    has_parameters,
+    ops_between,
+    parameter_names,
+    reaches,
+)
 from rezero.surgery.trace import Call, Op, Trace, Value, trace
 
 __all__ = ["TIES", "find_residuals", "sort_additions"]
@@ -100,10 +109,9 @@ class _Finder:
         self.long_skips = long_skips
         self.leading = _leading_out(traced)
         self.placer = Placer([call for call in traced.calls if _is_read(call, self.leading)], repeated)
-        self.places = _places(traced)
+        self.places = additions(traced)
         self.left_out: dict[Op, LeftOut] = {}
         self.sums: dict[Op, Sum] = {}
-        self.low: set[Op] = set()  # those of which a branch has a layer at another resolution
 
     def residuals(self) -> Residuals:
         """Sort all additions into sites and others."""
@@ -214,7 +222,7 @@ class _Finder:
             return
         found.leaves = [self.placer.leaf(found, term) for term in found.terms]
         if not self.long_skips and self._is_long(found):
-            for inner in self.low & found.between:
+            for inner in [add for add, other in self.sums.items() if add in found.between and _leaves(other)]:
                 del self.sums[inner]
                 self._leave(inner, LONG)
             self._leave(op, LONG)
@@ -307,25 +315,18 @@ class _Finder:
         at another resolution, as do attention on a pooled image and activations without aliasing; unless it turns out
         to be the innermost of several.
         """
-        if all(reaches(found.skip, term.value) for term in found.terms):
+        if not _leaves(found):
             return False
         changes = [op.call for op in found.between if linear.changes_resolution(op)]
         layers = (call for call in self.trace.calls if call is not found.add.call and call.within(found.add.call))
         kept = [call for call in layers if call.keeps_shape]
-        if all(any(each.within(call) for call in kept) for each in changes) and found.between.isdisjoint(self.sums):
-            self.low.add(found.add)
-            return False
-        return True
+        undone = all(any(each.within(call) for call in kept) for each in changes)
+        return not (undone and found.between.isdisjoint(self.sums))
 
 
-def _places(traced: Trace) -> dict[Op, tuple[int, int]]:
-    """Return the additions; which call of their owner they happen in, and which of its additions they are."""
-    counts: Counter[Call] = Counter()
-    places = {}
-    for op in filter(linear.is_addition, traced.ops):
-        places[op] = (op.call.number, counts[op.call])
-        counts[op.call] += 1
-    return places
+def _leaves(found: Sum) -> bool:
+    """Return whether a branch runs through another resolution only."""
+    return any(not reaches(found.skip, term.value) for term in found.terms)
 
 
 def _leading_out(traced: Trace) -> set[Op]:

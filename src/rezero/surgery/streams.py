@@ -39,15 +39,10 @@ def why_no_branch(found: Sum, sums: Mapping[Op, Sum]) -> str | None:
     """
     if found.trouble != USED_ELSEWHERE:
         return None
-    joins = any(
-        _starts_elsewhere(sums[op].skip, found.skip) for op in found.between & sums.keys() if op is not found.add
-    )
+    inner = [sums[op].skip for op in found.between & sums.keys()]
+    joins = any(skip is not found.skip and not skip.descends_from(found.skip) for skip in inner)
     older = any(_goes_past(term.value, found.skip, sums) for term in found.terms)
     return STREAM if joins or older or _is_of_remainder(found) else None
-
-
-def _starts_elsewhere(value: Value, root: Value) -> bool:
-    return value is not root and not value.descends_from(root)
 
 
 def _goes_past(value: Value, root: Value, sums: Mapping[Op, Sum]) -> bool:

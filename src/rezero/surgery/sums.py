@@ -1,12 +1,23 @@
 """Residual additions while they are sorted, and the ways through a forward pass that make them ones."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from rezero.surgery import linear
-from rezero.surgery.trace import Call, Op, Value
+from rezero.surgery.trace import Call, Op, Trace, Value
 
-__all__ = ["Sum", "Term", "count_layers", "has_parameters", "ops_between", "parameter_names", "reaches", "weights"]
+__all__ = [
+    "Sum",
+    "Term",
+    "additions",
+    "count_layers",
+    "has_parameters",
+    "ops_between",
+    "parameter_names",
+    "reaches",
+    "weights",
+]
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,16 @@ class Sum:
     def gated(self) -> "list[Call]":
         """The module calls whose output is gated."""
         return [each for each in self.leaves if not isinstance(each, str)]
+
+
+def additions(traced: Trace) -> dict[Op, tuple[int, int]]:
+    """Return the additions; which call of their owner they happen in, and which of its additions they are."""
+    counts: Counter[Call] = Counter()
+    places = {}
+    for op in filter(linear.is_addition, traced.ops):
+        places[op] = (op.call.number, counts[op.call])
+        counts[op.call] += 1
+    return places
 
 
 def ops_between(start: Value, end: Value) -> set[Op]:
