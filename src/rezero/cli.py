@@ -163,7 +163,8 @@ def compare(
     """
     from rezero.lab import Study, find_task, parse_arms
     from rezero.lab.sweep import follow_study, run_study
-    from rezero.progress import StudyProgress, busy
+    from rezero.progress import StudyProgress
+    from rezero.waiting import busy
 
     chosen = find_task(task)
     given: dict[str, Any] = {
@@ -215,7 +216,7 @@ def download(name: str, /) -> None:
     """
     from rezero.data.fetch import download as fetch
     from rezero.data.sources import find_source
-    from rezero.progress import bytes_bar
+    from rezero.waiting import bytes_bar
 
     find_source(name)
     with bytes_bar(name) as on_bytes:
@@ -249,8 +250,8 @@ def inspect(spec: str, /, *, json: bool = False) -> None:
     from json import dumps
 
     from rezero.integrations.models import build_model
-    from rezero.progress import busy
     from rezero.surgery.find import find_residuals
+    from rezero.waiting import busy
 
     with busy(f"building {spec}"):
         model, args, kwargs = build_model(spec)

@@ -2,21 +2,18 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
-    TransferSpeedColumn,
 )
 from rich.table import Table
 
@@ -26,7 +23,7 @@ from rezero.lab.task import Quality
 from rezero.lab.trial import Point, Trial
 from rezero.lab.verdict import loss_unit, show_value
 
-__all__ = ["StudyProgress", "busy", "bytes_bar", "print_table", "print_text"]
+__all__ = ["StudyProgress", "print_table", "print_text"]
 
 
 class StudyProgress:
@@ -106,42 +103,6 @@ class StudyProgress:
 
     def _print(self, line: str) -> None:
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-@contextmanager
-def busy(doing: str) -> Iterator[None]:
-    """Say what is being done, as long as that takes.
-
-    Args:
-        doing: What.
-
-    Yields:
-        Nothing.
-    """
-    with Console(stderr=True).status(doing):
-        yield
-
-
-@contextmanager
-def bytes_bar(name: str) -> Iterator[Callable[[int, int | None], None]]:
-    """Show a download.
-
-    Args:
-        name: What is downloaded.
-
-    Yields:
-        A function to be told the bytes that are there and the bytes in all, None if that is not known.
-    """
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(name, total=None)
-        yield lambda there, total: bar.update(task, completed=there, total=total)
 
 
 def print_table(rows: list[dict[str, str]]) -> None:

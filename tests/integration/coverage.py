@@ -19,7 +19,6 @@ import multiprocessing
 import re
 import resource
 import signal
-import subprocess
 import sys
 import traceback
 import warnings
@@ -31,12 +30,12 @@ from types import ModuleType
 from typing import Any
 
 import tests.operators  # noqa: F401 - before anything imports torchvision
+from rezero.cli import provenance
 from tests.integration import hf_models, timm_models
 from tests.integration.measure import FIELDS
 
 FOLDER = Path(__file__).parents[2] / "results" / "coverage"
 LIBRARIES: dict[str, ModuleType] = {"timm": timm_models, "transformers": hf_models}
-COMMIT = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
 SECONDS, BYTES = 300, 10 * 2**30
 
 
@@ -55,7 +54,7 @@ def main() -> None:
     names = LIBRARIES[options.library].names()
     done = {n for n, row in rows.items() if options.again is None or not re.search(options.again, row["status"])}
     wanted = [name for name in names if name not in done and re.search(options.only, name)][: options.limit]
-    commit = subprocess.run(COMMIT, capture_output=True, text=True, check=True).stdout.strip()
+    commit = provenance().get("commit", "")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.integration.preload"])
     with ThreadPoolExecutor(options.workers) as pool:
@@ -71,10 +70,8 @@ def main() -> None:
 def summary(library: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """Say how many models are found and verified, in two shares: of all, and of those that have residual additions."""
     statuses = Counter(row["status"] for row in rows)
-    good, counted = (
-        statuses["verified"] + statuses["found"],
-        len(rows) - statuses["no model"] - statuses["not installed"],
-    )
+    good = statuses["verified"] + statuses["found"]
+    counted = len(rows) - statuses["no model"] - statuses["not installed"]
     residual = counted - statuses["none"]
     return (
         f"{library}: {good:,} of {counted:,} ({good / counted:.1%}), "

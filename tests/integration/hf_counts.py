@@ -1,6 +1,7 @@
 """How many residual branches a model type has, from its configuration: a second opinion on what is found.
 
-Each formula was written from the forward code of the type; where what is found differed, the code was read again.
+Each formula was written from the forward code of the type, most of them before it was known what is found; where that
+differed, the code was read again.
 """
 
 import dataclasses
@@ -184,9 +185,9 @@ COUNTS: dict[str, Count] = {
     "cohere_asr": lambda config: expected(config.encoder_config) + 3 * config.num_hidden_layers,
     "csm": lambda config: 2 * config.num_hidden_layers + expected(config.depth_decoder_config),  # sound comes as codes
     "data2vec-audio": _layers(2, 1),  # positions are convolutions of the sequence
+    "deepseek_v4": lambda _: 0,  # several streams are mixed by what depends on them: no plain skip
     "depth_anything": lambda config: _dense_prediction(config, len(config.neck_hidden_sizes)),
     # the field of view is seen by another class
-    "deepseek_v4": lambda _: 0,  # several streams are mixed by what depends on them: no plain skip
     "depth_pro": lambda config: expected(config.image_model_config) + expected(config.patch_model_config),
     "dia_decoder": _layers(3),
     # the text is read by one stack, and denoised by another
@@ -196,18 +197,18 @@ COUNTS: dict[str, Count] = {
     "falcon_h1": _layers(3),  # Mamba and attention side by side, MLP
     "falcon_mamba": _layers(1),
     "fastspeech2_conformer": _fastspeech2_conformer,
+    "fun_asr_nano_encoder": _layers(3, -1),  # a memory in the attention, which has no skip around it in the first
     "gemma4_audio": _layers(4),  # half an MLP, attention, convolution, half an MLP
     "gemma4_text": _gemma_text,
     "git": lambda config: 2 * config.num_hidden_layers + expected(config.vision_config),
     "glm5_next": lambda config: _part(config.vision_config),
     "glm5_next_text": lambda _: 0,  # as deepseek_v4
-    "fun_asr_nano_encoder": _layers(3, -1),  # a memory in the attention, which has no skip around it in the first
     "granite4_vision": _granite4_vision,
     "granite_speech5_encoder": _layers(4, 1),  # halfway, its own prediction is fed back
     "granite_speech_encoder": _granite_speech_encoder,
     "granite_speech_plus_encoder": _granite_speech_encoder,
-    "groupvit_vision_model": _groupvit_vision,
     "granitemoehybrid": _layers(3),  # experts and an MLP that all share, side by side
+    "groupvit_vision_model": _groupvit_vision,
     "higgs_audio_v2": _layers(3),  # text and sound have MLPs of their own
     "hubert": _layers(2, 1),
     "inkling_vision": lambda _: 0,  # patches are merged without skips
@@ -263,8 +264,8 @@ COUNTS: dict[str, Count] = {
     "siglip2_vision_model": _layers(2, 1),
     "siglip_vision_model": _layers(2, 1),
     "t5gemma": lambda config: expected(config.encoder) + 3 * config.decoder.num_hidden_layers,
-    "timesfm2_5": _layers(2, 1),
     "timesfm": _layers(2, 1),  # what embeds a patch has a skip, too
+    "timesfm2_5": _layers(2, 1),
     "tipsv2_dpt": lambda config: _dense_prediction(config, len(config.neck_hidden_sizes)),
     "unispeech": _layers(2, 1),
     "unispeech-sat": _layers(2, 1),

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from rezero.integrations.examples import Shapes
+from rezero.integrations.examples import Shapes, count_tokens
 
 __all__ = ["INPUTS"]
 
@@ -28,8 +28,7 @@ def _fun_asr(model: Any) -> Inputs:
         "input_features": Shapes(model).wave(1, 32, 560),
         "input_features_mask": torch.ones(1, 32, dtype=torch.bool),
     }
-    heard = model.get_audio_features(**sound).pooler_output
-    return _with_marks(model, model.config.audio_token_id, heard.numel() // heard.shape[-1], **sound)
+    return _with_marks(model, model.config.audio_token_id, count_tokens(model.get_audio_features(**sound)), **sound)
 
 
 def _latents(model: Any) -> Inputs:
@@ -317,14 +316,7 @@ def _sound(model: Any) -> Inputs:
 
 def _qwen3_asr(model: Any) -> Inputs:
     sound = _sound(model)
-    return _with_marks(model, model.config.audio_token_id, _length(model.get_audio_features(**sound)), **sound)
-
-
-def _length(features: Any) -> int:
-    """Return how many tokens stand for what a part of a model sees or hears."""
-    found = features.pooler_output
-    parts = [found] if isinstance(found, torch.Tensor) else found
-    return sum(each.numel() // each.shape[-1] for each in parts)
+    return _with_marks(model, model.config.audio_token_id, count_tokens(model.get_audio_features(**sound)), **sound)
 
 
 def _picture(model: Any) -> Inputs:
@@ -332,34 +324,39 @@ def _picture(model: Any) -> Inputs:
     return {"pixel_values": shapes.patches(), "image_grid_thw": torch.tensor([[1, *shapes.grid]])}
 
 
+def _seen_and_heard(model: Any, picture: Inputs, sound: Inputs) -> Inputs:
+    """Add a text with the tokens that stand for a picture, and those that stand for a sound."""
+    seen, heard = count_tokens(model.get_image_features(**picture)), count_tokens(model.get_audio_features(**sound))
+    text = _with_marks(model, model.config.image_token_id, seen)["input_ids"]
+    marks = torch.full((1, heard), model.config.audio_token_id)
+    return {"input_ids": torch.cat([text, marks], 1), **picture, **sound}
+
+
+def _gemma_picture(tower: Any) -> Inputs:
+    seen = _gemma_vision(tower)
+    return {"pixel_values": seen["pixel_values"], "image_position_ids": seen["pixel_position_ids"]}
+
+
 def _dots3_note(model: Any) -> Inputs:
     audio = model.config.audio_config
-    picture = _picture(model)
     sound = {
         "input_features": Shapes(model).wave(1, audio.feature_size, 64),
         "chunk_sample_lengths": torch.tensor([64 * audio.hop_length]),
     }
-    text = _with_marks(model, model.config.image_token_id, _length(model.get_image_features(**picture)))["input_ids"]
-    marks = torch.full((1, _length(model.get_audio_features(**sound))), model.config.audio_token_id)
-    return {"input_ids": torch.cat([text, marks], 1), **picture, **sound}
+    return _seen_and_heard(model, _picture(model), sound)
 
 
 def _gemma4(model: Any) -> Inputs:
-    shapes, config = Shapes(model), model.config
-    seen = _gemma_vision(model.vision_tower)
-    picture = {"pixel_values": seen["pixel_values"], "image_position_ids": seen["pixel_position_ids"]}
     sound = {
-        "input_features": shapes.wave(1, 64, config.audio_config.subsampling_conv_channels[0]),
+        "input_features": Shapes(model).wave(1, 64, model.config.audio_config.subsampling_conv_channels[0]),
         "input_features_mask": torch.ones(1, 64, dtype=torch.bool),
     }
-    text = _with_marks(model, config.image_token_id, _length(model.get_image_features(**picture)))["input_ids"]
-    marks = torch.full((1, _length(model.get_audio_features(**sound))), config.audio_token_id)
-    return {"input_ids": torch.cat([text, marks], 1), **picture, **sound}
+    return _seen_and_heard(model, _gemma_picture(model.vision_tower), sound)
 
 
 def _granite_speech(model: Any) -> Inputs:
     sound = Shapes(model).wave(1, 64, model.config.encoder_config.input_dim)
-    count = _length(model.get_audio_features(sound))
+    count = count_tokens(model.get_audio_features(sound))
     heard = torch.ones(1, count, dtype=torch.bool)
     return _with_marks(model, model.config.audio_token_id, count, input_features=sound, input_features_mask=heard)
 
@@ -371,12 +368,12 @@ def _moss(model: Any) -> Inputs:
         "input_features_mask": shapes.ones(1, 80),
         "padding_mask": shapes.ones(1, 80 * 160),
     }
-    return _with_marks(model, model.config.audio_token_id, _length(model.get_audio_features(**sound)), **sound)
+    return _with_marks(model, model.config.audio_token_id, count_tokens(model.get_audio_features(**sound)), **sound)
 
 
 def _video_llama_3(model: Any) -> Inputs:
     picture = _picture(model) | {"image_merge_sizes": torch.tensor([2])}
-    return _with_marks(model, model.config.image_token_id, _length(model.get_image_features(**picture)), **picture)
+    return _with_marks(model, model.config.image_token_id, count_tokens(model.get_image_features(**picture)), **picture)
 
 
 def _xcodec2(model: Any) -> Inputs:
@@ -399,13 +396,12 @@ def _molmo2(model: Any) -> Inputs:
 
 def _perception_lm(model: Any) -> Inputs:
     picture = {"pixel_values": Shapes(model).wave(1, 1, 3, 56, 56)}
-    return _with_marks(model, model.config.image_token_id, _length(model.get_image_features(**picture)), **picture)
+    return _with_marks(model, model.config.image_token_id, count_tokens(model.get_image_features(**picture)), **picture)
 
 
 def _diffusion_gemma(model: Any) -> Inputs:
-    seen = _gemma_vision(model.encoder.vision_tower)
-    picture = {"pixel_values": seen["pixel_values"], "image_position_ids": seen["pixel_position_ids"]}
-    count = _length(model.encoder.get_image_features(**picture))
+    picture = _gemma_picture(model.encoder.vision_tower)
+    count = count_tokens(model.encoder.get_image_features(**picture))
     text = {"decoder_input_ids": Shapes(model).tokens()}
     return _with_marks(model, model.config.image_token_id, count, **picture, **text)
 
@@ -436,12 +432,9 @@ def _phi4_multimodal(model: Any) -> Inputs:
 
 
 def _muse_spark(model: Any) -> Inputs:
-    picture = {"pixel_values": Shapes(model).patches(2), "image_grid_thw": torch.tensor([[1, *Shapes(model).grid]])}
-    sound = {"input_values": Shapes(model).wave(1, 1920 * 4)}
-    text = _with_marks(model, model.config.image_token_id, _length(model.get_image_features(**picture)))["input_ids"]
-    heard = _length(model.get_audio_features(**sound))
-    marks = torch.full((1, heard), model.config.audio_token_id)
-    return {"input_ids": torch.cat([text, marks], 1), **picture, **sound}
+    shapes = Shapes(model)
+    picture = {"pixel_values": shapes.patches(2), "image_grid_thw": torch.tensor([[1, *shapes.grid]])}
+    return _seen_and_heard(model, picture, {"input_values": shapes.wave(1, 1920 * 4)})
 
 
 INPUTS: dict[str, Callable[[Any], Inputs]] = {

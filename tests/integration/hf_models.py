@@ -55,6 +55,7 @@ _THREE_AXES = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "m
 _TILES = {"intermediate_layers_indices": [0, 1], "vision_output_dim": 120, "image_size": 56}
 _HEADS_OF_16 = {"head_dim": 16}
 _PE_CORE = {"embed_dim": 64, "depth": 2, "img_size": (56, 56), "ref_feat_shape": (4, 4), "global_pool": ""}
+_FOUR_SCALES = {"kernel_list": [3, 2, 2], "scale_factor_list": [1, 2, 4, 8]}
 _LCNET = {
     "stem_channels": (3, 8, 8),
     "block_configs": [[[3, 8, 8, 1, True]], *([[3, 8, 8, 2, False], [3, 8, 8, 1, True]] for _ in range(3))],
@@ -184,18 +185,15 @@ FIELDS: dict[str, dict[str, Any]] = {  # of configurations, that no rule makes s
     "nemotron_h_omni": {"image_token_id": 900, "audio_token_id": 901, "video_token_id": 902},
     "pp_ocrv5_server_det": {
         "intraclass_block_config": _CROSS,
-        "kernel_list": [3, 2, 2],
-        "scale_factor_list": [1, 2, 4, 8],
+        **_FOUR_SCALES,
     },
     "pp_ocrv6_medium_det": {
         "intraclass_block_config": _CROSS,
-        "kernel_list": [3, 2, 2],
-        "scale_factor_list": [1, 2, 4, 8],
+        **_FOUR_SCALES,
         "backbone_config": _LCNET,
     },
     "pp_ocrv6_small_det": {
-        "kernel_list": [3, 2, 2],
-        "scale_factor_list": [1, 2, 4, 8],
+        **_FOUR_SCALES,
         "layer_list_out_channels": (8, 8, 8, 8),
         "backbone_config": _LCNET,
     },
@@ -313,11 +311,10 @@ def measure(name: str, row: dict[str, Any]) -> None:
         return
     problems: list[str] = []
     found = _first_that_runs(name, model_of, problems)
-    if found is None and all(problem.startswith("ImportError") for problem in problems):
-        row |= {"status": "not installed", "reason": problems[0][:100]}
-        return
     if found is None:
-        row |= {"status": "not built", "reason": " | ".join(dict.fromkeys((problems[0], problems[-1])))}
+        lacking = all(problem.startswith("ImportError") for problem in problems)
+        reason = " | ".join(dict.fromkeys((problems[0], problems[-1])))
+        row |= {"status": "not installed" if lacking else "not built", "reason": reason}
         return
     row["expected"] = expected(found[0].config)
     torch.manual_seed(0)

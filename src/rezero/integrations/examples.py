@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rezero.errors import UsageError
 
-__all__ = ["Shapes", "candidates", "example_inputs"]
+__all__ = ["Shapes", "candidates", "count_tokens", "example_inputs"]
 
 Inputs = dict[str, Any]
 _TOKENS, _SAMPLES, _FRAMES, _PIXELS, _TRIES = 8, 16_000, 64, 64, 40
@@ -224,9 +224,23 @@ def _count(model: Any, method: str, inputs: Inputs) -> int:
             found = features(**configured | {name: value for name, value in inputs.items() if name in taken})
     except Exception:
         return 0  # another layout is tried next
-    if hasattr(found, "pooler_output"):
-        found = found.last_hidden_state if found.pooler_output is None else found.pooler_output
-    parts = [found] if isinstance(found, Tensor) else [each for each in found or () if isinstance(each, Tensor)]
+    return count_tokens(found)
+
+
+def count_tokens(features: Any) -> int:
+    """Count the tokens that stand for what a part of a model of transformers sees or hears.
+
+    Args:
+        features: A tensor of shape (..., width), several, or an output with a ``pooler_output`` of such.
+
+    Returns:
+        The number of vectors.
+    """
+    if hasattr(features, "pooler_output"):
+        features = features.last_hidden_state if features.pooler_output is None else features.pooler_output
+    parts = (
+        [features] if isinstance(features, Tensor) else [each for each in features or () if isinstance(each, Tensor)]
+    )
     return sum(each.numel() // each.shape[-1] for each in parts)
 
 
