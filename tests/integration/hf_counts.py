@@ -68,6 +68,11 @@ def _dense_prediction(config: Any, stages: int) -> int:
     return expected(config.backbone_config) + 2 * stages - 1
 
 
+def _detr_of_backbone(config: Any) -> int:
+    # the projector between them joins without adding
+    return 2 * config.backbone_config.num_hidden_layers + 3 * config.decoder_layers
+
+
 def _evolla(config: Any) -> int:
     step = max(config.num_hidden_layers // config.aligner_num_add_layers, 1)
     layers = config.num_hidden_layers + config.num_hidden_layers // step + config.resampler_depth
@@ -238,6 +243,7 @@ COUNTS: dict[str, Count] = {
     "muse_spark_audio": lambda config: sum(config.depths),  # a convolution and its MLP share one
     "nemotron3_5_transcribe_word_timestamp": _layers(2, 1),  # one around all layers
     "nemotron_asr_streaming_encoder": _layers(4),
+    "lw_detr": _detr_of_backbone,
     "neucodec": _neucodec,
     "parakeet_encoder": _layers(4),
     "pegasus_x": _pegasus_x,
@@ -253,8 +259,11 @@ COUNTS: dict[str, Count] = {
     "prophetnet": lambda config: 2 * config.num_encoder_layers + 3 * config.num_decoder_layers,
     "qwen2_5_omni_bigvgan": lambda config: len(config.upsample_rates) * sum(map(len, config.resblock_dilation_sizes)),
     "qwen2_5_omni_dit": lambda config: 2 * config.num_hidden_layers + len(config.enc_channels) - 2,  # a speaker encoder
+    "rf_detr": _detr_of_backbone,
     "rag": lambda config: expected(config.generator),  # the passages are given
     "sam3_detr_encoder": lambda config: 3 * config.num_layers,
+    "sam3_detr_decoder": lambda config: 4 * config.num_layers,  # reads texts, then pictures
+    "sam3_lite_text_detr_decoder": lambda config: 4 * config.num_layers,
     "sam3_lite_text_detr_encoder": lambda config: 3 * config.num_layers,
     "sew": _layers(2, 1),
     "sew-d": _layers(2, 1),

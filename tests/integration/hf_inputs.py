@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from rezero.integrations.examples import Shapes, count_tokens
+from rezero.integrations.examples import Shapes, count_tokens, example_inputs
 
 __all__ = ["INPUTS"]
 
@@ -241,8 +241,8 @@ def _pi0(model: Any) -> Inputs:
     }
 
 
-def _video_of_336(model: Any) -> torch.Tensor:
-    return Shapes(model).wave(1, 2, 3, 336, 336)
+def _video_of_56(model: Any) -> torch.Tensor:
+    return Shapes(model).wave(1, 2, 3, 56, 56)
 
 
 def _nemotron_omni(model: Any) -> Inputs:
@@ -591,6 +591,11 @@ INPUTS: dict[str, Callable[[Any], Inputs]] = {
     "pix2struct_vision_model": lambda model: _flat_patches(model, text=False),
     "qwen2_5_omni_bigvgan": lambda model: {"mel_spectrogram": Shapes(model).wave(1, model.config.mel_dim, 16)},
     "rag": _rag,
+    "voxtral_realtime_text": lambda model: {
+        "input_ids": Shapes(model).tokens(),
+        "t_cond": Shapes(model).wave(1, 1, model.config.hidden_size),
+    },
+    "sam3": lambda model: example_inputs(model) | {"input_boxes": torch.tensor([[[0.5, 0.5, 0.4, 0.4]]])},
     "sam3_detr_decoder": lambda model: _sam3_detr(model, decoder=True),
     "sam3_detr_encoder": lambda model: _sam3_detr(model, decoder=False),
     "sam3_lite_text_detr_decoder": lambda model: _sam3_detr(model, decoder=True),
@@ -599,15 +604,15 @@ INPUTS: dict[str, Callable[[Any], Inputs]] = {
     "sam3_mask_decoder": _sam3_masks,
     "nemotron_h_omni": _nemotron_omni,
     "vibevoice": _vibevoice,
-    "pe_video": lambda model: {"input_ids": Shapes(model).tokens(), "pixel_values_videos": _video_of_336(model)},
-    "pe_video_encoder": lambda model: {"pixel_values_videos": _video_of_336(model)},
+    "pe_video": lambda model: {"input_ids": Shapes(model).tokens(), "pixel_values_videos": _video_of_56(model)},
+    "pe_video_encoder": lambda model: {"pixel_values_videos": _video_of_56(model)},
     "pe_audio_video": lambda model: {
         "input_ids": Shapes(model).tokens(),
-        "pixel_values_videos": _video_of_336(model),
+        "pixel_values_videos": _video_of_56(model),
         "input_values": Shapes(model).wave(1, 1, 16_000),
     },
     "pe_audio_video_encoder": lambda model: {
-        "pixel_values_videos": _video_of_336(model),
+        "pixel_values_videos": _video_of_56(model),
         "input_values": Shapes(model).wave(1, 1, 16_000),
     },
     "pi0": _pi0,

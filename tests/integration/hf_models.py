@@ -55,6 +55,9 @@ _THREE_AXES = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "m
 _TILES = {"intermediate_layers_indices": [0, 1], "vision_output_dim": 120, "image_size": 56}
 _HEADS_OF_16 = {"head_dim": 16}
 _PE_CORE = {"embed_dim": 64, "depth": 2, "img_size": (56, 56), "ref_feat_shape": (4, 4), "global_pool": ""}
+_PE_VISION = {
+    "vision_config": {"architecture": "vit_pe_core_large_patch14_336", "model_args": _PE_CORE | {"global_pool": "map"}}
+}
 _FOUR_SCALES = {"kernel_list": [3, 2, 2], "scale_factor_list": [1, 2, 4, 8]}
 _LCNET = {
     "stem_channels": (3, 8, 8),
@@ -115,7 +118,11 @@ FIELDS: dict[str, dict[str, Any]] = {  # of configurations, that no rule makes s
     "t5gemma2_decoder": {"dropout_rate": 0.0},
     "t5gemma2_encoder": {"mm_tokens_per_image": 49, "text_config": {"dropout_rate": 0.0}},
     "t5gemma2_text": {"dropout_rate": 0.0},
-    "slanext": {"out_channels": 50},
+    "pe_video_encoder": _PE_VISION,
+    "pe_video": {"video_config": _PE_VISION},
+    "pe_audio_video_encoder": {"video_config": _PE_VISION},
+    "pe_audio_video": {"audio_video_config": {"video_config": _PE_VISION}},
+    "prompt_depth_anything": {"depth_estimation_type": "metric"},  # else a ReLU of random weights ends it, at zero
     "lightglue": {"keypoint_detector_config": {"keypoint_decoder_dim": 65}},
     "superglue": {
         "keypoint_detector_config": {"keypoint_decoder_dim": 65, "max_keypoints": 32},

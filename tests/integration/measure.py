@@ -36,7 +36,8 @@ def look(model: Any, args: Sequence[Any], kwargs: Any, row: dict[str, Any]) -> b
         found = sort_additions(traced, repeated="tie")
     row["sites"], row["branches"] = len(found), len(found.branches)
     row["additions"] = sum(map(is_addition, traced.ops))
-    row["left_out"], row["gated"] = len(found.left_out), row["additions"] - len(found.left_out)
+    row["left_out"] = sum(each.place[1] >= 0 for each in found.left_out)  # without those that are no additions of two
+    row["gated"] = row["additions"] - row["left_out"]
     row["reasons"] = json.dumps(Counter(each.reason for each in found.left_out))
     if "use_cache" in inspect.signature(model.forward).parameters:  # what a cache keeps is no output
         traced = trace(model, args, {**(kwargs or {}), "use_cache": False})

@@ -38,6 +38,7 @@ _NOT_IN_FORWARD = {  # a model's class and its parts that its forward pass does 
     "MusicgenForConditionalGeneration": ("audio_encoder", "makes codes from sound, and sound from codes"),
     "MusicgenMelodyForConditionalGeneration": ("audio_encoder", "makes sound from codes"),
     "Nemotron3_5TranscribeModel": ("word_timestamp_encoder", "called by a method of its own"),
+    "RagModel": ("question_encoder", "called where a retriever is given, which chooses passages"),
     "VibeVoiceForConditionalGeneration": (
         r"model\.(audio_tower\.decoder|diffusion_head|semantic_tokenizer_encoder)",
         "called in generation, or never",

@@ -376,6 +376,61 @@ class Codec(nn.Module):
         return self.decoder({"no_grad": codes, "detach": codes.detach(), "data": codes.data}[self.cut])
 
 
+class AddsOtherwise(nn.Module):
+    """``x + f(x)`` by another function than an addition of two tensors."""
+
+    def __init__(self, function: str) -> None:
+        super().__init__()
+        self.f, self.scale, self.matrix = linear(), nn.Parameter(torch.ones(WIDTH)), nn.Parameter(torch.eye(WIDTH))
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        f, every = self.f(x), torch.arange(len(x))
+        ways: dict[str, Callable[[], Tensor]] = {
+            "addcmul": lambda: torch.addcmul(x, self.scale, f),
+            "rsub": lambda: torch.rsub(f, x),
+            "baddbmm": lambda: torch.baddbmm(x, f, self.matrix.expand(len(x), WIDTH, WIDTH)),
+            "index_add": lambda: x.index_add(0, every, f),
+            "stack": lambda: torch.stack([x, f]).sum(0),
+            "lerp": lambda: torch.lerp(x, f, 0.3),
+        }
+        return ways[self.function]()
+
+
+class Latents(nn.Module):
+    """Learned queries that read the input, added without an axis for the batch, or with one of length 1."""
+
+    def __init__(self, *batch: int) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(*batch, 4, WIDTH))
+        self.read, self.mlp = nn.MultiheadAttention(WIDTH, 1, batch_first=True), linear()
+
+    def forward(self, x: Tensor) -> Tensor:
+        queries = self.queries.expand(len(x), 4, WIDTH)
+        h = self.queries + self.read(queries, x, x)[0]
+        return h + self.mlp(h)
+
+
+class Boxes(nn.Module):
+    """Boxes, of a place and a size, that a layer moves by a part of their size, as DETRs do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.moves = Residual(linear()), linear()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block(x)
+        (place, size), moves = x.chunk(2, dim=-1), self.moves(x).chunk(2, dim=-1)
+        return torch.cat([moves[0] * size + place, moves[1].exp() * size], dim=-1)
+
+
+class NormAndReLU(nn.GroupNorm):
+    """A norm with an activation in it, as timm's BatchNormAct2d."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(super().forward(x))
+
+
 class PositionsAgain(nn.Module):
     """Two layers, each of which adds positions to what it reads."""
 

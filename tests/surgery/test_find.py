@@ -552,6 +552,51 @@ def test_module_used_without_a_gradient_too_is_no_branch(cut: str) -> None:
     assert any(left.refused for left in found.left_out)
 
 
+@pytest.mark.parametrize("function", ["addcmul", "rsub", "baddbmm", "index_add"])
+def test_residuals_added_by_another_function_are_refused(function: str) -> None:
+    """What adds a branch without being an addition of two tensors is named, not passed over; filter_fn leaves it."""
+    model = nn.Sequential(Residual(linear()), models.AddsOtherwise(function))
+    found = find_residuals(model, X)
+    assert facts(found) == [fact("0", "0.branch.0")]
+    assert left_out(found) == [("1", f"added by torch.{function}: write x + f(x)", True)]
+    found = find_residuals(model, X, filter_fn=lambda _, name: name.startswith("0"))
+    assert left_out(found) == [("1", "not wanted by filter_fn", False)]
+
+
+@pytest.mark.parametrize("function", ["stack", "lerp"])
+def test_what_is_mixed_with_its_branch_is_listed(function: str) -> None:
+    """A mean of a stream and what comes of it gets no gate, and says so."""
+    found = find_residuals(nn.Sequential(Residual(linear()), models.AddsOtherwise(function)), X)
+    assert facts(found) == [fact("0", "0.branch.0")]
+    assert left_out(found) == [("1", f"mixed by torch.{function}: no gate can be given to that", False)]
+
+
+@pytest.mark.parametrize("batch", [(), (1,)])
+def test_queries_are_a_skip_for_every_input(batch: tuple[int, ...]) -> None:
+    """What is added to learned queries is a branch, though the queries are the same for all inputs of a batch."""
+    model = models.Latents(*batch)
+    found = find_residuals(model, X)
+    assert facts(found) == [fact("", "read"), fact("", "mlp")]
+    rezero.convert_(model, X)
+    assert torch.equal(model(X), model.queries.expand(len(X), -1, -1))
+
+
+def test_boxes_that_move_are_no_branches() -> None:
+    """Where a part of a stream moves by as much as another part of it says, nothing is gated, and it says so."""
+    found = find_residuals(models.Boxes(), X)
+    assert facts(found) == [fact("block", "block.branch.0")]
+    reason = "a part of the skip moves by as much as another part of it says, as boxes do: no branch"
+    assert left_out(found) == [("", reason, False)]
+
+
+def test_a_norm_with_an_activation_stays() -> None:
+    """A norm that is an activation too is not among those that can be removed."""
+    block = Residual(nn.Sequential(models.NormAndReLU(2, 4), nn.Conv2d(4, 4, 1)))
+    found = find_residuals(nn.Sequential(block), IMAGE)
+    assert found[0].pre_norms == ()
+    assert found.removable == frozenset()
+
+
 def test_block_that_has_a_gate_gets_no_second_one() -> None:
     """A block of this library among others is left alone: its alpha is its own."""
     found = find_residuals(nn.Sequential(Residual(linear()), ReZero(linear())), X)

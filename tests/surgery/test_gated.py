@@ -564,7 +564,7 @@ def test_a_computed_weight_is_gated_on_the_fused_path_too(name: str, normed: Cal
         for grad in (True, False):
             with torch.set_grad_enabled(grad):
                 torch.testing.assert_close(model.train(training)(X_BTD), expected)
-    [(left, reason)] = rezero.fold_(model).left
+    [(left, reason)] = rezero.fold_(copy.deepcopy(model)).left
     assert left == name
     assert reason.endswith("is computed from other parameters")
     conversion.undo()
@@ -609,3 +609,54 @@ def test_a_removed_norm_is_still_one() -> None:
     assert model.norm1(X_BTD, None, eps=1.0) is X_BTD
     assert not any(p.requires_grad for p in model.norm1.parameters())
     assert {"norm1.weight", "norm1.bias"} <= model.state_dict().keys()
+
+
+class Clipped(nn.Linear):
+    """A layer that ends in something that is not linear."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return super().forward(h).clamp(-0.1, 0.1)
+
+
+class Squashed(nn.MultiheadAttention):
+    """An attention that ends in something that is not linear."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output, weights = super().forward(*args, **kwargs)
+        return torch.tanh(output), weights
+
+
+@pytest.mark.parametrize("part", ["linear2", "self_attn"])
+def test_a_part_of_an_encoder_layer_with_a_forward_of_its_own_is_gated_as_a_whole(part: str) -> None:
+    """Where a layer's part is no plain linear or attention, the gate comes after it, not into its weights."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(D, 2, 16, dropout=0.0, batch_first=True, norm_first=True, activation=F.silu)
+    setattr(layer, part, Clipped(16, D) if part == "linear2" else Squashed(D, 2, batch_first=True))
+    original, x = copy.deepcopy(layer), torch.randn(2, 3, D)
+    rezero.convert_(layer, x, init_value=1.0)
+    factors = {"linear2": 1.0, "self_attn": 1.0, part: 2.0}
+    with torch.no_grad():
+        gate = next(gate for name, gate in rezero.gates(layer).items() if name.startswith(part))
+        gate.gate_parameter.fill_(2.0)
+        between = x + factors["self_attn"] * original._sa_block(original.norm1(x), None, None)
+        expected = between + factors["linear2"] * original._ff_block(original.norm2(between))
+    torch.testing.assert_close(layer(x), expected)
+
+
+def sequence_block(last: nn.Module) -> nn.Module:
+    return Block(nn.Sequential(nn.Conv1d(6, 6, 3, padding=1), nn.BatchNorm1d(6), last))
+
+
+@pytest.mark.parametrize("last", [nn.ReLU(), nn.Dropout(0.1), nn.Identity()], ids=lambda last: type(last).__name__)
+def test_channels_of_a_sequence_are_those_of_the_last_layer(last: nn.Module) -> None:
+    """A branch that ends in a layer without channels has those of the layer before: any length can follow."""
+    model = sequence_block(last)
+    rezero.convert_(model, torch.randn(2, 6, 20), gate="channel", init_value=0.5)
+    assert [tuple(gate.gate_parameter.shape) for gate in rezero.gates(model).values()] == [(6,)]
+    assert model(torch.randn(2, 6, 21)).shape == (2, 6, 21)
+
+
+def test_channels_as_many_as_positions_are_refused() -> None:
+    """Where an example is as long as wide the axis can't be told: refused by name."""
+    with pytest.raises(UsageError, match=r"which axis of 'f\.2' holds the channels is unknown"):
+        rezero.convert_(sequence_block(nn.ReLU()), torch.randn(2, 6, 6), gate="channel")

@@ -342,7 +342,7 @@ def test_from_pretrained_rebuilds_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", REUSABLE.values(), ids=REUSABLE)
 def test_folding_leaves_the_layer_scale_with_what_it_learned(case: Case) -> None:
-    """fold_ gives the original classes back and changes no number; a later undo takes nothing away."""
+    """fold_ gives the original classes back and changes no number; a later undo is refused."""
     model = case.built()
     classes = [type(module) for module in model.modules()]
     conversion = rezero.convert_(model, case.x, layer_scale="reuse")
@@ -352,7 +352,8 @@ def test_folding_leaves_the_layer_scale_with_what_it_learned(case: Case) -> None
     folded = rezero.fold_(model)
     assert len(folded.folded) == len(case.scales)
     assert [type(module) for module in model.modules()] == classes
-    conversion.undo()
+    with pytest.raises(UsageError, match="folding stays"):
+        conversion.undo()
     assert torch.equal(run(model, case.x), expected)
 
 

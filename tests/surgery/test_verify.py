@@ -71,6 +71,13 @@ class ReadWithoutGradients(Block):
         return x + (self.f(x) if torch.is_grad_enabled() else F.linear(x, self.f.weight, self.f.bias))
 
 
+class RunPastItsCall(Block):
+    """The layer serves once more, through its forward: no call of the module is seen there."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.f.forward(x + self.f(x))
+
+
 class ReadElsewhere(Block):
     """The layer's output is used once, but its class is asked for: a gated one takes another path."""
 
@@ -122,6 +129,7 @@ REFUSED = {
     "read behind another": (ReadBehindAnotherAddition, r"in training .* does not return its skip"),
     "read with gradients": (ReadWithGradients, "no module returns the branch"),
     "read without": (ReadWithoutGradients, r"without gradients .* does not return its skip"),
+    "run past its call": (RunPastItsCall, "runs the forward of a gated module itself, past its call"),
     "class asked for": (ReadElsewhere, r"output differs from the original's|takes another path"),
     "forward of its own": (OwnForward, r"has a forward of its own.*hooks off first"),
     "gate_scale of its own": (OwnGateScale, r"gate_scale|output differs from the original's"),

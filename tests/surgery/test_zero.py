@@ -335,3 +335,29 @@ def test_only_chosen_branches_are_woken() -> None:
     conversion = rezero.convert_(model, X_BD, filter_fn=lambda _, name: name.startswith("1."))
     assert conversion.reset == ("1.branch.2.weight",)
     assert not model.get_parameter("0.branch.2.weight").any()
+
+
+class Queries(nn.Module):
+    """Learned queries, the same for every input, that a decoder begins with; also through layers of their own."""
+
+    def __init__(self, before: nn.Module) -> None:
+        super().__init__()
+        self.queries, self.before = nn.Parameter(torch.randn(4, D)), before
+        self.decoder = nn.TransformerDecoderLayer(D, 2, 16, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.decoder(self.before(self.queries.expand(len(x), 4, D)), x)
+        return output
+
+
+@pytest.mark.parametrize("encodes", [False, True])
+def test_what_no_input_reaches_is_not_reset(encodes: bool) -> None:
+    """A branch that reads parameters alone is scaled by none of them: its biases, and theirs, stay zero."""
+    torch.manual_seed(0)
+    before = nn.TransformerEncoderLayer(D, 2, 16, batch_first=True) if encodes else nn.Identity()
+    model, x = Queries(before), torch.randn(2, 3, D)
+    numbers = copy.deepcopy(model.state_dict())
+    conversion = rezero.convert_(model, x)
+    assert conversion.reset == ()
+    assert not any(branch.scale for branch in conversion.residuals.branches)
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in numbers.items())

@@ -21,7 +21,15 @@ class Describer:
 
     def __init__(self, traced: Trace, places: Mapping[Op, tuple[int, int]], skips: Collection[Value]) -> None:
         self.ops = traced.ops
-        self.norms = [call for call in traced.calls if call.inputs and linear.is_norm(call.module)]
+        self.norms = [
+            call
+            for call in traced.calls
+            if call.inputs
+            and linear.is_norm(call.module)
+            and not any(
+                map(linear.is_activation, traced.ops[call.first : call.last])
+            )  # it does more, as BatchNormAct2d
+        ]
         self.places = places
         self.skips = frozenset(skips)
 
@@ -31,7 +39,7 @@ class Describer:
         norms = [call for call in self.norms if self._is_pre_norm(call, found)]
         after = [call for call in self.norms if total in call.inputs]
         post = next((call for call in after if self._is_post_norm(call, found.add, alone=not norms)), None)
-        projected = any(count_layers(ops_between(found.skip, side)) for side in found.shortcuts)
+        projected = any(count_layers(ops_between(found.skip, side), found.skip) for side in found.shortcuts)
         kind: Kind = "parallel" if len(found.terms) > 1 else "projection" if projected else "identity"
         return Site(
             found.add.call.name,
@@ -63,7 +71,7 @@ def _branch(found: Sum, term: Term, leaf: Call) -> Branch:
     scales = [
         weight.parameter
         for _, reader in linear.path(term.value, term.reader, found.skip, scales=True)
-        for weight in weights(reader)
+        for weight in weights(reader, found.skip)
         if weight.parameter and reader is not term.reader and not linear.is_norm(reader.call.module)
     ]
     shape = leaf.output.shape if leaf.output is not None else ()

@@ -162,6 +162,7 @@ class _Finder:
         for op in self.places:
             self._leave_with_outer(op)
         left_out = [self.left_out[op] for op in self.places if op in self.left_out]
+        left_out += [each for op in self.trace.ops if (each := self._otherwise(op))]
         uses = Counter(call.module for call in self.trace.calls)
         return Residuals(
             sites,
@@ -196,9 +197,11 @@ class _Finder:
         for op, found in self.sums.items():
             gated = op not in self.left_out
             for term in found.terms:
-                places["branch" if gated else "refused"] |= parameter_names(ops_between(found.skip, term.value))
+                places["branch" if gated else "refused"] |= parameter_names(
+                    ops_between(found.skip, term.value), found.skip
+                )
             for side in found.shortcuts if gated else ():
-                places["shortcut"] |= parameter_names(ops_between(found.skip, side))
+                places["shortcut"] |= parameter_names(ops_between(found.skip, side), found.skip)
         places["trunk"] = parameter_names(set(self.trace.ops))
         known: set[str] = set()
         for place, names in places.items():
@@ -230,13 +233,29 @@ class _Finder:
         if outer is not op and (left := self.left_out.get(outer)):
             self._leave(op, left.reason)
 
+    def _otherwise(self, op: Op) -> LeftOut | None:
+        """Look at an operation that adds, but is no addition."""
+        for skip, term in linear.other_additions(op) if op in self.learning else ():
+            root = next((root for root, _ in linear.sources(skip) if term.descends_from(root)), None)
+            if root is None or not has_parameters(ops_between(root, term) | {op}, root, op.call):
+                continue
+            place, name = (op.call.number, -1), f"torch.{op.name.strip('_')}"
+            if linear.averages(op):
+                return LeftOut(op.call.name, f"mixed by {name}: no gate can be given to that", place=place)
+            if self.filter_fn and not self.filter_fn(op.call.module, op.call.name):
+                return LeftOut(op.call.name, "not wanted by filter_fn", place=place)
+            return LeftOut(op.call.name, f"added by {name}: write x + f(x)", refused=True, place=place)
+        return None
+
     def _leave(self, op: Op, reason: str, *, refused: bool = False) -> None:
         self.left_out[op] = LeftOut(op.call.name, reason, refused, self.places[op])
 
     # Judging one addition
 
     def _judge(self, op: Op) -> None:
-        found = self._identity(op) or self._over_sum(op) or self._beside(op) or self._projection(op)
+        found = (
+            self._identity(op) or self._over_sum(op) or self._beside(op) or self._of_queries(op) or self._projection(op)
+        )
         if isinstance(found, str):
             self._leave(op, found)
             return
@@ -259,9 +278,9 @@ class _Finder:
             if root is None:
                 continue
             between = ops_between(root, term)
-            if has_parameters(between, op.call):
+            if has_parameters(between, root, op.call):
                 terms, operands = self._terms(op, root, term), [(op, op.inputs.index(term))]
-                written = count_layers(ops_between(root, skip)) > 0  # into a part of it, by other additions
+                written = count_layers(ops_between(root, skip), root) > 0  # into a part of it, by other additions
                 return Sum(op, root, scaled, terms, between, operands, beside=written)
             empty = "no parameters between skip and branch"
         return empty
@@ -273,7 +292,7 @@ class _Finder:
             if before is None or inner.users != [op] or inner.escapes or before.add.call is not op.call:
                 continue
             between = ops_between(before.skip, term) if term.descends_from(before.skip) else set()
-            if has_parameters(between, op.call):
+            if has_parameters(between, before.skip, op.call):
                 del self.sums[before.add]
                 terms = [*before.terms, *self._terms(op, before.skip, term)]
                 operands = [*before.operands, (op, op.inputs.index(term))]
@@ -287,9 +306,19 @@ class _Finder:
             while before is not None and before.add.call is op.call and not term.descends_from(root):
                 root, before = before.skip, self.sums.get(before.skip.op) if before.skip.op is not None else None
             between = ops_between(root, term) if term.descends_from(root) else set()
-            if has_parameters(between, op.call):
+            if has_parameters(between, root, op.call):
                 terms, operands = self._terms(op, root, term), [(op, op.inputs.index(term))]
                 return Sum(op, root, False, terms, between, operands, beside=True)
+        return None
+
+    def _of_queries(self, op: Op) -> "Sum | None":
+        """Recognise ``q + f(q, x)`` with learned queries, which the sum repeats for every input of a batch."""
+        for skip, term in linear.queries(op):
+            between = ops_between(skip, term) if term.descends_from(skip) else set()
+            if has_parameters(between, skip, op.call):
+                found = Sum(op, skip, False, [Term(term, op)], between, [(op, op.inputs.index(term))])
+                if isinstance(self.placer.leaf(found, found.terms[0]), Call):  # else a bias of attention
+                    return found
         return None
 
     def _terms(self, reader: Op, skip: Value, term: Value) -> list[Term]:
@@ -318,7 +347,7 @@ class _Finder:
             if root is None:
                 continue
             between = ops_between(root, term)
-            short, long = count_layers(ops_between(root, skip)), count_layers(between)
+            short, long = count_layers(ops_between(root, skip), root), count_layers(between, root)
             if short < long:
                 return Sum(op, root, False, self._terms(op, root, term), between, [(op, op.inputs.index(term))])
             ties = ties or short == long > 0

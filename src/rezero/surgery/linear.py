@@ -9,15 +9,19 @@ from rezero.surgery.trace import ADDITIONS, Op, Value
 
 __all__ = [
     "affine_sources",
+    "averages",
     "cancels",
     "changes_resolution",
     "is_activation",
     "is_addition",
     "is_matrix",
     "is_norm",
+    "is_product",
     "is_subtraction",
     "mixes",
+    "other_additions",
     "path",
+    "queries",
     "rejoins",
     "size",
     "sources",
@@ -49,6 +53,8 @@ _AFFINE = frozenset(
 )
 _JOIN = {"cat", "concat", "concatenate"}
 _WRITE = {"setitem", "written", "index_put"}  # into a part of what was there
+_ADDS_OTHERWISE = frozenset(("addcmul", "addmm", "addmv", "baddbmm", "addbmm", "rsub", "index_add", "scatter_add"))
+_SUMS = {"sum", "mean"}
 _RESOLUTION = {"interpolate", "upsample", "pixel_shuffle", "grid_sample"} | {f"conv_transpose{n}d" for n in (1, 2, 3)}
 _ACTIVATIONS = frozenset(
     """
@@ -82,6 +88,44 @@ def summands(op: Op) -> list[tuple[Value, Value]]:
     first, second = op.inputs[:2]
     ways = [(first, second)] if _plain(op) not in _ADD else [(first, second), (second, first)]
     return [way for way in ways if way[0].shape == op.outputs[-1].shape]
+
+
+def queries(op: Op) -> Iterator[tuple[Value, Value]]:
+    """Pair learned queries, the same for every input of a batch, with what is added to them for each.
+
+    Args:
+        op: An addition.
+
+    Yields:
+        Pairs of a sequence of parameters alone, and another side of the sum's shape, which has an axis for the batch.
+    """
+    shape = op.outputs[-1].shape
+    for skip, term in (op.inputs[:2], op.inputs[1::-1]):
+        alike = skip.shape in (shape[1:], (1, *shape[1:])) and term.shape == shape != skip.shape
+        if alike and len(shape) == 3 and not skip.data and _from_parameters(skip):
+            yield skip, term
+
+
+def other_additions(op: Op) -> Iterator[tuple[Value, Value]]:
+    """Pair what might be skip and branch of an operation that adds, but is no addition of two tensors.
+
+    Args:
+        op: Any operation.
+
+    Yields:
+        Pairs of an input that has the shape of the result, or is stacked with others to be summed, and another.
+    """
+    name = _plain(op)
+    stacked = name == "stack" and any(_plain(user) in _SUMS for user in op.outputs[-1].users)
+    if stacked or name in _ADDS_OTHERWISE or name == "lerp":
+        shape = op.inputs[0].shape if stacked else op.outputs[-1].shape
+        skips = [value for value in op.inputs if value.data and value.shape == shape]
+        yield from ((skip, term) for skip in skips for term in op.inputs if skip is not term)
+
+
+def averages(op: Op) -> bool:
+    """Return whether an operation weighs its inputs against one another, as an average of layers does."""
+    return _plain(op) in {"lerp", "stack"}
 
 
 def sources(value: Value, *, joins: bool = True) -> Iterator[tuple[Value, bool]]:
@@ -198,6 +242,11 @@ def rejoins(op: Op, total: Value) -> bool:
     ends = [user for value in op.outputs for user in value.users]
     moved = _plain(op) in _MOVE and not any(value.escapes for value in op.outputs)
     return moved and bool(ends) and all(rejoins(user, total) for user in ends)
+
+
+def is_product(op: Op) -> bool:
+    """Return whether an operation multiplies its inputs, number by number."""
+    return _plain(op) in _PRODUCT
 
 
 def is_subtraction(op: Op) -> bool:

@@ -11,7 +11,7 @@ from rezero.surgery.sites import Repeated
 from rezero.surgery.sums import Sum, Term
 from rezero.surgery.trace import Call, Op, Value
 
-__all__ = ["USED_ELSEWHERE", "Placer"]
+__all__ = ["NO_MODULE", "USED_ELSEWHERE", "Placer"]
 
 NO_MODULE, USED_ELSEWHERE = "no module returns the branch", "the branch is used elsewhere too"
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from rezero.errors import UsageError
 from rezero.surgery.recipe import GateRecipe, Recipe
-from rezero.surgery.sites import Residuals, Site
+from rezero.surgery.sites import Branch, Residuals, Site
 
 __all__ = ["plan"]
 
@@ -18,6 +18,9 @@ _CHANNELS_FIRST = (
     nn.modules.instancenorm._InstanceNorm,
     nn.GroupNorm,
 )
+
+
+_READ_BY_LAYER: Mapping[str, type[nn.Module]] = {"self_attn": nn.MultiheadAttention, "linear2": nn.Linear}
 
 
 def plan(
@@ -68,7 +71,7 @@ def plan(
                 continue
             leaf, reader = _place(model, branch.leaf)
             module = model.get_submodule(leaf)
-            shape = _channels(module, leaf, branch.shape, reader) if gate == "channel" else (1,)
+            shape = _channels(model, leaf, branch, reader) if gate == "channel" else (1,)
             name = "rezero_alpha" if hasattr(module, "alpha") else "alpha"
             tanh = "tanh" if gate == "tanh" else None
             key = _layer(model, site.name) if share == "layer" else leaf
@@ -99,8 +102,10 @@ def _reuse(model: nn.Module, leaf: str, name: str, init_value: float, activation
 def _place(model: nn.Module, leaf: str) -> tuple[str, str | None]:
     """Return the module that a gate goes to, and the module that reads its weights without calling it."""
     parent, _, child = leaf.rpartition(".")
-    reader = model.get_submodule(parent)
-    if isinstance(reader, nn.TransformerEncoderLayer) and child in ("self_attn", "linear2"):
+    reader, module = model.get_submodule(parent), model.get_submodule(leaf)
+    kind = _READ_BY_LAYER.get(child)
+    plain = kind is not None and type(module).forward is kind.forward  # another one may end in something else
+    if isinstance(reader, nn.TransformerEncoderLayer) and plain:
         return (f"{leaf}.out_proj" if child == "self_attn" else leaf), parent
     return leaf, None
 
@@ -112,16 +117,27 @@ def _readers(found: Residuals, leaf: str, reader: str | None) -> tuple[str, ...]
     return tuple(sorted(name for name in theirs - known if not name.startswith(f"{leaf}.")))
 
 
-def _channels(module: nn.Module, name: str, shape: tuple[int, ...], reader: str | None) -> tuple[int, ...]:
+def _channels(model: nn.Module, name: str, branch: Branch, reader: str | None) -> tuple[int, ...]:
     """Return the shape of a gate with one number a channel beside a branch."""
-    if reader is not None:
+    module, shape = model.get_submodule(name), branch.shape
+    if reader is not None or isinstance(module, nn.Linear | nn.LayerNorm | nn.RMSNorm):
         return (shape[-1],)
     if isinstance(module, _CHANNELS_FIRST) or type(module).__name__.endswith("2d"):
         axis = _channel_axis(module, len(shape))
         return (shape[axis], *[1] * (len(shape) - axis - 1))
-    if len(shape) > 3 and not isinstance(module, nn.Linear | nn.LayerNorm | nn.RMSNorm):
+    last = model.get_submodule(branch.leaves[-1]) if branch.leaves else module
+    if isinstance(last, _CHANNELS_FIRST):  # unless it was transposed since
+        axes = [axis for axis in range(1, len(shape)) if shape[axis] == _features(last)]
+    else:
+        axes = [len(shape) - 1] if len(shape) <= 3 else []
+    if len(axes) != 1:
         raise UsageError(f"gate='channel': which axis of {name!r} holds the channels is unknown; use gate='scalar'")
-    return (shape[-1],)
+    return (shape[axes[0]], *[1] * (len(shape) - axes[0] - 1))
+
+
+def _features(layer: nn.Module) -> int | None:
+    names = ("out_channels", "num_features", "num_channels")
+    return next((getattr(layer, name) for name in names if hasattr(layer, name)), None)
 
 
 def _channel_axis(module: nn.Module, ndim: int) -> int:

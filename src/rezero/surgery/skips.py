@@ -11,6 +11,7 @@ from torch.nn.modules import module as hooks
 
 from rezero.errors import UsageError
 from rezero.surgery.find import UNREAD, sort_additions
+from rezero.surgery.gated import ReadsGated, gates_by_name
 from rezero.surgery.linear import is_addition
 from rezero.surgery.outputs import Mode
 from rezero.surgery.sites import Branch, Residuals, Site
@@ -128,7 +129,13 @@ def check_skips(
         if not idle.issuperset((site.name, *place[:2]) for place in site.added)  # without gradients all look read
     ]
     added = dict.fromkeys(branch.leaf for site in there for branch in site.branches)
-    if others := [leaf for leaf in added if leaf not in gated]:
+    closed = {
+        branch.leaf
+        for site in there
+        for branch, silent in zip(site.branches, _operands(site, watcher.silent), strict=True)
+        if silent and any(leaf.startswith(f"{branch.leaf}.") for leaf in gated)
+    }  # a larger module ends the branch then, and the gate inside it closes it all the same
+    if others := [leaf for leaf in added if leaf not in gated | closed]:
         raise UsageError(
             f"{when} the model takes another path, on which {others[0]!r} ends a branch that the example's path has "
             "not: give an example on which it takes all of them"
@@ -138,6 +145,13 @@ def check_skips(
     loud += [site.name for site in found if any(_is_read(b.leaf, read) for b in site.branches if b.leaf not in added)]
     if loud:
         raise UsageError(f"with all gates at 0 {when} the addition in {loud[0]!r} does not return its skip")
+    gates = gates_by_name(model)
+    uses = (op for value in traced.values if value.parameter in gates for op in value.users)
+    if stray := [op for op in uses if not (_within(op.call, gated) or isinstance(op.call.module, ReadsGated))]:
+        raise UsageError(
+            f"{when} {stray[0].call.name or 'the model'!r} runs the forward of a gated module itself, past its call, "
+            "so that the gate scales more than the branch: call the module instead"
+        )
     if whole and not added:
         raise UsageError(f"{when} none of the additions happens: the model takes another path then")
     return traced

@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 
 from rezero.surgery import linear
-from rezero.surgery.place import USED_ELSEWHERE
+from rezero.surgery.place import NO_MODULE, USED_ELSEWHERE
 from rezero.surgery.sums import Sum
 from rezero.surgery.trace import Op, Value
 
 __all__ = ["replaces", "why_no_branch"]
 
+COORDINATES = "a part of the skip moves by as much as another part of it says, as boxes do: no branch"
 STREAM = "both sides are streams of their own: what is added is no branch"
 
 
@@ -37,12 +38,21 @@ def why_no_branch(found: Sum, sums: Mapping[Op, Sum]) -> str | None:
         The reason, if its other side is a stream that existed beside the skip: positions that are added again in every
         layer, trends that are collected, what a residual quantizer made of the remainders.
     """
+    if found.trouble in (NO_MODULE, USED_ELSEWHERE) and all(_moves(term.value, found.skip) for term in found.terms):
+        return COORDINATES
     if found.trouble != USED_ELSEWHERE:
         return None
     inner = [sums[op].skip for op in found.between & sums.keys()]
     joins = any(skip is not found.skip and not skip.descends_from(found.skip) for skip in inner)
     older = any(_goes_past(term.value, found.skip, sums) for term in found.terms)
     return STREAM if joins or older or _is_of_remainder(found) else None
+
+
+def _moves(value: Value, skip: Value) -> bool:
+    """Return whether a value is smaller than the skip, and multiplied by a part of the skip itself."""
+    if value.op is None or not linear.is_product(value.op) or linear.size(value) >= linear.size(skip):
+        return False
+    return any(skip in {root for root, _ in linear.sources(factor)} for factor in value.op.inputs)
 
 
 def _goes_past(value: Value, root: Value, sums: Mapping[Op, Sum]) -> bool:

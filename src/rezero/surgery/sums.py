@@ -98,26 +98,38 @@ def reaches(start: Value, end: Value) -> bool:
     return False
 
 
-def weights(op: Op) -> Iterator[Value]:
-    """Yield the parameters that an operation reads, also those that were transformed first."""
+def weights(op: Op, start: Value | None = None) -> Iterator[Value]:
+    """Yield the parameters that an operation reads, also those that were transformed first.
+
+    Args:
+        op: The operation.
+        start: What comes from it is no weight, even where no input of the model reaches it, as with learned queries.
+
+    Yields:
+        The parameters.
+    """
     for value in op.inputs:
+        if start is not None and (value is start or value.descends_from(start)):
+            continue
         if value.parameter:
             yield value
         elif value.op is not None and not value.data:
-            yield from weights(value.op)
+            yield from weights(value.op, start)
 
 
-def parameter_names(ops: set[Op]) -> set[str]:
+def parameter_names(ops: set[Op], start: Value | None = None) -> set[str]:
     """Name the parameters that operations read."""
-    return {weight.parameter for op in ops for weight in weights(op) if weight.parameter}
+    return {weight.parameter for op in ops for weight in weights(op, start) if weight.parameter}
 
 
-def has_parameters(between: set[Op], owner: Call) -> bool:
+def has_parameters(between: set[Op], start: Value, owner: Call) -> bool:
     """Return whether a branch has a layer: a matrix, parameters inside a module of its own, a Fourier transform."""
-    weighted = any(linear.is_matrix(weight.shape) or op.call is not owner for op in between for weight in weights(op))
+    weighted = any(
+        linear.is_matrix(weight.shape) or op.call is not owner for op in between for weight in weights(op, start)
+    )
     return weighted or any(map(linear.mixes, between))
 
 
-def count_layers(between: set[Op]) -> int:
+def count_layers(between: set[Op], start: Value) -> int:
     """Count the matrices on the way."""
-    return sum(any(linear.is_matrix(weight.shape) for weight in weights(op)) for op in between)
+    return sum(any(linear.is_matrix(weight.shape) for weight in weights(op, start)) for op in between)

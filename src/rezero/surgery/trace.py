@@ -197,6 +197,7 @@ def trace(
             stack.enter_context(undisturbed(model))
             stack.enter_context(switched(model, training=training))
             stack.enter_context(torch.set_grad_enabled(grad))
+            stack.enter_context(torch.compiler.set_stance("force_eager"))  # what a model compiles itself is seen too
             if device is not None:
                 stack.enter_context(device)
                 stack.enter_context(all_on_meta(model) if device.type == "meta" else nullcontext())
