@@ -121,8 +121,6 @@ class Unused(Block):
 NEVER = {
     "detached": lambda: behind_a_stem(Detached()),
     "under no_grad": lambda: behind_a_stem(WithoutGradients()),
-    "gated twice": lambda: behind_a_stem(GatedTwice()),
-    "not returned": lambda: behind_a_stem(Unused()),
     "one of two": lambda: nn.Sequential(Block(), Detached()),
 }
 
@@ -138,6 +136,21 @@ def test_a_gate_that_could_never_learn_is_refused_by_name(build: Callable[[], nn
     assert torch.equal(model(X_BD), y)
     assert list(model.state_dict()) == keys
     assert rezero.convert_(nn.Sequential(model, Block()), X_BD, filter_fn=lambda _, name: name == "1.f").gates
+
+
+def test_a_gate_that_other_code_reads_is_refused() -> None:
+    """A block that multiplies by the gate once more is refused by name, and left as it was."""
+    model = behind_a_stem(GatedTwice())
+    with pytest.raises(UsageError, match="'1' reads a gate itself"):
+        rezero.convert_(model, X_BD)
+    assert not rezero.gates(model)
+
+
+def test_what_is_not_returned_is_left_alone() -> None:
+    """An addition whose sum is detached gets no gate, and is listed; the others do."""
+    conversion = rezero.convert_(nn.Sequential(behind_a_stem(Unused()), Block()), X_BD)
+    assert conversion.gates == ("1.f.alpha",)
+    assert any("no gate could learn there" in left.reason for left in conversion.residuals.left_out)
 
 
 class TwoStreams(nn.Module):

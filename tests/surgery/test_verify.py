@@ -129,7 +129,7 @@ REFUSED = {
     "read behind another": (ReadBehindAnotherAddition, r"in training .* does not return its skip"),
     "read with gradients": (ReadWithGradients, "no module returns the branch"),
     "read without": (ReadWithoutGradients, r"without gradients .* does not return its skip"),
-    "run past its call": (RunPastItsCall, "runs the forward of a gated module itself, past its call"),
+    "run past its call": (RunPastItsCall, "runs the forward of a gated module past its call"),
     "class asked for": (ReadElsewhere, r"output differs from the original's|takes another path"),
     "forward of its own": (OwnForward, r"has a forward of its own.*hooks off first"),
     "gate_scale of its own": (OwnGateScale, r"gate_scale|output differs from the original's"),

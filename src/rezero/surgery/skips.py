@@ -149,8 +149,8 @@ def check_skips(
     uses = (op for value in traced.values if value.parameter in gates for op in value.users)
     if stray := [op for op in uses if not (_within(op.call, gated) or isinstance(op.call.module, ReadsGated))]:
         raise UsageError(
-            f"{when} {stray[0].call.name or 'the model'!r} runs the forward of a gated module itself, past its call, "
-            "so that the gate scales more than the branch: call the module instead"
+            f"{when} {stray[0].call.name or 'the model'!r} reads a gate itself, or runs the forward of a gated module "
+            "past its call, so that the gate scales more than the branch: call the module instead"
         )
     if whole and not added:
         raise UsageError(f"{when} none of the additions happens: the model takes another path then")
