@@ -126,8 +126,8 @@ class _Finder:
         self.trace = traced
         self.filter_fn = filter_fn
         self.long_skips = long_skips
-        self.learning = _leading_out(traced, learning=True)
         leading = _leading_out(traced)
+        self.learning = _leading_out(traced, learning=True) or leading
         self.placer = Placer([call for call in traced.calls if _is_read(call, leading)], repeated)
         self.places = additions(traced)
         self.left_out: dict[Op, LeftOut] = {}

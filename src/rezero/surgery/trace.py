@@ -231,6 +231,7 @@ class _Recorder(TorchFunctionMode):
         self._views = Views()
         self._stale: Any = WeakIdKeyDictionary()  # tensors that look at what was written into since, and the writings
         self._counts: dict[nn.Module, int] = {}
+        self._blind: dict[Op, list[Op]] = {}  # what ran with gradients disabled, and all that ran so beside it
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, real: bool) -> Trace:
         """Run the model, with its own numbers or with shapes alone."""
@@ -247,6 +248,9 @@ class _Recorder(TorchFunctionMode):
                 self.value(tensor).data = True
             for tensor in tensors(self.model(*args, **kwargs)):
                 self.value(tensor).escapes = True
+                self._look_through(tensor)
+        for op in self._blind:
+            op.cuts = True
         return Trace(self.ops, self.calls, self.values, real)
 
     @contextmanager
@@ -271,6 +275,9 @@ class _Recorder(TorchFunctionMode):
         versions = [_version(tensor) for tensor in given]
         name = "data" if func == _DATA else getattr(func, "__name__", str(func))
         inputs = tuple(self.value(tensor) for tensor in _read(name, given))
+        if self._blind and torch.is_grad_enabled():
+            for tensor in given:
+                self._look_through(tensor)
         watched = self.on_add is not None and name.strip("_") in ADDITIONS
         before = [tensor.detach().clone() for tensor in given] if watched else []
         result = func(*args, **kwargs) if self.real else call_on_shapes(func, args, kwargs)
@@ -300,9 +307,18 @@ class _Recorder(TorchFunctionMode):
         inputs = tuple(written) if whole else (*written, known)
         return self._record("view" if whole else "written", inputs, [tensor])[-1]
 
+    def _look_through(self, tensor: Tensor) -> None:
+        """Note that gradients come back where they were disabled only to be made otherwise, as in checkpoints."""
+        op = self._seen[tensor].op if tensor.requires_grad else None
+        for each in self._blind.get(op, ()) if op is not None else ():
+            del self._blind[each]
+
     def _record(self, name: str, inputs: tuple[Value, ...], made: Sequence[Tensor]) -> tuple[Value, ...]:
-        cuts = name in _CUTS or (self.grad and not torch.is_grad_enabled())
-        op = Op(len(self.ops), name, inputs, (), self.open[-1] if self.open else self.calls[0], cuts)
+        op = Op(len(self.ops), name, inputs, (), self.open[-1] if self.open else self.calls[0], name in _CUTS)
+        if self.grad and not torch.is_grad_enabled():
+            beside = self._blind.get(self.ops[-1], []) if self.ops else []
+            beside.append(op)
+            self._blind[op] = beside
         self.ops.append(op)
         with torch._C.DisableTorchFunction():
             op.outputs = tuple(self._make(tensor, op) for tensor in made)
