@@ -50,7 +50,7 @@ def main() -> None:
     options = parser.parse_args()
     path = options.output / f"{options.library}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = {row["name"]: row for row in csv.DictReader(path.open())} if path.exists() else {}
+    rows: dict[str, dict[str, Any]] = {row["name"]: row for row in read(path)} if path.exists() else {}
     names = LIBRARIES[options.library].names()
     done = {n for n, row in rows.items() if options.again is None or not re.search(options.again, row["status"])}
     wanted = [name for name in names if name not in done and re.search(options.only, name)][: options.limit]
@@ -65,6 +65,12 @@ def main() -> None:
             text = f"{number}/{len(wanted)} {row['name']} {row['status']} {row['branches']} {row['reason'][:150]}"
             print(text, flush=True)
     print(summary(options.library, list(rows.values())))
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """Read a table."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def summary(library: str, rows: Sequence[Mapping[str, Any]]) -> str:
