@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rezero.surgery.find import find_residuals
     from rezero.surgery.fold import Folded, fold_
     from rezero.surgery.prune import Pruned, prune_
-    from rezero.surgery.saved import from_pretrained, load_converted_
+    from rezero.surgery.saved import from_pretrained, load_converted_, save_converted
     from rezero.surgery.sites import Residuals
 
 __version__ = "0.2.0"
@@ -30,6 +30,7 @@ __all__ = [  # noqa: RUF022 - grouped by what a reader looks for, not by alphabe
     "convert_",
     "prune_",
     "fold_",
+    "save_converted",
     "load_converted_",
     "from_pretrained",
     "Residuals",
@@ -54,6 +55,7 @@ _HOME = {
     "Conversion": "rezero.surgery.convert",
     "fold_": "rezero.surgery.fold",
     "from_pretrained": "rezero.surgery.saved",
+    "save_converted": "rezero.surgery.saved",
     "load_converted_": "rezero.surgery.saved",
     "Folded": "rezero.surgery.fold",
     "prune_": "rezero.surgery.prune",

@@ -134,9 +134,8 @@ def _mobilebert(config: Any) -> int:
 
 
 def _neucodec(config: Any) -> int:
-    # three units a downsampling, four blocks around the decoder, an adapter
-    own = 3 * len(config.downsampling_ratios) + 2 * config.num_hidden_layers + 5
-    return own + expected(config.semantic_model_config)
+    # three units a downsampling, four blocks around the decoder, an adapter; the semantic encoder has no gradient
+    return 3 * len(config.downsampling_ratios) + 2 * config.num_hidden_layers + 5
 
 
 def _pegasus_x(config: Any) -> int:

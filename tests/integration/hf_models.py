@@ -115,6 +115,7 @@ FIELDS: dict[str, dict[str, Any]] = {  # of configurations, that no rule makes s
     "t5gemma2_decoder": {"dropout_rate": 0.0},
     "t5gemma2_encoder": {"mm_tokens_per_image": 49, "text_config": {"dropout_rate": 0.0}},
     "t5gemma2_text": {"dropout_rate": 0.0},
+    "slanext": {"out_channels": 50},
     "lightglue": {"keypoint_detector_config": {"keypoint_decoder_dim": 65}},
     "superglue": {
         "keypoint_detector_config": {"keypoint_decoder_dim": 65, "max_keypoints": 32},

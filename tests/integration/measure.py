@@ -21,14 +21,14 @@ FIELDS = (
 
 def look(model: Any, args: Sequence[Any], kwargs: Any, row: dict[str, Any]) -> bool:
     """Find the additions of a model and fill its row; return whether there is something to verify."""
-    from rezero.surgery.find import sort_additions
+    from rezero.surgery.find import sort_additions, trace_learning
     from rezero.surgery.linear import is_addition
     from rezero.surgery.trace import trace
 
     row["model"] = type(model).__name__
     row["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     began = time.perf_counter()
-    traced = trace(model, args, kwargs)
+    traced = trace_learning(model, args, kwargs)
     found = sort_additions(traced)
     row["find_seconds"] = round(time.perf_counter() - began, 2)
     if any(" times" in each.reason for each in found.left_out if each.refused):

@@ -33,6 +33,7 @@ _NOT_IN_FORWARD = {  # a model's class and its parts that its forward pass does 
     "DFineModel": (r"decoder\.lqe_layers", "called where a detection head is given"),
     "Deimv2Model": (r"decoder\.lqe_layers", "called where a detection head is given"),
     "Emu3Model": (r"vqmodel\.decoder", "called to decode pictures, without gradients"),
+    "GlmImageModel": ("visual", "makes codes from pictures, which become tokens"),
     "JanusModel": ("vqmodel", "called to decode pictures"),
     "MusicgenForConditionalGeneration": ("audio_encoder", "makes codes from sound, and sound from codes"),
     "MusicgenMelodyForConditionalGeneration": ("audio_encoder", "makes sound from codes"),

@@ -363,6 +363,19 @@ class Codes(nn.Module):
         return self.decoder(self.book(self.encoder(x).argmax(-1)))
 
 
+class Codec(nn.Module):
+    """A codec whose frozen encoder runs without gradients, or is cut off by a detached tensor."""
+
+    def __init__(self, cut: str) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.cut = Residual(linear()), Residual(linear()), cut
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.cut != "no_grad"):
+            codes = self.encoder(x)
+        return self.decoder({"no_grad": codes, "detach": codes.detach(), "data": codes.data}[self.cut])
+
+
 class PositionsAgain(nn.Module):
     """Two layers, each of which adds positions to what it reads."""
 

@@ -63,6 +63,30 @@ class FailsThen(Remembers):
         return super().branch(h, past)
 
 
+class EncodesFirst(Remembers):
+    """Adds to what it is given in the first step only; a head without a residual reads it from the cache."""
+
+    def forward(self, input_ids: Tensor, past_key_values: Any = None, use_cache: bool = False) -> Any:
+        x = self.embed(input_ids)
+        seen = x + self.f(x) if past_key_values is None else past_key_values[0]
+        return SimpleNamespace(logits=self.head(x * seen.mean(1, keepdim=True)), past_key_values=[seen] if use_cache else None)
+
+
+class EncodesAlike(EncodesFirst):
+    """Also adds in every step, in a branch whose weight is that of the first step's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.again = nn.Linear(D, D)
+        self.again.weight = self.f.weight
+
+    def forward(self, input_ids: Tensor, past_key_values: Any = None, use_cache: bool = False) -> Any:
+        result = super().forward(input_ids, past_key_values, use_cache)
+        x = self.embed(input_ids)
+        result.logits = result.logits + self.head(x + self.again(x))
+        return result
+
+
 REFUSED = {
     "weight read": (ReadsWeightThen, r"going on from a cache .*the addition in '' does not return its skip"),
     "class asked for": (AsksForClassThen, r"gates at 1 and the cache of a first step .*output differs"),
@@ -84,6 +108,14 @@ def test_what_is_wrong_with_a_cache_only_is_refused(build: Callable[[], nn.Modul
 def test_what_is_right_with_a_cache_or_has_none_is_converted(build: Callable[[], nn.Module]) -> None:
     """A model that goes on rightly is converted, and so is one whose original can't go on."""
     assert rezero.convert_(build(), TOKENS).gates == ("f.alpha",)
+
+
+@pytest.mark.parametrize(
+    ("build", "gates"), [(EncodesFirst, ("f.alpha",)), (EncodesAlike, ("f.alpha", "again.alpha"))]
+)
+def test_a_second_step_may_leave_branches_out(build: Callable[[], nn.Module], gates: tuple[str, ...]) -> None:
+    """A branch whose result is in the cache is not run again, nor missed where another has the same weight."""
+    assert rezero.convert_(build(), TOKENS).gates == gates
 
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {

@@ -155,7 +155,7 @@ def test_the_conversion_says_what_it_did() -> None:
     """A conversion prints how many branches and gates there are, what was reset, and the table of additions."""
     conversion = CASES["resnet"].convert(resnet())
     first, second, *_ = str(conversion).splitlines()
-    assert first == "5 branches gated by 5 gates, 0 norms removed"
+    assert first == "5 branches gated by 5 gates that start at 0"
     assert second.startswith("were zero, and start as usual now: layer1.0.bn2.weight, ")
     assert str(conversion.residuals) in str(conversion)
 
@@ -586,6 +586,39 @@ def test_an_optimizer_gets_the_gates_as_a_group(kind: Any) -> None:
     assert len(optimizer.param_groups) == 1
 
 
+def scheduled(model: nn.Module) -> torch.optim.Optimizer:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+    return optimizer
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda _: "adam", TypeError, "must be a torch.optim.Optimizer: got str"),
+        (lambda _: torch.optim.SGD(nn.Linear(2, 2).parameters()), UsageError, "holds none of the model's parameters"),
+        (scheduled, UsageError, "convert first, then make the scheduler"),
+    ],
+    ids=["text", "another's", "scheduled"],
+)
+def test_an_optimizer_that_can_not_take_the_gates_is_refused(
+    make: Callable[[nn.Module], Any], error: type[Exception], message: str
+) -> None:
+    """Nothing is converted for an optimizer of something else, or whose scheduler counts its groups."""
+    model = nn.Sequential(Block(), Block())
+    keys = list(model.state_dict())
+    with pytest.raises(error, match=message):
+        rezero.convert_(model, X_BD, optimizer=make(model))
+    assert list(model.state_dict()) == keys
+
+
+@pytest.mark.parametrize(("gate", "start"), [("scalar", "start at 1"), ("tanh", "start at tanh(1) = 0.762")])
+def test_the_conversion_says_where_the_gates_start(gate: Any, start: str) -> None:
+    """The first line tells the factor that the branches have now."""
+    conversion = rezero.convert_(nn.Sequential(Block(), Block()), X_BD, gate=gate, init_value=1.0)
+    assert start in str(conversion).splitlines()[0]
+
+
 def test_an_optimizer_of_named_parameters_gets_them_too() -> None:
     """An optimizer that was built from named parameters takes the gates, with their names."""
     model = nn.Sequential(PreNorm(), PreNorm())
@@ -784,8 +817,8 @@ BAD = {
     "compiled in place": (compiled_in_place, r"convert first, then compile"),
     "data parallel": (lambda: nn.DataParallel(Block()), r"DataParallel is a wrapped model: convert first"),
     "scripted": (scripted, r"is scripted, its code can't be followed: convert the model before torch\.jit"),
-    "converted": (converted, r"0\.branch .* has been converted already: call undo\(\)"),
-    "half converted": (half_converted, r"1\.0\.branch .* has been converted already: call undo\(\)"),
+    "converted": (converted, r"0\.branch .* has been converted already: take a new model"),
+    "half converted": (half_converted, r"1\.0\.branch .* has been converted already: take a new model"),
     "lazy": (lazy, r"0\.branch \(LazyLinear\) is lazy, its shapes are not known yet: run the model once"),
     "quantised": (quantised, r"0\.branch.*quanti[sz]ed|found none\n[\s\S]*quanti[sz]ed"),
     "no residuals": (plain, r"expected residual additions, found none"),

@@ -27,7 +27,7 @@ IMAGE = torch.linspace(-1, 1, 2 * 4 * 6 * 6).reshape(2, 4, 6, 6)
 MOVED = "no parameters between skip and branch"
 NO_MODULE = "no module returns the branch"
 STREAM = "both sides are streams of their own: what is added is no branch"
-UNREAD = "the sum does not reach the outputs, or only as whole numbers: no gate could learn there"
+UNREAD = "the sum does not reach the outputs, or only as whole numbers or detached: no gate could learn there"
 ELSEWHERE = "the branch is used elsewhere too"
 
 
@@ -531,6 +531,25 @@ def test_sum_that_only_chooses_is_left_alone() -> None:
     found = find_residuals(models.Codes(), X)
     assert facts(found) == [fact("decoder", "decoder.branch.0")]
     assert left_out(found) == [("encoder", UNREAD, False)]
+
+
+@pytest.mark.parametrize("cut", ["no_grad", "detach", "data"])
+def test_sum_without_a_gradient_is_left_alone(cut: str) -> None:
+    """An addition before a place where gradients are cut off is no site: a gate there could never learn."""
+    found = find_residuals(models.Codec(cut), X)
+    assert facts(found) == [fact("decoder", "decoder.branch.0")]
+    assert left_out(found) == [("encoder", UNREAD, False)]
+    assert find_residuals(models.Codec(cut).decoder, X).left_out == ()
+
+
+@pytest.mark.parametrize("cut", ["no_grad", "detach", "data"])
+def test_module_used_without_a_gradient_too_is_no_branch(cut: str) -> None:
+    """A module that is also used where no gradient comes back is used twice: its gate would change both."""
+    model = models.Codec(cut)
+    model.encoder = model.decoder.branch
+    found = find_residuals(model, X)
+    assert len(found) == 0
+    assert any(left.refused for left in found.left_out)
 
 
 def test_block_that_has_a_gate_gets_no_second_one() -> None:

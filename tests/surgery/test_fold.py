@@ -223,13 +223,16 @@ def test_a_moved_activation_stays_gated() -> None:
     assert rezero.fold_(model).left == (("f", "an activation was moved into its branch"),)
 
 
-def test_undo_after_folding_keeps_the_folded_model() -> None:
-    """Conversion.undo() finds nothing left to undo, and does not harm."""
-    model, x = Block(nn.Linear(D, D)), torch.randn(B, D)
-    conversion = rezero.convert_(model, x, init_value=0.5)
+@pytest.mark.parametrize("options", [{"init_value": 0.5}, {"init_value": 0.5, "norms": "remove"}, {}], ids=str)
+def test_undo_after_folding_is_refused(options: dict[str, Any]) -> None:
+    """Once a gate is in its weights Conversion.undo() can't take it out: it says so, and the folded model stays."""
+    model = nn.Sequential(nn.TransformerEncoderLayer(D, 2, 16, batch_first=True, norm_first=True)).eval()
+    x = torch.randn(B, 3, D)
+    conversion = rezero.convert_(model, x, **options)
     rezero.fold_(model)
     expected = model(x)
-    conversion.undo()
+    with pytest.raises(UsageError, match="folded into the weights since, and folding stays"):
+        conversion.undo()
     assert torch.equal(model(x), expected)
 
 

@@ -64,7 +64,7 @@ def check_convertible(model: nn.Module) -> None:
         if isinstance(module, torch.jit.ScriptModule):
             raise UsageError(f"{where} is scripted, its code can't be followed: convert the model before torch.jit")
         if isinstance(module, Changed):
-            raise UsageError(f"{where} has been converted already: call undo() of that conversion first")
+            raise UsageError(f"{where} has been converted already: take a new model, or call undo() of that conversion")
         if any(isinstance(p, nn.parameter.UninitializedParameter) for p in module.parameters(recurse=False)):
             raise UsageError(f"{where} is lazy, its shapes are not known yet: run the model once before")
 

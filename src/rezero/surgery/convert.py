@@ -53,13 +53,17 @@ class Conversion:
         return self.recipe.parameters
 
     def undo(self) -> None:
-        """Put the very same model back: its classes, its state-dict keys, its outputs. Once is enough.
+        """Put the very same model back: its classes, its state-dict keys, and, untrained, its outputs. Once is enough.
+
+        A trained model loses its gates, as if they were 1: use `fold_` to keep them.
 
         Raises:
-            UsageError: If the model has been compiled, distributed, given hooks or pruned since.
+            UsageError: If the model has been compiled, distributed, given hooks, pruned or folded since.
         """
         if recall(self.model).silent:
             raise UsageError("branches were pruned since the conversion: call undo() of what prune_ returned first")
+        if self._undo.steps and len(recall(self.model).gates) < len(self.recipe.gates):
+            raise UsageError("gates were folded into the weights since, and folding stays: build the model anew")
         check_unwrapped(self.model)
         check_forwards(self.model, self.recipe)
         self._undo()
@@ -72,9 +76,17 @@ class Conversion:
         """
         save_converted(self.model, path)
 
+    def _start(self) -> str:
+        gate = self.recipe.gates[0]
+        if gate.activation is None:
+            return f"start at {gate.init_value:g}"
+        return f"start at {gate.activation}({gate.init_value:g}) = {math.tanh(gate.init_value):.3g}"
+
     def __str__(self) -> str:
         gates, norms = len(self.gates), len(self.recipe.norms)
-        lines = [f"{len(self.residuals.branches)} branches gated by {gates} gates, {norms} norms removed"]
+        lines = [f"{len(self.residuals.branches)} branches gated by {gates} gates that {self._start()}"]
+        if norms:
+            lines.append(f"{norms} norms removed")
         if self.recipe.dropped:
             lines.append(f"{norms - len(self.kept)} of these lost their parameters")
         if self.kept:
@@ -115,7 +127,7 @@ def convert_(
     ``alpha`` is new. Then the model is held against the original; if a check fails, everything is undone.
 
     ``init_value = 0`` is for training from the start; it erases what a trained model has learned. For trained weights
-    ``init_value = 1`` leaves every output as it was, bit for bit.
+    ``init_value = 1`` leaves every output as it was, bit for bit, with a scalar or channel gate and all else kept.
 
     Args:
         model: The model.
@@ -123,7 +135,7 @@ def convert_(
         kwargs: Example keyword arguments.
         gate: One number a branch, one a ``channel``, or one number through ``tanh``.
         share: A gate for each ``sublayer``, or one for a whole ``layer``, as in the paper's Transformer.
-        init_value: Start of the gates (dimensionless).
+        init_value: Start of the gates (dimensionless); of a ``tanh`` gate before the tanh, so that 1 is a factor of 0.76.
         norms: Whether the norms before and after gated branches stay. Removed ones return their input; their parameters
             stay in the state dict, frozen.
         drop: Whether the parameters of removed norms go, from the state dict too. A norm of which other code reads a
@@ -143,14 +155,15 @@ def convert_(
         repeated: What is done with a module that is used several times, each time as a branch, such as the one layer of
             ALBERT: ``refuse`` is an error, ``tie`` gives it one gate for all its uses, as its parameters are tied.
         filter_fn: Is given a branch's module and its qualified name, and says whether the branch gets a gate.
-        optimizer: Gets the gates as a group of their own, without decay.
+        optimizer: Gets the gates as a group of their own, without decay. One made before would not know them otherwise,
+            and they would never move. It must have no learning-rate scheduler yet, since most of torch's count groups.
         verify: Whether the converted model is held against the original.
 
     Returns:
         What was changed, with ``undo()``.
 
     Raises:
-        TypeError: If ``model`` is not a module.
+        TypeError: If ``model`` is not a module, or ``optimizer`` no optimizer.
         ValueError: If an option is unknown, or ``drop`` is asked for where norms are kept.
         UsageError: If the model can't be converted, whole and surely: why, and where. It is left as it was.
 
@@ -179,6 +192,7 @@ def convert_(
         repeated=repeated,
     )
     check_convertible(model)
+    _check_optimizer(optimizer, model)
     found = find_residuals(model, args, kwargs, filter_fn=filter_fn, long_skips=long_skips, repeated=repeated)
     _check_found(found)
     scales = choose_scales(model, found, layer_scale)
@@ -234,6 +248,21 @@ def _check_options(init_value: float, drop: bool, **options: str) -> None:
         raise ValueError(f"init_value must be a finite number: got {init_value}")
     if abs(init_value) > torch.finfo(torch.float32).max:
         raise ValueError(f"init_value must fit into torch.float32: got {init_value}")
+
+
+def _check_optimizer(optimizer: Any, model: nn.Module) -> None:
+    if optimizer is None:
+        return
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer: got {type(optimizer).__name__}")
+    ours = {id(parameter) for parameter in model.parameters()}
+    if not any(id(parameter) in ours for group in optimizer.param_groups for parameter in group["params"]):
+        raise UsageError("the optimizer holds none of the model's parameters: give the one that trains this model")
+    if any("initial_lr" in group for group in optimizer.param_groups):
+        raise UsageError(
+            "the optimizer has a learning-rate scheduler, which could not take one more group: convert first, then make "
+            "the scheduler; if it has none any more, delete 'initial_lr' from its param_groups"
+        )
 
 
 def _check_found(found: Residuals) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from rezero.errors import UsageError
 from rezero.gate import AnyGate
 from rezero.surgery import linear
 from rezero.surgery.describe import Describer
@@ -67,7 +68,25 @@ def find_residuals(
         self_attn linear2
     """
     args = args if isinstance(args, tuple | list) else (args,)
-    return sort_additions(trace(model, args, kwargs), filter_fn, long_skips=long_skips, repeated=repeated)
+    traced = trace_learning(model, args, kwargs)
+    return sort_additions(traced, filter_fn, long_skips=long_skips, repeated=repeated)
+
+
+def trace_learning(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Trace:
+    """Trace a model with gradients, so that one sees where it disables them; without, if it runs in no other way.
+
+    Args:
+        model: Any module.
+        args: Its example arguments.
+        kwargs: Its example keyword arguments.
+
+    Returns:
+        The pass.
+    """
+    try:
+        return trace(model, args, kwargs, grad=True)
+    except UsageError:
+        return trace(model, args, kwargs)
 
 
 def sort_additions(
@@ -92,7 +111,7 @@ def sort_additions(
 
 
 TIES = "both sides have as many layers: neither is a skip"
-UNREAD = "the sum does not reach the outputs, or only as whole numbers: no gate could learn there"
+UNREAD = "the sum does not reach the outputs, or only as whole numbers or detached: no gate could learn there"
 LONG = "a long skip over other resolutions: ask for it with long_skips=True"
 
 
@@ -107,8 +126,9 @@ class _Finder:
         self.trace = traced
         self.filter_fn = filter_fn
         self.long_skips = long_skips
-        self.leading = _leading_out(traced)
-        self.placer = Placer([call for call in traced.calls if _is_read(call, self.leading)], repeated)
+        self.learning = _leading_out(traced, learning=True)
+        leading = _leading_out(traced)
+        self.placer = Placer([call for call in traced.calls if _is_read(call, leading)], repeated)
         self.places = additions(traced)
         self.left_out: dict[Op, LeftOut] = {}
         self.sums: dict[Op, Sum] = {}
@@ -117,7 +137,7 @@ class _Finder:
         """Sort all additions into sites and others."""
         for op in self.places:
             self._judge(op)
-        for op in self.sums.keys() - self.leading:
+        for op in self.sums.keys() - self.learning:
             del self.sums[op]
             self._leave(op, UNREAD)
         self.placer.check_ties(self.sums.values())
@@ -329,16 +349,18 @@ def _leaves(found: Sum) -> bool:
     return any(not reaches(found.skip, term.value) for term in found.terms)
 
 
-def _leading_out(traced: Trace) -> set[Op]:
+def _leading_out(traced: Trace, *, learning: bool = False) -> set[Op]:
     """Return the operations that the model's outputs depend on, otherwise than through whole numbers.
 
-    Where it returns nothing but whole numbers, those that they depend on.
+    Where it returns nothing but whole numbers, those that they depend on. With ``learning`` only those that gradients
+    come back to.
     """
     alike = all(value.whole for value in traced.values if value.escapes)
     found: set[Op] = set()
     for op in reversed(traced.ops):
         parts = [value for value in op.outputs if alike or not value.whole]
-        if any(value.escapes or not found.isdisjoint(value.users) for value in parts):
+        cut = learning and op.cuts
+        if not cut and any(value.escapes or not found.isdisjoint(value.users) for value in parts):
             found.add(op)
     return found
 

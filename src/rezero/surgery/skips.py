@@ -1,6 +1,6 @@
 """Watch a model add: which branches are zero, and whether every addition with closed gates returns its skip."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
 from rezero.errors import UsageError
-from rezero.surgery.find import sort_additions
+from rezero.surgery.find import UNREAD, sort_additions
 from rezero.surgery.linear import is_addition
 from rezero.surgery.outputs import Mode
 from rezero.surgery.sites import Branch, Residuals, Site
-from rezero.surgery.trace import Op, Trace, trace
+from rezero.surgery.trace import Call, Op, Trace, trace
 
 __all__ = ["check_skips", "silent_branches"]
 
@@ -109,7 +109,7 @@ def check_skips(
         kwargs: Example keyword arguments.
         found: The additions that were gated.
         mode: How to run it.
-        when: The circumstances, for errors; by default the mode.
+        when: The circumstances, for errors, of a step that may leave parts of the model out; by default the mode.
 
     Returns:
         The pass.
@@ -118,26 +118,37 @@ def check_skips(
         UsageError: If one does not, if none of them happens in this mode, or if others do. Layers that are dropped at
             random in training are no other path.
     """
-    when = when or str(mode)
+    whole, when = when is None, when or str(mode)
     traced, watcher = _watch(model, args, kwargs, found, mode)
     gated = {branch.leaf for branch in found.branches}
-    there = sort_additions(traced, found.filter_fn, long_skips=found.long_skips, repeated=found.repeated)
-    if others := [branch.leaf for branch in there.branches if branch.leaf not in gated]:
+    idle = {(each.name, *each.place) for each in found.left_out if each.reason == UNREAD}
+    there = [
+        site
+        for site in sort_additions(traced, found.filter_fn, long_skips=found.long_skips, repeated=found.repeated)
+        if not idle.issuperset((site.name, *place[:2]) for place in site.added)  # without gradients all look read
+    ]
+    added = dict.fromkeys(branch.leaf for site in there for branch in site.branches)
+    if others := [leaf for leaf in added if leaf not in gated]:
         raise UsageError(
             f"{when} the model takes another path, on which {others[0]!r} ends a branch that the example's path has "
             "not: give an example on which it takes all of them"
         )
-    added = {branch.leaf for branch in there.branches}
-    read = {value.parameter for value in traced.values if value.parameter and value.users}
+    read = {value.parameter for value in traced.values if any(not _within(op.call, added) for op in value.users)}
     loud = [site.name for site in there if not all(_operands(site, watcher.silent))]
     loud += [site.name for site in found if any(_is_read(b.leaf, read) for b in site.branches if b.leaf not in added)]
     if loud:
         raise UsageError(f"with all gates at 0 {when} the addition in {loud[0]!r} does not return its skip")
-    if not added:
+    if whole and not added:
         raise UsageError(f"{when} none of the additions happens: the model takes another path then")
     return traced
 
 
-def _is_read(leaf: str, parameters: set[str]) -> bool:
+def _within(call: Call | None, leaves: Container[str]) -> bool:
+    while call is not None and call.name not in leaves:
+        call = call.parent
+    return call is not None
+
+
+def _is_read(leaf: str, parameters: set[str | None]) -> bool:
     """Return whether other code uses the parameters of a module that ends no branch."""
-    return any(name.startswith(f"{leaf}.") for name in parameters)
+    return any(name is not None and name.startswith(f"{leaf}.") for name in parameters)

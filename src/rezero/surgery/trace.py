@@ -40,6 +40,10 @@ _READS_OTHERS = frozenset(
 _READS_FIRST = frozenset(("expand_as", "reshape_as", "to", "type_as", "view_as"))  # of the others only shape and type
 
 
+_DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
+_CUTS = frozenset(("data", "detach", "detach_"))
+
+
 @dataclass(eq=False)
 class Value:
     """A tensor as an operation left it; writing into it makes another value.
@@ -83,6 +87,7 @@ class Op:
         inputs: The tensors that it was given.
         outputs: The tensors that it returned or wrote into.
         call: The innermost module call it happened in.
+        cuts: Whether no gradient goes back through it, because it detaches, or the model disabled gradients.
     """
 
     index: int
@@ -90,6 +95,7 @@ class Op:
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     call: "Call"
+    cuts: bool = False
 
 
 @dataclass(eq=False)
@@ -219,6 +225,7 @@ class _Recorder(TorchFunctionMode):
         self.values: list[Value] = []
         self.open: list[Call] = []
         self.real = True
+        self.grad = torch.is_grad_enabled()
         self._seen: Any = WeakIdKeyDictionary()
         self._views = Views()
         self._stale: Any = WeakIdKeyDictionary()  # tensors that look at what was written into since, and the writings
@@ -261,7 +268,7 @@ class _Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         given = _tensors((args, kwargs))
         versions = [_version(tensor) for tensor in given]
-        name = getattr(func, "__name__", str(func))
+        name = "data" if func == _DATA else getattr(func, "__name__", str(func))
         inputs = tuple(self.value(tensor) for tensor in _read(name, given))
         watched = self.on_add is not None and name.strip("_") in ADDITIONS
         before = [tensor.detach().clone() for tensor in given] if watched else []
@@ -293,7 +300,8 @@ class _Recorder(TorchFunctionMode):
         return self._record("view" if whole else "written", inputs, [tensor])[-1]
 
     def _record(self, name: str, inputs: tuple[Value, ...], made: Sequence[Tensor]) -> tuple[Value, ...]:
-        op = Op(len(self.ops), name, inputs, (), self.open[-1] if self.open else self.calls[0])
+        cuts = name in _CUTS or (self.grad and not torch.is_grad_enabled())
+        op = Op(len(self.ops), name, inputs, (), self.open[-1] if self.open else self.calls[0], cuts)
         self.ops.append(op)
         with torch._C.DisableTorchFunction():
             op.outputs = tuple(self._make(tensor, op) for tensor in made)
