@@ -69,7 +69,8 @@ class EncodesFirst(Remembers):
     def forward(self, input_ids: Tensor, past_key_values: Any = None, use_cache: bool = False) -> Any:
         x = self.embed(input_ids)
         seen = x + self.f(x) if past_key_values is None else past_key_values[0]
-        return SimpleNamespace(logits=self.head(x * seen.mean(1, keepdim=True)), past_key_values=[seen] if use_cache else None)
+        logits = self.head(x * seen.mean(1, keepdim=True))
+        return SimpleNamespace(logits=logits, past_key_values=[seen] if use_cache else None)
 
 
 class EncodesAlike(EncodesFirst):
@@ -110,9 +111,7 @@ def test_what_is_right_with_a_cache_or_has_none_is_converted(build: Callable[[],
     assert rezero.convert_(build(), TOKENS).gates == ("f.alpha",)
 
 
-@pytest.mark.parametrize(
-    ("build", "gates"), [(EncodesFirst, ("f.alpha",)), (EncodesAlike, ("f.alpha", "again.alpha"))]
-)
+@pytest.mark.parametrize(("build", "gates"), [(EncodesFirst, ("f.alpha",)), (EncodesAlike, ("f.alpha", "again.alpha"))])
 def test_a_second_step_may_leave_branches_out(build: Callable[[], nn.Module], gates: tuple[str, ...]) -> None:
     """A branch whose result is in the cache is not run again, nor missed where another has the same weight."""
     assert rezero.convert_(build(), TOKENS).gates == gates

@@ -135,7 +135,7 @@ def convert_(
         kwargs: Example keyword arguments.
         gate: One number a branch, one a ``channel``, or one number through ``tanh``.
         share: A gate for each ``sublayer``, or one for a whole ``layer``, as in the paper's Transformer.
-        init_value: Start of the gates (dimensionless); of a ``tanh`` gate before the tanh, so that 1 is a factor of 0.76.
+        init_value: Start of the gates (dimensionless); of a ``tanh`` gate before the tanh: 1 is a factor of 0.76.
         norms: Whether the norms before and after gated branches stay. Removed ones return their input; their parameters
             stay in the state dict, frozen.
         drop: Whether the parameters of removed norms go, from the state dict too. A norm of which other code reads a
@@ -260,8 +260,8 @@ def _check_optimizer(optimizer: Any, model: nn.Module) -> None:
         raise UsageError("the optimizer holds none of the model's parameters: give the one that trains this model")
     if any("initial_lr" in group for group in optimizer.param_groups):
         raise UsageError(
-            "the optimizer has a learning-rate scheduler, which could not take one more group: convert first, then make "
-            "the scheduler; if it has none any more, delete 'initial_lr' from its param_groups"
+            "the optimizer has a learning-rate scheduler, which could not take one more group: convert first, then "
+            "make the scheduler; if it has none any more, delete 'initial_lr' from its param_groups"
         )
 
 
