@@ -365,3 +365,21 @@ def test_passes_draw_no_numbers() -> None:
     before = snapshot(model)
     trace(model, (X,), training=True, on_add=ignore)
     assert snapshot(model) == before
+
+
+def autocasting(self: Function, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=True):
+        return x + self.fc(x)
+
+
+@pytest.mark.parametrize("function", [lambda self, x: x + self.fc(x), autocasting], ids=["around", "inside"])
+def test_autocast_keeps_no_casts_of_a_pass(function: Any) -> None:
+    """Within autocast, whose cache keeps casts of weights, a pass on shapes leaves none: the next one has numbers."""
+    model = Function(function)
+    with torch.autocast("cpu", torch.bfloat16):
+        trace(model, (X,), grad=True)
+        y = model(X)
+        assert torch.is_autocast_cache_enabled()
+    y.sum().backward()
+    assert type(y) is Tensor
+    assert type(model.fc.weight.grad) is Tensor

@@ -276,3 +276,17 @@ def test_gates_can_learn_wherever_they_were_made(enabled: bool) -> None:
             rezero.convert_(ReadWithoutGradients(), X_BD)
     model(X_BD).square().sum().backward()
     assert all(gate.gate_parameter.grad.any() for gate in rezero.gates(model).values())
+
+
+@pytest.mark.parametrize("start", [0.0, 1.0])
+def test_a_conversion_inside_autocast_is_verified(start: float) -> None:
+    """Within autocast a model is converted as elsewhere, and afterwards its gates and weights learn."""
+    model = nn.Sequential(Block(), Block())
+    with torch.autocast("cpu", torch.bfloat16):
+        rezero.convert_(model, X_BD, init_value=start)
+        y = model(X_BD)
+    y.sum().backward()
+    assert type(y) is Tensor
+    assert torch.equal(y, X_BD) == (start == 0)
+    assert all(gate.gate_parameter.grad.any() for gate in rezero.gates(model).values())
+    assert all(bool(block.f.weight.grad.any()) == (start == 1) for block in model)

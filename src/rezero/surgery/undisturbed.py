@@ -48,6 +48,9 @@ def copied(example: _Example) -> _Example:
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Put everything back that a forward pass may change: attributes, buffers, random numbers.
 
+    Inside ``torch.autocast`` each pass casts the parameters anew: one on shapes alone makes casts without numbers, and
+    one without gradients casts that let none through.
+
     Args:
         model: The model.
 
@@ -60,6 +63,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     devices = {p.device.index for p in model.parameters() if p.is_cuda}
     python, numpy = random.getstate(), sys.modules.get("numpy")
     drawn = numpy.random.get_state() if numpy is not None else None
+    cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
     try:
         with torch.random.fork_rng(sorted(index for index in devices if index is not None)):
             yield
@@ -70,6 +75,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         random.setstate(python)
         if numpy is not None:
             numpy.random.set_state(drawn)
+        torch.set_autocast_cache_enabled(cached)
+        torch.clear_autocast_cache()  # of a model that switches it on itself
 
 
 def _keep(value: Any, kept: dict[int, tuple[Any, Any]]) -> None:
