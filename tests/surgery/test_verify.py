@@ -151,6 +151,14 @@ def test_the_addition_is_named() -> None:
         rezero.convert_(model, X_BD)
 
 
+@pytest.mark.parametrize("number", [torch.nan, torch.inf], ids=str)
+@pytest.mark.parametrize("start", [0.0, 1.0])
+def test_an_example_that_is_not_finite_is_named(number: float, start: float) -> None:
+    """A branch that is not finite on the example, which no gate at zero can close, is refused for that reason."""
+    with pytest.raises(UsageError, match=r"what is added in '0' is not finite on the example.*0 \* inf is nan"):
+        rezero.convert_(nn.Sequential(Block(), Block()), torch.full((3, D), number), init_value=start)
+
+
 def test_without_verification_nothing_is_held_against_the_original() -> None:
     """verify=False converts what the check would refuse."""
     model = ReadInTraining()
