@@ -1,13 +1,16 @@
 """What a trace writes down, and that a pass leaves no trace in the model."""
 
 import random
+from collections import deque
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from rezero.errors import UsageError
 from rezero.surgery.trace import Op, Trace, Value, trace
@@ -383,3 +386,73 @@ def test_autocast_keeps_no_casts_of_a_pass(function: Any) -> None:
     y.sum().backward()
     assert type(y) is Tensor
     assert type(model.fc.weight.grad) is Tensor
+
+
+class Slotted:
+    """Remembers in a slot, and in another that is empty at first."""
+
+    __slots__ = ("count", "last")
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+class Remembers(nn.Module):
+    """Changes objects that are no containers, at any depth, draws from generators of its own, and learns by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.momentum = linear(), nn.Parameter(torch.ones(WIDTH))
+        self.plain = SimpleNamespace(count=0, table=None, inner=[SimpleNamespace(memory=torch.zeros(WIDTH))])
+        self.slotted, self.recent = Slotted(), deque([0], maxlen=2)
+        self.generators = torch.Generator(), np.random.default_rng(0), np.random.RandomState(0), random.Random(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.plain.table is None:
+            self.plain.table = torch.arange(WIDTH) / WIDTH
+        self.plain.count += 1
+        self.plain.inner[0].memory += 1
+        self.plain.inner.append(x)
+        self.slotted.count += 1
+        self.slotted.last = x
+        self.recent.append(x)
+        first, *others = self.generators
+        noise = torch.rand(1, generator=first) + sum(float(each.random()) for each in others[:1])
+        noise = noise + float(self.generators[2].rand()) + self.generators[3].random()
+        with torch.no_grad():
+            self.momentum.data = 0.9 * self.momentum + 0.1 * self.fc.weight[0]
+        if torch.is_grad_enabled():
+            self.fc(x.detach()).sum().backward()
+        return x + self.fc(x) * self.plain.table * self.momentum + noise
+
+    def memory(self) -> Any:
+        """Return all that it changes."""
+        first, *others = self.generators
+        states = first.get_state().tolist(), *(str(each.bit_generator.state) for each in others[:1])
+        return {
+            "attributes": (self.plain.count, self.plain.table, len(self.plain.inner), list(self.recent)),
+            "slots": (self.slotted.count, hasattr(self.slotted, "last")),
+            "generators": (*states, str(self.generators[2].get_state()), self.generators[3].getstate()),
+            "tensors": (self.plain.inner[0].memory.tolist(), self.momentum.tolist(), self.momentum.data_ptr()),
+            "gradients": [p.grad for p in self.parameters()],
+        }
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("numbers", [False, True], ids=["shapes", "numbers"])
+def test_objects_of_any_class_are_put_back(*, training: bool, numbers: bool) -> None:
+    """A pass leaves plain objects, slots, queues, generators, moved parameters and gradients as they were."""
+    model = Remembers()
+    before = model.memory()
+    trace(model, (X,), training=training, grad=True, on_add=ignore if numbers else None)
+    assert model.memory() == before
+    assert type(model(X)) is Tensor
+
+
+def test_what_belongs_to_training_is_not_copied() -> None:
+    """Data and optimizers that a model refers to are not its own: a pass does not copy them, nor put them back."""
+    model: Any = linear()
+    model.data = TensorDataset(torch.zeros(3))
+    with undisturbed(model):
+        model.data.tensors[0].add_(1)
+    assert model.data.tensors[0].all()

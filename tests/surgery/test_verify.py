@@ -3,6 +3,7 @@
 import copy
 import random
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -189,6 +190,21 @@ class Counts(Block):
         return x + self.f(x) * (1 + self.get_buffer("calls"))
 
 
+class Remembers(Block):
+    """Keeps a table in a plain object, and moves an average of its weights on in training, as MoCo does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.average, self.kept = nn.Parameter(torch.ones(D)), SimpleNamespace(table=None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kept.table is None:
+            self.kept.table = torch.arange(D) / D
+        if self.training:
+            self.average.data = 0.9 * self.average.data + 0.1 * self.f.weight.data[0]
+        return x + self.f(x * self.average * self.kept.table)
+
+
 class FailsInTraining(Block):
     """Can't be trained at all: it is converted for evaluation."""
 
@@ -232,6 +248,7 @@ ACCEPTED = {
     "drops layers": DropsLayers,
     "draws": Draws,
     "counts": Counts,
+    "remembers": Remembers,
     "fails in training": FailsInTraining,
     "not a number": NotANumber,
     "frozen": lambda: Block().requires_grad_(False),

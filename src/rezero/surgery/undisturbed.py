@@ -6,16 +6,16 @@ import gc
 import logging
 import random
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_leaves
 
 from rezero.errors import UsageError
+from rezero.surgery.state import State
 
 __all__ = ["clean_caches", "copied", "quiet", "switched", "undisturbed", "unfused"]
 
@@ -46,7 +46,7 @@ def copied(example: _Example) -> _Example:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Put everything back that a forward pass may change: attributes, buffers, random numbers.
+    """Put everything back that a forward pass may change: attributes, buffers, memory, gradients, random numbers.
 
     Inside ``torch.autocast`` each pass casts the parameters anew: one on shapes alone makes casts without numbers, and
     one without gradients casts that let none through.
@@ -57,9 +57,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    kept: dict[int, tuple[Any, Any]] = {}
-    for module in model.modules():
-        _keep(vars(module), kept)
+    state = State(model)
     devices = {p.device.index for p in model.parameters() if p.is_cuda}
     python, numpy = random.getstate(), sys.modules.get("numpy")
     drawn = numpy.random.get_state() if numpy is not None else None
@@ -69,51 +67,12 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         with torch.random.fork_rng(sorted(index for index in devices if index is not None)):
             yield
     finally:
-        with torch.no_grad():
-            for value, content in kept.values():
-                _put_back(value, content)
+        state.put_back()
         random.setstate(python)
         if numpy is not None:
             numpy.random.set_state(drawn)
         torch.set_autocast_cache_enabled(cached)
         torch.clear_autocast_cache()  # of a model that switches it on itself
-
-
-def _keep(value: Any, kept: dict[int, tuple[Any, Any]]) -> None:
-    """Keep what is in a container and in the containers in it: buffers, attributes, tensors that are neither."""
-    if id(value) in kept:
-        return
-    if isinstance(value, Tensor):
-        if not (isinstance(value, nn.Parameter | FakeTensor) or value.is_meta):
-            kept[id(value)] = value, value.detach().clone()
-    elif isinstance(value, dict):
-        kept[id(value)] = value, dict(value)
-        for each in value.values():
-            _keep(each, kept)
-    elif isinstance(value, list | set | tuple):
-        kept[id(value)] = value, copy.copy(value)
-        for each in value:
-            _keep(each, kept)
-
-
-def _put_back(value: Any, content: Any) -> None:
-    if isinstance(value, Tensor):
-        if not torch.equal(value, content):
-            value.copy_(content)
-    elif isinstance(value, set):
-        if value != content:
-            value.clear()
-            value.update(content)
-    elif isinstance(value, list):
-        if not _same(value, content):
-            value[:] = content
-    elif isinstance(value, dict) and not (_same(value, content) and _same(value.values(), content.values())):
-        value.clear()
-        value.update(content)
-
-
-def _same(one: Collection[Any], other: Collection[Any]) -> bool:
-    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
 
 
 @contextmanager
