@@ -2,6 +2,7 @@
 
 import random
 from collections import deque
+from collections.abc import Iterator
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.data import TensorDataset
 
 from rezero.errors import UsageError
+from rezero.surgery.convert import convert_
 from rezero.surgery.trace import Op, Trace, Value, trace
 from rezero.surgery.undisturbed import switched, undisturbed
 from tests.surgery.models import WIDTH, Attention, PreNorm, Restless, linear
@@ -456,3 +459,58 @@ def test_what_belongs_to_training_is_not_copied() -> None:
     with undisturbed(model):
         model.data.tensors[0].add_(1)
     assert model.data.tensors[0].all()
+
+
+TABLES: dict[int, Tensor] = {}
+
+
+def tabled(self: Function, x: Tensor) -> Tensor:
+    if WIDTH not in TABLES:
+        TABLES[WIDTH] = torch.arange(WIDTH) / WIDTH
+    return x + self.fc(x) * TABLES[WIDTH]
+
+
+@pytest.fixture
+def no_tables() -> Iterator[None]:
+    """Empty the global cache before a test and after it."""
+    TABLES.clear()
+    yield
+    TABLES.clear()
+
+
+@pytest.mark.usefixtures("no_tables")
+def test_a_cache_that_can_not_be_put_back_is_refused() -> None:
+    """A model that fills a global cache is told so, as long as the cache is bad, and runs if it was full before."""
+    model = nn.Sequential(Function(tabled))
+    with pytest.raises(UsageError, match=r"'0' keeps a tensor out of reach: .*a global.*run it once on the example"):
+        trace(model, (X,))
+    for on_add in (None, ignore):
+        with pytest.raises(UsageError, match=r"^the model keeps a tensor out of reach: .*empty it"):
+            trace(model, (X,), on_add=on_add)
+    TABLES.clear()
+    y = model(X)
+    assert names(trace(model, (X,)))[-1].strip("_") == "add"
+    assert torch.equal(model(X), y)
+
+
+@pytest.mark.usefixtures("no_tables")
+def test_a_cache_that_is_full_before_serves_a_conversion() -> None:
+    """A model with a global cache is converted if it ran once; otherwise it is left as it was."""
+    model = nn.Sequential(Function(tabled))
+    before = list(model.state_dict())
+    with pytest.raises(UsageError, match=r"a cache outside of the model"):
+        convert_(model, X)
+    assert list(model.state_dict()) == before
+    TABLES.clear()
+    model(X)
+    assert convert_(model, X).gates == ("0.fc.alpha",)
+
+
+def test_a_model_that_looks_at_a_tensor_without_numbers_is_told_so() -> None:
+    """A tensor without numbers, that something else left in a model with numbers, is not taken for the meta device."""
+    model = Function(lambda self, x: self.fc(x) if self.left.sum() > 0 else x)
+    with FakeTensorMode():
+        left = torch.ones(1)
+    model.left = left
+    with pytest.raises(UsageError, match=r"a cache outside of the model.* holds a tensor without numbers"):
+        trace(model, (X,))
