@@ -116,6 +116,25 @@ class ReadBehindAnotherAddition(Block):
         return x + F.linear(x, self.f.weight, self.f.bias)
 
 
+class Averages(Block):
+    """Moves an average of its weights on, in place and past the version counters of autograd."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.average = nn.Parameter(torch.ones(D))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.average.data.mul_(0.9).add_(self.f.weight.data[0])
+        return x + self.f(x * self.average)
+
+
+class AveragesInTraining(Averages):
+    """Does so in training."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if self.training else x + self.f(x)
+
+
 REFUSED = {
     "another path in training": (AnotherPathInTraining, r"in training .* the model takes another path"),
     "no addition in training": (NoAdditionInTraining, r"in training .* the model takes another path"),
@@ -143,6 +162,50 @@ def test_what_can_not_be_gated_surely_is_refused(build: Callable[[], nn.Module],
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert torch.equal(model(X_BD), expected)
     assert all(module.training == training for module in model.modules())
+
+
+@pytest.mark.parametrize("build", [Averages, AveragesInTraining])
+@pytest.mark.parametrize("start", [0.0, 1.0])
+def test_a_model_that_writes_into_its_weights_keeps_them(build: Callable[[], nn.Module], start: float) -> None:
+    """A forward that changes parameters in place is refused, and they have their numbers and their memory."""
+    model = build()
+    before = {name: (p.detach().clone(), p.data_ptr()) for name, p in model.named_parameters()}
+    with pytest.raises(UsageError, match=r"writes into its parameter 'average' .* move the update out of it"):
+        rezero.convert_(model, X_BD, init_value=start)
+    assert [name for name, _ in model.named_parameters()] == list(before)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name][0])
+        assert parameter.data_ptr() == before[name][1]
+
+
+class Bounded(Block):
+    """Has an embedding that shortens its vectors when they are looked up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(3, D, max_norm=1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + self.table(torch.arange(3)))
+
+
+@pytest.mark.parametrize("start", [0.0, 1.0])
+def test_what_is_written_once_is_converted_after_it(start: float) -> None:
+    """A model that changes weights in its first pass is refused, with the weights as they were, until it has run."""
+    model = Bounded()
+    before = model.table.weight.detach().clone()
+    with pytest.raises(UsageError, match=r"writes into its parameter 'table\.weight' .* run the model on the example"):
+        rezero.convert_(model, X_BD, init_value=start)
+    assert torch.equal(model.table.weight, before)
+    model(X_BD)
+    assert rezero.convert_(model, X_BD, init_value=start).gates == ("f.alpha",)
+
+
+def test_weights_that_are_not_a_number_are_not_taken_for_written() -> None:
+    """A parameter that holds NaN beside the branches is no obstacle."""
+    model = Block()
+    model.unused = nn.Parameter(torch.full((D,), torch.nan))
+    assert rezero.convert_(model, X_BD, init_value=1).gates == ("f.alpha",)
 
 
 def test_the_addition_is_named() -> None:

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from rezero.errors import UsageError
 from rezero.surgery.state import State
 
-__all__ = ["clean_caches", "copied", "quiet", "switched", "undisturbed", "unfused"]
+__all__ = ["clean_caches", "copied", "quiet", "switched", "undisturbed", "unfused", "unwritten"]
 
 _Example = TypeVar("_Example")
 
@@ -73,6 +73,39 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             numpy.random.set_state(drawn)
         torch.set_autocast_cache_enabled(cached)
         torch.clear_autocast_cache()  # of a model that switches it on itself
+
+
+@contextmanager
+def unwritten(model: nn.Module) -> Iterator[None]:
+    """Refuse a model that writes into its parameters, after they have been put back.
+
+    It takes a copy of all of them, as their gradients do, and so it is for the first passes of a model only.
+
+    Args:
+        model: The model.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        UsageError: If it does: into which.
+    """
+    before = [(name, parameter, parameter.detach().clone()) for name, parameter in model.named_parameters()]
+    written: list[str] = []
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, parameter, numbers in before:
+                if not torch.equal(parameter, numbers):
+                    written += [] if torch.allclose(parameter, numbers, rtol=0, atol=0, equal_nan=True) else [name]
+                    parameter.copy_(numbers)
+    if written:
+        raise UsageError(
+            f"the model writes into its parameter {written[0]!r} when it runs, so that no pass could be held against "
+            "another: expected a forward that leaves parameters alone; move the update out of it, or where it happens "
+            "once, as with the max_norm of an embedding, run the model on the example before"
+        )
 
 
 @contextmanager
