@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import rezero
 from rezero.errors import UsageError
@@ -221,6 +222,56 @@ def test_an_example_that_is_not_finite_is_named(number: float, start: float) -> 
     """A branch that is not finite on the example, which no gate at zero can close, is refused for that reason."""
     with pytest.raises(UsageError, match=r"what is added in '0' is not finite on the example.*0 \* inf is nan"):
         rezero.convert_(nn.Sequential(Block(), Block()), torch.full((3, D), number), init_value=start)
+
+
+class Recomputes(nn.TransformerEncoderLayer):
+    """Recomputes its feed-forward branch in the backward pass."""
+
+    def _ff_block(self, x: Tensor) -> Tensor:
+        out: Tensor = checkpoint(super()._ff_block, x, use_reentrant=True)
+        return out
+
+
+class RecomputedWhole(nn.Module):
+    """Recomputes a whole layer, which runs again as it ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(D, 2, 16, 0.0, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = checkpoint(self.layer, x, use_reentrant=True)
+        return out
+
+
+X_BTD = X_BD[None]
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")  # in evaluation
+def test_a_checkpoint_that_would_recompute_a_branch_without_its_gate_is_refused() -> None:
+    """A reentrant checkpoint inside an encoder layer, whose weights are gated only while it runs, is refused."""
+    model = Recomputes(D, 2, 16, batch_first=True)
+    classes = [type(module) for module in model.modules()]
+    with pytest.raises(
+        UsageError, match=r"backward pass .*'self_attn\.out_proj' is gated .* recompute it without its gate: check"
+    ):
+        rezero.convert_(model, X_BTD)
+    assert [type(module) for module in model.modules()] == classes
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")  # in evaluation
+def test_a_recomputed_layer_has_the_gradients_of_one_that_is_not() -> None:
+    """A reentrant checkpoint around an encoder layer is converted, and gives its gates the same gradients."""
+    torch.manual_seed(0)
+    model = RecomputedWhole()
+    rezero.convert_(model, X_BTD, init_value=0.5)
+    gradients = []
+    for run in (model, model.layer):
+        model.zero_grad()
+        run(X_BTD.clone().requires_grad_()).square().sum().backward()
+        gradients.append([gate.gate_parameter.grad.clone() for gate in rezero.gates(model).values()])
+    assert all(bool(gradient.any()) for gradient in gradients[0])
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
 
 
 def test_without_verification_nothing_is_held_against_the_original() -> None:
