@@ -27,7 +27,8 @@ demo: .venv/.lab
 	$(BIN)/rezero compare fc-digits
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests src -n 2 --dist loadgroup --cov
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/core tests/layers -n 2 --dist loadgroup --cov
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests src --ignore tests/core --ignore tests/layers -n 2 --dist loadgroup
 	OMP_NUM_THREADS=1 $(BIN)/pytest README.md docs -n 2 --dist loadfile  # the blocks of a page build on each other
 	$(BIN)/coverage report --fail-under=95 --include='$(shell echo $(CORE:%=src/rezero/%.py) | tr " " ",")'
 

@@ -760,6 +760,22 @@ def test_an_interruption_leaves_no_trace(error: type[BaseException], monkeypatch
     before.check(model)
 
 
+def test_an_interruption_while_a_gate_is_made_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gate that a layer got just before the interruption is taken away again."""
+    model, register = nn.Sequential(PreNorm(), PreNorm()), nn.Module.register_parameter
+
+    def interrupted(self: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        register(self, name, parameter)
+        raise KeyboardInterrupt("stop")
+
+    before = Picture(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.Module, "register_parameter", interrupted)
+        with pytest.raises(KeyboardInterrupt, match="stop"):
+            rezero.convert_(model, X_BD)
+    before.check(model)
+
+
 # Bad input
 
 

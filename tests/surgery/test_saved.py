@@ -429,6 +429,23 @@ def test_what_is_missing_or_damaged_is_named_and_the_model_left_alone(harm: Any,
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
+def test_loading_is_the_last_step(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever interrupts after the weights are loaded has the converted model, and none without gates or recipe."""
+    model, load = stack(), nn.Module.load_state_dict
+
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        load(*args, **kwargs)
+        raise KeyboardInterrupt("stop")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.Module, "load_state_dict", interrupted)
+        with pytest.raises(KeyboardInterrupt, match="stop"):
+            rezero.load_converted_(model, saved)
+    again, x = rezero.load_converted_(stack(), saved), torch.randn(2, 3, 8)
+    assert torch.equal(model.eval()(x), again.eval()(x))
+    assert rezero.fold_(model) == rezero.fold_(again)
+
+
 def test_a_model_of_another_shape_is_refused_by_its_first_difference(saved: Path) -> None:
     """A deeper recipe names the module that is missing."""
     with pytest.raises(UsageError, match=r"this one has no module 'layers\.1"):

@@ -1,15 +1,21 @@
 """What a trace writes down, and that a pass leaves no trace in the model."""
 
 import random
+from collections import deque
+from collections.abc import Iterator
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.data import TensorDataset
 
 from rezero.errors import UsageError
+from rezero.surgery.convert import convert_
 from rezero.surgery.trace import Op, Trace, Value, trace
 from rezero.surgery.undisturbed import switched, undisturbed
 from tests.surgery.models import WIDTH, Attention, PreNorm, Restless, linear
@@ -365,3 +371,146 @@ def test_passes_draw_no_numbers() -> None:
     before = snapshot(model)
     trace(model, (X,), training=True, on_add=ignore)
     assert snapshot(model) == before
+
+
+def autocasting(self: Function, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=True):
+        return x + self.fc(x)
+
+
+@pytest.mark.parametrize("function", [lambda self, x: x + self.fc(x), autocasting], ids=["around", "inside"])
+def test_autocast_keeps_no_casts_of_a_pass(function: Any) -> None:
+    """Within autocast, whose cache keeps casts of weights, a pass on shapes leaves none: the next one has numbers."""
+    model = Function(function)
+    with torch.autocast("cpu", torch.bfloat16):
+        trace(model, (X,), grad=True)
+        y = model(X)
+        assert torch.is_autocast_cache_enabled()
+    y.sum().backward()
+    assert type(y) is Tensor
+    assert type(model.fc.weight.grad) is Tensor
+
+
+class Slotted:
+    """Remembers in a slot, and in another that is empty at first."""
+
+    __slots__ = ("count", "last")
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+class Remembers(nn.Module):
+    """Changes objects that are no containers, at any depth, draws from generators of its own, and learns by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.momentum = linear(), nn.Parameter(torch.ones(WIDTH))
+        self.plain = SimpleNamespace(count=0, table=None, inner=[SimpleNamespace(memory=torch.zeros(WIDTH))])
+        self.slotted, self.recent = Slotted(), deque([0], maxlen=2)
+        self.generators = torch.Generator(), np.random.default_rng(0), np.random.RandomState(0), random.Random(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.plain.table is None:
+            self.plain.table = torch.arange(WIDTH) / WIDTH
+        self.plain.count += 1
+        self.plain.inner[0].memory += 1
+        self.plain.inner.append(x)
+        self.slotted.count += 1
+        self.slotted.last = x
+        self.recent.append(x)
+        first, *others = self.generators
+        noise = torch.rand(1, generator=first) + sum(float(each.random()) for each in others[:1])
+        noise = noise + float(self.generators[2].rand()) + self.generators[3].random()
+        with torch.no_grad():
+            self.momentum.data = 0.9 * self.momentum + 0.1 * self.fc.weight[0]
+        if torch.is_grad_enabled():
+            self.fc(x.detach()).sum().backward()
+        return x + self.fc(x) * self.plain.table * self.momentum + noise
+
+    def memory(self) -> Any:
+        """Return all that it changes."""
+        first, *others = self.generators
+        states = first.get_state().tolist(), *(str(each.bit_generator.state) for each in others[:1])
+        return {
+            "attributes": (self.plain.count, self.plain.table, len(self.plain.inner), list(self.recent)),
+            "slots": (self.slotted.count, hasattr(self.slotted, "last")),
+            "generators": (*states, str(self.generators[2].get_state()), self.generators[3].getstate()),
+            "tensors": (self.plain.inner[0].memory.tolist(), self.momentum.tolist(), self.momentum.data_ptr()),
+            "gradients": [p.grad for p in self.parameters()],
+        }
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("numbers", [False, True], ids=["shapes", "numbers"])
+def test_objects_of_any_class_are_put_back(*, training: bool, numbers: bool) -> None:
+    """A pass leaves plain objects, slots, queues, generators, moved parameters and gradients as they were."""
+    model = Remembers()
+    before = model.memory()
+    trace(model, (X,), training=training, grad=True, on_add=ignore if numbers else None)
+    assert model.memory() == before
+    assert type(model(X)) is Tensor
+
+
+def test_what_belongs_to_training_is_not_copied() -> None:
+    """Data and optimizers that a model refers to are not its own: a pass does not copy them, nor put them back."""
+    model: Any = linear()
+    model.data = TensorDataset(torch.zeros(3))
+    with undisturbed(model):
+        model.data.tensors[0].add_(1)
+    assert model.data.tensors[0].all()
+
+
+TABLES: dict[int, Tensor] = {}
+
+
+def tabled(self: Function, x: Tensor) -> Tensor:
+    if WIDTH not in TABLES:
+        TABLES[WIDTH] = torch.arange(WIDTH) / WIDTH
+    return x + self.fc(x) * TABLES[WIDTH]
+
+
+@pytest.fixture
+def no_tables() -> Iterator[None]:
+    """Empty the global cache before a test and after it."""
+    TABLES.clear()
+    yield
+    TABLES.clear()
+
+
+@pytest.mark.usefixtures("no_tables")
+def test_a_cache_that_can_not_be_put_back_is_refused() -> None:
+    """A model that fills a global cache is told so, as long as the cache is bad, and runs if it was full before."""
+    model = nn.Sequential(Function(tabled))
+    with pytest.raises(UsageError, match=r"'0' keeps a tensor out of reach: .*a global.*run it once on the example"):
+        trace(model, (X,))
+    for on_add in (None, ignore):
+        with pytest.raises(UsageError, match=r"^the model keeps a tensor out of reach: .*empty it"):
+            trace(model, (X,), on_add=on_add)
+    TABLES.clear()
+    y = model(X)
+    assert names(trace(model, (X,)))[-1].strip("_") == "add"
+    assert torch.equal(model(X), y)
+
+
+@pytest.mark.usefixtures("no_tables")
+def test_a_cache_that_is_full_before_serves_a_conversion() -> None:
+    """A model with a global cache is converted if it ran once; otherwise it is left as it was."""
+    model = nn.Sequential(Function(tabled))
+    before = list(model.state_dict())
+    with pytest.raises(UsageError, match=r"a cache outside of the model"):
+        convert_(model, X)
+    assert list(model.state_dict()) == before
+    TABLES.clear()
+    model(X)
+    assert convert_(model, X).gates == ("0.fc.alpha",)
+
+
+def test_a_model_that_looks_at_a_tensor_without_numbers_is_told_so() -> None:
+    """A tensor without numbers, that something else left in a model with numbers, is not taken for the meta device."""
+    model = Function(lambda self, x: self.fc(x) if self.left.sum() > 0 else x)
+    with FakeTensorMode():
+        left = torch.ones(1)
+    model.left = left
+    with pytest.raises(UsageError, match=r"a cache outside of the model.* holds a tensor without numbers"):
+        trace(model, (X,))

@@ -3,12 +3,14 @@
 import copy
 import random
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import rezero
 from rezero.errors import UsageError
@@ -122,6 +124,25 @@ class ReadBehindAnotherAddition(Block):
         return x + F.linear(x, self.f.weight, self.f.bias)
 
 
+class Averages(Block):
+    """Moves an average of its weights on, in place and past the version counters of autograd."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.average = nn.Parameter(torch.ones(D))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.average.data.mul_(0.9).add_(self.f.weight.data[0])
+        return x + self.f(x * self.average)
+
+
+class AveragesInTraining(Averages):
+    """Does so in training."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if self.training else x + self.f(x)
+
+
 REFUSED = {
     "another path in training": (AnotherPathInTraining, r"in training .* the model takes another path"),
     "no addition in training": (NoAdditionInTraining, r"in training .* the model takes another path"),
@@ -152,11 +173,113 @@ def test_what_can_not_be_gated_surely_is_refused(build: Callable[[], nn.Module],
     assert all(module.training == training for module in model.modules())
 
 
+@pytest.mark.parametrize("build", [Averages, AveragesInTraining])
+@pytest.mark.parametrize("start", [0.0, 1.0])
+def test_a_model_that_writes_into_its_weights_keeps_them(build: Callable[[], nn.Module], start: float) -> None:
+    """A forward that changes parameters in place is refused, and they have their numbers and their memory."""
+    model = build()
+    before = {name: (p.detach().clone(), p.data_ptr()) for name, p in model.named_parameters()}
+    with pytest.raises(UsageError, match=r"writes into its parameter 'average' .* move the update out of it"):
+        rezero.convert_(model, X_BD, init_value=start)
+    assert [name for name, _ in model.named_parameters()] == list(before)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name][0])
+        assert parameter.data_ptr() == before[name][1]
+
+
+class Bounded(Block):
+    """Has an embedding that shortens its vectors when they are looked up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(3, D, max_norm=1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + self.table(torch.arange(3)))
+
+
+@pytest.mark.parametrize("start", [0.0, 1.0])
+def test_what_is_written_once_is_converted_after_it(start: float) -> None:
+    """A model that changes weights in its first pass is refused, with the weights as they were, until it has run."""
+    model = Bounded()
+    before = model.table.weight.detach().clone()
+    with pytest.raises(UsageError, match=r"writes into its parameter 'table\.weight' .* run the model on the example"):
+        rezero.convert_(model, X_BD, init_value=start)
+    assert torch.equal(model.table.weight, before)
+    model(X_BD)
+    assert rezero.convert_(model, X_BD, init_value=start).gates == ("f.alpha",)
+
+
+def test_weights_that_are_not_a_number_are_not_taken_for_written() -> None:
+    """A parameter that holds NaN beside the branches is no obstacle."""
+    model = Block()
+    model.unused = nn.Parameter(torch.full((D,), torch.nan))
+    assert rezero.convert_(model, X_BD, init_value=1).gates == ("f.alpha",)
+
+
 def test_the_addition_is_named() -> None:
     """The message names the module whose addition went wrong."""
     model = nn.Sequential(Block(), ReadInTraining())
     with pytest.raises(UsageError, match=r"with all gates at 0 in training without gradients the addition in '1'"):
         rezero.convert_(model, X_BD)
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf], ids=str)
+@pytest.mark.parametrize("start", [0.0, 1.0])
+def test_an_example_that_is_not_finite_is_named(number: float, start: float) -> None:
+    """A branch that is not finite on the example, which no gate at zero can close, is refused for that reason."""
+    with pytest.raises(UsageError, match=r"what is added in '0' is not finite on the example.*0 \* inf is nan"):
+        rezero.convert_(nn.Sequential(Block(), Block()), torch.full((3, D), number), init_value=start)
+
+
+class Recomputes(nn.TransformerEncoderLayer):
+    """Recomputes its feed-forward branch in the backward pass."""
+
+    def _ff_block(self, x: Tensor) -> Tensor:
+        out: Tensor = checkpoint(super()._ff_block, x, use_reentrant=True)
+        return out
+
+
+class RecomputedWhole(nn.Module):
+    """Recomputes a whole layer, which runs again as it ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(D, 2, 16, 0.0, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = checkpoint(self.layer, x, use_reentrant=True)
+        return out
+
+
+X_BTD = X_BD[None]
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")  # in evaluation
+def test_a_checkpoint_that_would_recompute_a_branch_without_its_gate_is_refused() -> None:
+    """A reentrant checkpoint inside an encoder layer, whose weights are gated only while it runs, is refused."""
+    model = Recomputes(D, 2, 16, batch_first=True)
+    classes = [type(module) for module in model.modules()]
+    with pytest.raises(
+        UsageError, match=r"backward pass .*'self_attn\.out_proj' is gated .* recompute it without its gate: check"
+    ):
+        rezero.convert_(model, X_BTD)
+    assert [type(module) for module in model.modules()] == classes
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")  # in evaluation
+def test_a_recomputed_layer_has_the_gradients_of_one_that_is_not() -> None:
+    """A reentrant checkpoint around an encoder layer is converted, and gives its gates the same gradients."""
+    torch.manual_seed(0)
+    model = RecomputedWhole()
+    rezero.convert_(model, X_BTD, init_value=0.5)
+    gradients = []
+    for run in (model, model.layer):
+        model.zero_grad()
+        run(X_BTD.clone().requires_grad_()).square().sum().backward()
+        gradients.append([gate.gate_parameter.grad.clone() for gate in rezero.gates(model).values()])
+    assert all(bool(gradient.any()) for gradient in gradients[0])
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
 
 
 def test_without_verification_nothing_is_held_against_the_original() -> None:
@@ -187,6 +310,21 @@ class Counts(Block):
         self.get_buffer("calls").add_(1)
         self.seen.append(len(x))
         return x + self.f(x) * (1 + self.get_buffer("calls"))
+
+
+class Remembers(Block):
+    """Keeps a table in a plain object, and moves an average of its weights on in training, as MoCo does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.average, self.kept = nn.Parameter(torch.ones(D)), SimpleNamespace(table=None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kept.table is None:
+            self.kept.table = torch.arange(D) / D
+        if self.training:
+            self.average.data = 0.9 * self.average.data + 0.1 * self.f.weight.data[0]
+        return x + self.f(x * self.average * self.kept.table)
 
 
 class FailsInTraining(Block):
@@ -232,6 +370,7 @@ ACCEPTED = {
     "drops layers": DropsLayers,
     "draws": Draws,
     "counts": Counts,
+    "remembers": Remembers,
     "fails in training": FailsInTraining,
     "not a number": NotANumber,
     "frozen": lambda: Block().requires_grad_(False),
@@ -284,3 +423,17 @@ def test_gates_can_learn_wherever_they_were_made(enabled: bool) -> None:
             rezero.convert_(ReadWithoutGradients(), X_BD)
     model(X_BD).square().sum().backward()
     assert all(gate.gate_parameter.grad.any() for gate in rezero.gates(model).values())
+
+
+@pytest.mark.parametrize("start", [0.0, 1.0])
+def test_a_conversion_inside_autocast_is_verified(start: float) -> None:
+    """Within autocast a model is converted as elsewhere, and afterwards its gates and weights learn."""
+    model = nn.Sequential(Block(), Block())
+    with torch.autocast("cpu", torch.bfloat16):
+        rezero.convert_(model, X_BD, init_value=start)
+        y = model(X_BD)
+    y.sum().backward()
+    assert type(y) is Tensor
+    assert torch.equal(y, X_BD) == (start == 0)
+    assert all(gate.gate_parameter.grad.any() for gate in rezero.gates(model).values())
+    assert all(bool(block.f.weight.grad.any()) == (start == 1) for block in model)

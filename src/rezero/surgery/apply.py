@@ -247,8 +247,8 @@ def _give_gate(model: nn.Module, leaf: nn.Module, gate: GateRecipe, undo: Undo) 
     near = next((p for each in (leaf, model) for p in each.parameters() if p.is_floating_point()), None)
     dtype, device = (None, None) if near is None else (near.dtype, near.device)
     alpha = torch.full((max(gate.shape),), gate.init_value, dtype=gate_dtype(dtype), device=device)
-    leaf.register_parameter(gate.parameter, nn.Parameter(alpha))
     undo.steps.append(partial(leaf._parameters.pop, gate.parameter, None))
+    leaf.register_parameter(gate.parameter, nn.Parameter(alpha))
 
 
 def _reset(leaf: nn.Module, gate: GateRecipe, undo: Undo) -> None:

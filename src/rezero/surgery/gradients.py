@@ -51,7 +51,7 @@ def _present(gradients: Gradients) -> frozenset[str]:
 def _gradients(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], *, training: bool) -> Gradients:
     """Differentiate a random projection of the outputs; None for what they do not depend on at all."""
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    with undisturbed(model), switched(model, training=training), torch.enable_grad(), _kept():
+    with undisturbed(model), switched(model, training=training), torch.enable_grad(), _kept(model):
         torch.manual_seed(0)
         args, kwargs = copied((args, kwargs))
         outputs = [tensor for tensor in tensors(model(*args, **kwargs)) if tensor.requires_grad]
@@ -63,19 +63,28 @@ def _gradients(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any],
 
 
 @contextmanager
-def _kept() -> Iterator[None]:
+def _kept(model: nn.Module) -> Iterator[None]:
     """Keep activations that a model would recompute: torch.autograd.grad can't see through a reentrant checkpoint."""
     recomputing: Any = checkpoint.CheckpointFunction
-    checkpoint.CheckpointFunction = _Kept  # type: ignore[misc, assignment]
+    checkpoint.CheckpointFunction = _Kept(model)  # type: ignore[misc, assignment]
     try:
         yield
     finally:
         checkpoint.CheckpointFunction = recomputing  # type: ignore[misc]
 
 
+@dataclass(frozen=True)
 class _Kept:
-    @staticmethod
-    def apply(function: Any, _: bool, *args: Any) -> Any:
+    model: nn.Module
+
+    def apply(self, function: Any, _: bool, *args: Any) -> Any:
+        for name, module in self.model.named_modules():
+            if getattr(module, "rezero_reading", False):
+                raise UsageError(
+                    f"{name!r} is gated through its weights while the layer that reads them runs, and a checkpoint "
+                    "inside that layer would recompute it without its gate: checkpoint the layer as a whole, or leave "
+                    "it out with filter_fn"
+                )
         return function(*args)
 
 

@@ -94,11 +94,12 @@ def load_converted_(model: nn.Module, path: str | Path) -> nn.Module:
     undo = Undo()
     try:
         apply_(model, recipe, undo)
-        _load(model, folder)
         remember(model, recipe, undo)
+        loaded = _matching(model, folder)
     except BaseException:
         undo()
         raise
+    model.load_state_dict(loaded, strict=False, assign=any(tensor.is_meta for tensor in model.state_dict().values()))
     return model
 
 
@@ -217,7 +218,8 @@ def _read_recipe(folder: Path, *names: str) -> Recipe:
     )
 
 
-def _load(model: nn.Module, folder: Path) -> None:
+def _matching(model: nn.Module, folder: Path) -> dict[str, Tensor]:
+    """Return the saved tensors, if a model has all of them in the same shape and no others."""
     own = model.state_dict(keep_vars=True)
     loaded: dict[str, Tensor] = {}
     for name, tensor in _tensors(folder):
@@ -229,7 +231,7 @@ def _load(model: nn.Module, folder: Path) -> None:
     present = {id(own[name]) for name in loaded}
     if missing := [name for name, tensor in own.items() if id(tensor) not in present]:
         raise _incomplete(folder, missing[0])
-    model.load_state_dict(loaded, strict=False, assign=any(tensor.is_meta for tensor in own.values()))
+    return loaded
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:

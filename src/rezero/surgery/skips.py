@@ -28,6 +28,7 @@ class _Watcher:
 
     leaves: Mapping[nn.Module, str]
     silent: dict[Place, bool] = field(default_factory=dict)
+    infinite: set[str] = field(default_factory=set)  # names of the modules that add what is not finite
     loud: dict[str, bool] = field(default_factory=dict)  # whether a leaf ever returned something else than zeros
     _counts: dict[Any, int] = field(default_factory=dict)
 
@@ -37,6 +38,8 @@ class _Watcher:
         number = self._counts[op.call] = self._counts.get(op.call, -1) + 1
         for index, operand in enumerate(operands[:2]):
             self.silent[op.call.name, op.call.number, number, index] = not bool(operand.any())
+            if not bool(operand.isfinite().all()):
+                self.infinite.add(op.call.name)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -143,6 +146,11 @@ def check_skips(
     read = {value.parameter for value in traced.values if any(not _within(op.call, added) for op in value.users)}
     loud = [site.name for site in there if not all(_operands(site, watcher.silent))]
     loud += [site.name for site in found if any(_is_read(b.leaf, read) for b in site.branches if b.leaf not in added)]
+    if loud and loud[0] in watcher.infinite:
+        raise UsageError(
+            f"{when} what is added in {loud[0]!r} is not finite on the example, and no gate makes it zero, for 0 * inf "
+            "is nan: give an example on which the model's numbers are finite"
+        )
     if loud:
         raise UsageError(f"with all gates at 0 {when} the addition in {loud[0]!r} does not return its skip")
     gates = gates_by_name(model)

@@ -1,5 +1,6 @@
 """One forward pass of any model, written down: which operation made which tensor inside which module."""
 
+import gc
 import math
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,6 +40,12 @@ _READS_OTHERS = frozenset(
 )  # of the first only shape and type
 _READS_FIRST = frozenset(("expand_as", "reshape_as", "to", "type_as", "view_as"))  # of the others only shape and type
 
+
+_KEPT = (
+    "a cache outside of the model, such as a global, an attribute of a class or the list of a hook, holds a tensor "
+    "without numbers; empty it, and then let the model keep it in an attribute, run it once on the example before, or "
+    "take off the hook"
+)
 
 _DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 _CUTS = frozenset(("data", "detach", "detach_"))
@@ -193,6 +200,7 @@ def trace(
     for real in (False, True):
         if device is not None if real else on_add is not None:
             continue
+        problem = None
         with ExitStack() as stack:
             stack.enter_context(undisturbed(model))
             stack.enter_context(switched(model, training=training))
@@ -201,10 +209,14 @@ def trace(
             if device is not None:
                 stack.enter_context(device)
                 stack.enter_context(all_on_meta(model) if device.type == "meta" else nullcontext())
+            recorder = _Recorder(model, on_add)
             try:
-                return _Recorder(model, on_add).run(*copied(given), real=real)
+                traced = recorder.run(*copied(given), real=real)
             except Exception as error:
                 problem = error
+        if problem is None:
+            recorder.check_left()
+            return traced
     raise UsageError(_explain(model, problem)) from problem
 
 
@@ -252,6 +264,23 @@ class _Recorder(TorchFunctionMode):
         for op in self._blind:
             op.cuts = True
         return Trace(self.ops, self.calls, self.values, real)
+
+    def check_left(self) -> None:
+        """Refuse a model that keeps a tensor without numbers where it can't be put back.
+
+        Raises:
+            UsageError: If there is one: which module made it.
+        """
+        if self._left():
+            gc.collect()
+        for value in self._left():
+            maker = "the model" if value.op is None else repr(value.op.call.name or "the model")
+            raise UsageError(f"{maker} keeps a tensor out of reach: {_KEPT}")
+
+    def _left(self) -> list[Value]:
+        if any(isinstance(parameter, FakeTensor) for parameter in self.model.parameters()):
+            return []
+        return [self._seen[tensor] for tensor in list(self._seen) if isinstance(tensor, FakeTensor)]
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -404,5 +433,6 @@ def _explain(model: nn.Module, error: Exception | None) -> str:
             break
     reason = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, DataDependentOutputException | DynamicOutputShapeException):
-        reason += ": it looks at numbers, and a model on the meta device has none; build it with some"
+        on_meta = "it looks at numbers, and a model on the meta device has none; build it with some"
+        reason += f": {on_meta if _unreal_device(model) is not None else _KEPT}"
     return f"the model can't be run on the example input{where}: {reason[:500]}"

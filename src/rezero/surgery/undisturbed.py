@@ -6,18 +6,18 @@ import gc
 import logging
 import random
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_leaves
 
 from rezero.errors import UsageError
+from rezero.surgery.state import State
 
-__all__ = ["clean_caches", "copied", "quiet", "switched", "undisturbed", "unfused"]
+__all__ = ["clean_caches", "copied", "quiet", "switched", "undisturbed", "unfused", "unwritten"]
 
 _Example = TypeVar("_Example")
 
@@ -46,7 +46,10 @@ def copied(example: _Example) -> _Example:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Put everything back that a forward pass may change: attributes, buffers, random numbers.
+    """Put everything back that a forward pass may change: attributes, buffers, memory, gradients, random numbers.
+
+    Inside ``torch.autocast`` each pass casts the parameters anew: one on shapes alone makes casts without numbers, and
+    one without gradients casts that let none through.
 
     Args:
         model: The model.
@@ -54,59 +57,55 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    kept: dict[int, tuple[Any, Any]] = {}
-    for module in model.modules():
-        _keep(vars(module), kept)
+    state = State(model)
     devices = {p.device.index for p in model.parameters() if p.is_cuda}
     python, numpy = random.getstate(), sys.modules.get("numpy")
     drawn = numpy.random.get_state() if numpy is not None else None
+    cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
     try:
         with torch.random.fork_rng(sorted(index for index in devices if index is not None)):
             yield
     finally:
-        with torch.no_grad():
-            for value, content in kept.values():
-                _put_back(value, content)
+        state.put_back()
         random.setstate(python)
         if numpy is not None:
             numpy.random.set_state(drawn)
+        torch.set_autocast_cache_enabled(cached)
+        torch.clear_autocast_cache()  # of a model that switches it on itself
 
 
-def _keep(value: Any, kept: dict[int, tuple[Any, Any]]) -> None:
-    """Keep what is in a container and in the containers in it: buffers, attributes, tensors that are neither."""
-    if id(value) in kept:
-        return
-    if isinstance(value, Tensor):
-        if not (isinstance(value, nn.Parameter | FakeTensor) or value.is_meta):
-            kept[id(value)] = value, value.detach().clone()
-    elif isinstance(value, dict):
-        kept[id(value)] = value, dict(value)
-        for each in value.values():
-            _keep(each, kept)
-    elif isinstance(value, list | set | tuple):
-        kept[id(value)] = value, copy.copy(value)
-        for each in value:
-            _keep(each, kept)
+@contextmanager
+def unwritten(model: nn.Module) -> Iterator[None]:
+    """Refuse a model that writes into its parameters, after they have been put back.
 
+    It takes a copy of all of them, as their gradients do, and so it is for the first passes of a model only.
 
-def _put_back(value: Any, content: Any) -> None:
-    if isinstance(value, Tensor):
-        if not torch.equal(value, content):
-            value.copy_(content)
-    elif isinstance(value, set):
-        if value != content:
-            value.clear()
-            value.update(content)
-    elif isinstance(value, list):
-        if not _same(value, content):
-            value[:] = content
-    elif isinstance(value, dict) and not (_same(value, content) and _same(value.values(), content.values())):
-        value.clear()
-        value.update(content)
+    Args:
+        model: The model.
 
+    Yields:
+        Nothing.
 
-def _same(one: Collection[Any], other: Collection[Any]) -> bool:
-    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
+    Raises:
+        UsageError: If it does: into which.
+    """
+    before = [(name, parameter, parameter.detach().clone()) for name, parameter in model.named_parameters()]
+    written: list[str] = []
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, parameter, numbers in before:
+                if not torch.equal(parameter, numbers):
+                    written += [] if torch.allclose(parameter, numbers, rtol=0, atol=0, equal_nan=True) else [name]
+                    parameter.copy_(numbers)
+    if written:
+        raise UsageError(
+            f"the model writes into its parameter {written[0]!r} when it runs, so that no pass could be held against "
+            "another: expected a forward that leaves parameters alone; move the update out of it, or where it happens "
+            "once, as with the max_norm of an embedding, run the model on the example before"
+        )
 
 
 @contextmanager

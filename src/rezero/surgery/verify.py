@@ -12,7 +12,7 @@ from rezero.surgery.gradients import Learning, check_gradients, gated_only, lear
 from rezero.surgery.outputs import MODES, Mode, Outputs, all_outputs, compare, output_of, same
 from rezero.surgery.sites import Residuals
 from rezero.surgery.skips import check_skips
-from rezero.surgery.undisturbed import unfused
+from rezero.surgery.undisturbed import unfused, unwritten
 
 __all__ = ["Original", "observe", "verify"]
 
@@ -44,8 +44,13 @@ def observe(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
 
     Returns:
         What it did.
+
+    Raises:
+        UsageError: If it writes into its parameters.
     """
-    return Original(all_outputs(model, args, kwargs), continued(model, args, kwargs), learning(model, args, kwargs))
+    with unwritten(model):
+        outputs = all_outputs(model, args, kwargs)
+    return Original(outputs, continued(model, args, kwargs), learning(model, args, kwargs))
 
 
 def verify(

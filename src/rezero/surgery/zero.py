@@ -13,7 +13,7 @@ from rezero.surgery.linear import is_matrix
 from rezero.surgery.recipe import Undo
 from rezero.surgery.sites import Branch, Residuals
 from rezero.surgery.skips import silent_branches
-from rezero.surgery.undisturbed import undisturbed
+from rezero.surgery.undisturbed import undisturbed, unwritten
 
 __all__ = ["wake_"]
 
@@ -40,12 +40,14 @@ def wake_(
         reason, such as a ReLU that is never open.
 
     Raises:
-        UsageError: If there is a branch with a parameter at zero and ``reset`` is false.
+        UsageError: If there is a branch with a parameter at zero and ``reset`` is false, or if the model writes into
+            its parameters when it runs.
     """
     changed: list[str] = []
     with undisturbed(model):
         while True:
-            silent = silent_branches(model, args, kwargs, found)
+            with unwritten(model):
+                silent = silent_branches(model, args, kwargs, found)
             names: list[str] = []
             for branch in silent:
                 name = next((name for name in _zeros(model, branch) if name not in changed + names), None)
