@@ -1,6 +1,8 @@
 """Models built from a line of text, and what `rezero inspect` prints of them."""
 
+import importlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,18 @@ def with_keywords():
 
 def number():
     return 3
+
+def sized(size):
+    return nn.Linear(size, size)
+
+def failing():
+    return nn.Linear(8, 8)(torch.randn(1, 3))
+
+def leaving():
+    raise SystemExit(0)
+
+def no_mapping():
+    return nn.Linear(8, 8), torch.randn(1, 8), 5
 
 value = 3
 """
@@ -76,13 +90,52 @@ def test_a_model_is_built_without_weights() -> None:
         ("no_such_module:model", r"no_such_module can't be imported"),
         ("own_models:nothing", r"own_models has no function 'nothing'"),
         ("own_models:value", r"own_models has no function 'value'"),
-        ("own_models:number", r"must return a model"),
+        ("own_models:number", r"must return a model.*, got int"),
+        ("gpt2", r"got 'gpt2'; did you mean timm:gpt2 or hf:gpt2\?"),
+        ("hf:openai-community/gpt2", r"takes a model type .*, not the name of a model on the hub.*; try hf:gpt2$"),
+        ("hf:meta-llama/Llama-2-7b", r"; try hf:llama$"),
+        ("own_models:modl", r"has no function 'modl'; did you mean model\?"),
+        ("own_models.py:model", r"expected the name of a module .*'own_models\.py': write own_models:model$"),
+        ("./own_models.py:model", r"write own_models:model$"),
+        ("parts/own.py:model", r"write parts\.own:model$"),
+        ("../own_models.py:model", r"write own_models:model in the folder that holds it$"),
+        (".:x", r"expected the name of a module .*got '\.'$"),
+        ("..a:b", r"write a:b$"),
+        (".good:build", r"write good:build$"),
+        ("own_models:sized", r"own_models:sized can't be called without arguments: .*'size'"),
+        ("own_models:failing", r"own_models:failing fails: RuntimeError: .*own_models\.py:17\)$"),
+        ("own_models:leaving", r"own_models:leaving fails: SystemExit: 0 "),
+        ("own_models:no_mapping", r"must return .*, got Linear, Tensor, int"),
     ],
 )
 def test_a_bad_line_says_what_was_expected(spec: str, message: str, own: Path) -> None:
     """Each mistake gets one line."""
     with pytest.raises(UsageError, match=message):
         build_model(spec)
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("def model(:", r"SyntaxError: .*broken\.py, line 1"),
+        ("import sys\nunknown()", r"NameError: name 'unknown' is not defined \(.*broken\.py:2\)"),
+        ("\0", r"null bytes"),
+        ("import sys\nsys.exit(0)", r"SystemExit: 0 \(.*broken\.py:2\)"),
+        ("import no_such_package", r"No module named 'no_such_package'"),
+    ],
+    ids=["syntax", "name", "nul", "exit", "import"],
+)
+def test_a_module_that_does_not_load_is_one_line(
+    code: str, message: str, own: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever goes wrong in a user's file ends in one line that says where, and in code 2."""
+    monkeypatch.delitem(__import__("sys").modules, "broken", raising=False)
+    importlib.invalidate_caches()
+    (own / "broken.py").write_text(code)
+    assert run(["inspect", "broken:model"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("rezero: broken can't be imported from ")
+    assert re.search(message, said)
 
 
 def test_the_command_ends_with_code_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,8 +2,11 @@
 
 import difflib
 import importlib
+import inspect
 import sys
-from collections.abc import Iterable
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +34,12 @@ def build_model(spec: str) -> Built:
         The model, example arguments and example keyword arguments.
 
     Raises:
-        UsageError: If there is no such model, or its package is not installed.
+        UsageError: If there is no such model, its package is not installed, or the function fails.
     """
     source, colon, name = spec.partition(":")
     if not colon or not source or not name:
-        raise UsageError(f"expected timm:NAME, hf:TYPE or package.module:function, got {spec!r}")
+        near = f"; did you mean timm:{spec} or hf:{spec}?" if spec.replace("_", "").replace("-", "").isalnum() else ""
+        raise UsageError(f"expected timm:NAME, hf:TYPE or package.module:function, got {spec!r}{near}")
     if source == "timm":
         return _from_timm(name)
     if source == "hf":
@@ -69,10 +73,17 @@ def _from_timm(name: str) -> Built:
 
 def _from_transformers(name: str) -> Built:
     transformers = _package("transformers")
-    if name not in transformers.CONFIG_MAPPING:
-        raise UsageError(f"transformers has no model type {name!r}{_near(name, transformers.CONFIG_MAPPING)}")
-    config = transformers.CONFIG_MAPPING[name]()
+    known = transformers.CONFIG_MAPPING
+    if "/" in name:
+        alike = [each for each in known if each in name.rpartition("/")[2].lower()]
+        raise UsageError(
+            f"hf: takes a model type of transformers, not the name of a model on the hub, got {name!r}"
+            + (f"; try hf:{max(alike, key=len)}" if alike else "")
+        )
+    if name not in known:
+        raise UsageError(f"transformers has no model type {name!r}{_near(name, known)}")
     try:
+        config = known[name]()
         with torch.device("meta"):
             model = transformers.AutoModel.from_config(config)
     except Exception as error:
@@ -83,19 +94,52 @@ def _from_transformers(name: str) -> Built:
 
 
 def _from_function(source: str, name: str) -> Built:
+    _check_is_module(source, name)
     sys.path.insert(0, str(Path.cwd()))  # as python -m does
     try:
-        module = importlib.import_module(source)
-    except ImportError as error:
-        raise UsageError(f"{source} can't be imported from {Path.cwd()}: {error}") from error
+        with _explained(f"{source} can't be imported from {Path.cwd()}"):
+            module = importlib.import_module(source)
     finally:
         sys.path.pop(0)
     function = getattr(module, name, None)
     if not callable(function):
-        raise UsageError(f"{source} has no function {name!r}")
-    built = function()
-    model, *rest = built if isinstance(built, tuple) else (built,)
-    if not isinstance(model, nn.Module) or len(rest) > 2:
-        raise UsageError(f"{source}:{name} must return a model, or (model, args) or (model, args, kwargs)")
-    args = rest[0] if rest else ()
-    return model, args if isinstance(args, tuple) else (args,), dict(rest[1]) if len(rest) > 1 else {}
+        functions = [each for each, value in vars(module).items() if inspect.isfunction(value)]
+        raise UsageError(f"{source} has no function {name!r}{_near(name, functions)}")
+    with _explained(f"{source}:{name} can't be called without arguments"):
+        inspect.signature(function).bind()
+    with _explained(f"{source}:{name} fails"):
+        built = function()
+    return _as_built(built, f"{source}:{name}")
+
+
+def _check_is_module(source: str, name: str) -> None:
+    """Refuse the path of a file, and say what its module is called."""
+    path = Path(source.removesuffix(".py"))
+    if not source.endswith(".py") and all(part.isidentifier() for part in source.split(".")):
+        return
+    parts = [part.strip(".") for part in path.parts if part.strip(".").isidentifier()]
+    elsewhere = path.is_absolute() or ".." in path.parts
+    dotted = ".".join(parts[-1:] if elsewhere else parts)
+    advice = f": write {dotted}:{name}{' in the folder that holds it' if elsewhere else ''}" if dotted else ""
+    raise UsageError(f"expected the name of a module before the colon, as in an import, got {source!r}{advice}")
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Make one line, with its place, of anything that somebody's code raises."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        lines = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_file()]
+        theirs = [line for line in lines if line.filename != __file__ and "site-packages" not in line.filename]
+        where = f" ({theirs[-1].filename}:{theirs[-1].lineno})" if theirs else ""
+        raise UsageError(f"{what}: {type(error).__name__}: {error}{where}") from error
+
+
+def _as_built(built: Any, where: str) -> Built:
+    model, *rest = built if isinstance(built, tuple) and built else (built,)
+    args, kwargs = (*rest, *((), {})[len(rest) :])[:2]
+    if not isinstance(model, nn.Module) or len(rest) > 2 or not isinstance(kwargs, Mapping):
+        kinds = ", ".join(type(each).__name__ for each in (model, *rest))
+        raise UsageError(f"{where} must return a model, or (model, args) or (model, args, kwargs), got {kinds}")
+    return model, args if isinstance(args, tuple) else (args,), dict(kwargs)
