@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -598,8 +598,13 @@ def scheduled(model: nn.Module) -> torch.optim.Optimizer:
         (lambda _: "adam", TypeError, "must be a torch.optim.Optimizer: got str"),
         (lambda _: torch.optim.SGD(nn.Linear(2, 2).parameters()), UsageError, "holds none of the model's parameters"),
         (scheduled, UsageError, "convert first, then make the scheduler"),
+        (
+            lambda model: torch.optim.LBFGS(model.parameters()),
+            UsageError,
+            "LBFGS takes no second group .*: make it",
+        ),
     ],
-    ids=["text", "another's", "scheduled"],
+    ids=["text", "another's", "scheduled", "one group"],
 )
 def test_an_optimizer_that_can_not_take_the_gates_is_refused(
     make: Callable[[nn.Module], Any], error: type[Exception], message: str
@@ -887,6 +892,30 @@ def test_what_is_no_module_is_a_type_error(what: Any) -> None:
         rezero.convert_(what, X_BD)
 
 
+@pytest.mark.parametrize("function", [rezero.convert_, rezero.find_residuals], ids=["convert_", "find_residuals"])
+def test_keyword_arguments_are_a_dictionary(function: Callable[..., Any]) -> None:
+    """Keyword arguments that are no dictionary are a TypeError that says what came."""
+    with pytest.raises(TypeError, match=r"kwargs must be a dictionary of arguments by their names: got int"):
+        function(Block(), X_BD, kwargs=5)
+
+
+class Pair(NamedTuple):
+    first: Tensor
+    second: Tensor
+
+
+class TakesPair(Block):
+    def forward(self, x: Any) -> Tensor:
+        return super().forward(x.first) + x.second
+
+
+def test_a_named_tuple_is_one_argument() -> None:
+    """A model's only argument may be a named tuple, which is not spread into several."""
+    model, x = TakesPair(), Pair(X_BD, torch.ones(D))
+    rezero.convert_(model, x)
+    assert torch.equal(model(x), X_BD + 1)
+
+
 def test_inference_mode_is_refused() -> None:
     """Under torch.inference_mode gates could never learn: refused."""
     model = nn.Sequential(Block())
@@ -896,7 +925,8 @@ def test_inference_mode_is_refused() -> None:
 
 
 WRONG = {
-    "none": ((), {}, r"forward\(\) missing 1 required positional argument|missing a required argument"),
+    "none": ((), {}, r"missing 1 required .*; no example was given: pass .* after the model, or by name as kwargs="),
+    "dictionary": ({"x": X_BD}, {}, r"; pass a dictionary of arguments as kwargs=$"),
     "shape": ((torch.randn(2, D + 1),), {}, r"in 0\.branch \(Linear\), .*linear\.py:\d+: .*shape|mat1"),
     "dtype": ((torch.ones(2, D, dtype=torch.long),), {}, r"dtype|same"),
     "too many": ((X_BD, X_BD), {}, r"argument"),
@@ -924,6 +954,8 @@ UNKNOWN = {
     "nan": ({"init_value": float("nan")}, r"init_value must be a finite number: got nan"),
     "inf": ({"init_value": float("-inf")}, r"init_value must be a finite number: got -inf"),
     "too large": ({"init_value": 1e300}, r"init_value"),
+    "text": ({"init_value": "a"}, r"init_value must be a finite number: got 'a'"),
+    "tensor": ({"init_value": torch.ones(3)}, r"init_value must be a finite number: got tensor"),
 }
 
 

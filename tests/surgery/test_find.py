@@ -838,6 +838,20 @@ def test_error_in_own_code_names_its_line() -> None:
     assert isinstance(caught.value.__cause__, NotImplementedError)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.:DeprecationWarning")
+def test_scripted_model_is_refused() -> None:
+    """A model whose code can't be followed is no model without residuals."""
+    model = torch.jit.trace(nn.Sequential(Residual(linear())), X)
+    with pytest.raises(UsageError, match=r"is scripted, its code can't be followed: convert the model before"):
+        find_residuals(model, X)
+
+
+def test_no_module() -> None:
+    """What is no module is a TypeError that says what came."""
+    with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got NoneType"):
+        find_residuals(None, X)  # type: ignore[arg-type]
+
+
 def test_missing_argument() -> None:
     """A forgotten argument is named."""
     with pytest.raises(UsageError, match=r"can't be run on the example input.*missing 1 required .*'states'"):

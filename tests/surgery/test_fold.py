@@ -240,6 +240,8 @@ def test_a_model_without_gates_is_refused() -> None:
     """fold_ of a plain model says what it expected."""
     with pytest.raises(UsageError, match=r"expected a model that rezero\.convert_ has gated"):
         rezero.fold_(nn.Linear(2, 2))
+    with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got NoneType"):
+        rezero.fold_(None)  # type: ignore[arg-type]
 
 
 # Layers whose parameters are not all there is

@@ -31,7 +31,9 @@ from rezero.surgery.recipe import GateRecipe, Recipe, SilentRecipe, Undo
 __all__ = [
     "apply_",
     "check_convertible",
+    "check_followable",
     "check_forwards",
+    "check_module",
     "check_unwrapped",
     "drop_",
     "silence_",
@@ -49,11 +51,9 @@ def check_convertible(model: nn.Module) -> None:
         model: Any module.
 
     Raises:
-        TypeError: If it is none.
         UsageError: If it is wrapped, scripted, lazy or converted already, or gradients are off for good.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    check_followable(model)
     if torch.is_inference_mode_enabled():
         raise UsageError("torch.inference_mode is on, gates made in it could not be trained: convert outside of it")
     check_unwrapped(model)
@@ -61,12 +61,39 @@ def check_convertible(model: nn.Module) -> None:
         where = _where(name, module)
         if "quantized" in type(module).__module__:
             raise UsageError(f"{where} is quantized, its weights can't be trained: convert first, then quantize")
-        if isinstance(module, torch.jit.ScriptModule):
-            raise UsageError(f"{where} is scripted, its code can't be followed: convert the model before torch.jit")
         if isinstance(module, Changed):
             raise UsageError(f"{where} has been converted already: take a new model, or call undo() of that conversion")
         if any(isinstance(p, nn.parameter.UninitializedParameter) for p in module.parameters(recurse=False)):
             raise UsageError(f"{where} is lazy, its shapes are not known yet: run the model once before")
+
+
+def check_followable(model: nn.Module) -> None:
+    """Refuse what has no code that can be followed.
+
+    Args:
+        model: Any module.
+
+    Raises:
+        UsageError: If it is scripted, or a part of it.
+    """
+    check_module(model)
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            where = _where(name, module)
+            raise UsageError(f"{where} is scripted, its code can't be followed: convert the model before torch.jit")
+
+
+def check_module(model: Any) -> None:
+    """Refuse what is no module.
+
+    Args:
+        model: Anything.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
 
 
 def check_unwrapped(model: nn.Module) -> None:

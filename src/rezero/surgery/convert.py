@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from rezero.errors import UsageError
 from rezero.surgery.apply import apply_, check_convertible, check_forwards, check_unwrapped, drop_
+from rezero.surgery.example import as_example
 from rezero.surgery.find import find_residuals
 from rezero.surgery.layer_scale import choose_scales, neutral
 from rezero.surgery.plan import plan
@@ -163,7 +165,7 @@ def convert_(
         What was changed, with ``undo()``.
 
     Raises:
-        TypeError: If ``model`` is not a module, or ``optimizer`` no optimizer.
+        TypeError: If ``model`` is not a module, ``kwargs`` no dictionary, or ``optimizer`` no optimizer.
         ValueError: If an option is unknown, or ``drop`` is asked for where norms are kept.
         UsageError: If the model can't be converted, whole and surely: why, and where. It is left as it was.
 
@@ -178,8 +180,7 @@ def convert_(
         >>> torch.equal(model(x), x)
         True
     """
-    args = tuple(args) if isinstance(args, tuple | list) else (args,)
-    kwargs = dict(kwargs or {})
+    args, kwargs = as_example(args, kwargs)
     _check_options(
         init_value,
         drop,
@@ -244,8 +245,8 @@ def _check_options(init_value: float, drop: bool, **options: str) -> None:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, _OPTIONS[name]))}: got {value!r}")
     if drop and options["norms"] == "keep":
         raise ValueError("drop=True is for norms that are removed: it needs norms='remove', got norms='keep'")
-    if not math.isfinite(init_value):
-        raise ValueError(f"init_value must be a finite number: got {init_value}")
+    if not (isinstance(init_value, Real) and math.isfinite(init_value)):
+        raise ValueError(f"init_value must be a finite number: got {init_value!r}")
     if abs(init_value) > torch.finfo(torch.float32).max:
         raise ValueError(f"init_value must fit into torch.float32: got {init_value}")
 
@@ -258,6 +259,8 @@ def _check_optimizer(optimizer: Any, model: nn.Module) -> None:
     ours = {id(parameter) for parameter in model.parameters()}
     if not any(id(parameter) in ours for group in optimizer.param_groups for parameter in group["params"]):
         raise UsageError("the optimizer holds none of the model's parameters: give the one that trains this model")
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise UsageError("LBFGS takes no second group of parameters: make it after the conversion")
     if any("initial_lr" in group for group in optimizer.param_groups):
         raise UsageError(
             "the optimizer has a learning-rate scheduler, which could not take one more group: convert first, then "

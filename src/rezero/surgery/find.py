@@ -9,7 +9,9 @@ from torch import nn
 from rezero.errors import UsageError
 from rezero.gate import AnyGate
 from rezero.surgery import linear
+from rezero.surgery.apply import check_followable
 from rezero.surgery.describe import Describer
+from rezero.surgery.example import as_example
 from rezero.surgery.gated import Changed
 from rezero.surgery.place import Placer
 from rezero.surgery.sites import LeftOut, Repeated, Residuals, Site
@@ -58,7 +60,8 @@ def find_residuals(
         The additions, printing as a table; those left out are in ``left_out``, each with its reason.
 
     Raises:
-        UsageError: If the model can't be run on the arguments.
+        TypeError: If ``model`` is not a module, or ``kwargs`` no dictionary.
+        UsageError: If the model is scripted, or can't be run on the arguments.
 
     Example:
         >>> import torch, rezero
@@ -67,8 +70,8 @@ def find_residuals(
         >>> print(*(branch.leaf for branch in found.branches))
         self_attn linear2
     """
-    args = args if isinstance(args, tuple | list) else (args,)
-    traced = trace_learning(model, args, kwargs)
+    check_followable(model)
+    traced = trace_learning(model, *as_example(args, kwargs))
     return sort_additions(traced, filter_fn, long_skips=long_skips, repeated=repeated)
 
 

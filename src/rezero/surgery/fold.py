@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rezero.errors import UsageError
+from rezero.surgery.apply import check_module
 from rezero.surgery.gated import (
     Changed,
     GatedOutput,
@@ -68,6 +69,7 @@ def fold_(model: nn.Module) -> Folded:
         What was folded and what was left.
 
     Raises:
+        TypeError: If ``model`` is not a module.
         UsageError: If the model has no gates, or no numbers.
 
     Example:
@@ -77,6 +79,7 @@ def fold_(model: nn.Module) -> Folded:
         >>> rezero.fold_(model).folded
         ('self_attn.out_proj', 'linear2')
     """
+    check_module(model)
     leaves = {name: module for name, module in model.named_modules() if isinstance(module, _Leaf)}
     if not leaves:
         raise UsageError("expected a model that rezero.convert_ has gated, found no gated layer in it")

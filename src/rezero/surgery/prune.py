@@ -10,10 +10,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from rezero.errors import UsageError
-from rezero.surgery.apply import check_forwards, check_unwrapped, drop_, silence_, ungate_
+from rezero.surgery.apply import check_forwards, check_module, check_unwrapped, drop_, silence_, ungate_
 from rezero.surgery.closed import Closed, cacheless
 from rezero.surgery.contribution import Batch, measure
 from rezero.surgery.dead import Dead, choose_silent
+from rezero.surgery.example import as_example
 from rezero.surgery.recipe import GateRecipe, Recipe, Undo
 from rezero.surgery.saved import recall, remember
 from rezero.surgery.trace import Trace, trace
@@ -107,7 +108,7 @@ def prune_(
         What was removed, what was measured, and ``undo()``. Branches with one gate between them go together or not.
 
     Raises:
-        TypeError: If ``model`` is not a module.
+        TypeError: If ``model`` is not a module, or ``kwargs`` no dictionary.
         ValueError: If the threshold is not a finite number of 0 or more.
         UsageError: If the model has no gates, can't be run on the data, or would lose every branch. It is left as it
             was.
@@ -121,8 +122,7 @@ def prune_(
         >>> rezero.prune_(model, 0.01, x).removed
         ('self_attn',)
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    check_module(model)
     check_unwrapped(model)
     if not (isinstance(threshold, Real) and math.isfinite(threshold) and threshold >= 0):
         raise ValueError(f"threshold must be a finite number, 0 or more: got {threshold!r}")
@@ -172,7 +172,7 @@ def prune_(
 
 def _given(args: Any, kwargs: Mapping[str, Any] | None, batches: Iterable[Any] | None) -> list[Batch]:
     if batches is None:
-        return [(tuple(args) if isinstance(args, tuple | list) else (args,), dict(kwargs or {}))]
+        return [as_example(args, kwargs)]
     if not isinstance(args, tuple) or args or kwargs is not None:
         raise ValueError("expected one example, as args and kwargs, or batches: got both")
     if isinstance(batches, Tensor | Mapping | str) or not isinstance(batches, Iterable):

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_iter, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from rezero.errors import UsageError
+from rezero.surgery.example import advice
 from rezero.surgery.outputs import tensors
 from rezero.surgery.shapes import all_on_meta, call_on_shapes
 from rezero.surgery.undisturbed import clean_caches, copied, quiet, switched, undisturbed, unfused
@@ -217,7 +218,7 @@ def trace(
         if problem is None:
             recorder.check_left()
             return traced
-    raise UsageError(_explain(model, problem)) from problem
+    raise UsageError(_explain(model, problem) + advice(*given)) from problem
 
 
 def _unreal_device(model: nn.Module) -> torch.device | None:
