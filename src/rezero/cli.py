@@ -251,6 +251,7 @@ def inspect(spec: str, /, *, json: bool = False) -> None:
 
     from rezero.integrations.models import build_model
     from rezero.surgery.find import find_residuals
+    from rezero.surgery.sites import counted
     from rezero.waiting import busy
 
     with busy(f"building {spec}"):
@@ -266,8 +267,10 @@ def inspect(spec: str, /, *, json: bool = False) -> None:
         return
     print(found)
     print()
-    print(f"{spec}: {len(found)} residual additions with {len(found.branches)} branches, {total:,} parameters")
-    print(f"gained by gates: {gained:,}; lost where {len(found.removable)} norms are removed: {lost:,}")
+    additions, branches = counted(len(found), "residual addition"), counted(len(found.branches), "branch")
+    print(f"{spec}: {additions} with {branches}, {counted(total, 'parameter')}")
+    removed = f"{lost:,} lost with {counted(len(found.removable), 'norm')}" if found.removable else "no norm to remove"
+    print(f"{counted(gained, 'parameter')} gained by gates; {removed}")
 
 
 def _open(folder: Path, study: "Study | None" = None) -> Any:

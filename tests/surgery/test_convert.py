@@ -155,9 +155,10 @@ def test_the_conversion_says_what_it_did() -> None:
     """A conversion prints how many branches and gates there are, what was reset, and the table of additions."""
     conversion = CASES["resnet"].convert(resnet())
     first, second, *_ = str(conversion).splitlines()
-    assert first == "5 branches gated by 5 gates that start at 0"
+    assert first == "5 branches gated by 5 gates, starting at 0"
     assert second.startswith("were zero, and start as usual now: layer1.0.bn2.weight, ")
     assert str(conversion.residuals) in str(conversion)
+    assert str(rezero.convert_(Block(), X_BD)).startswith("1 branch gated by 1 gate, starting at 0\n")
 
 
 # Undo
@@ -617,7 +618,7 @@ def test_an_optimizer_that_can_not_take_the_gates_is_refused(
     assert list(model.state_dict()) == keys
 
 
-@pytest.mark.parametrize(("gate", "start"), [("scalar", "start at 1"), ("tanh", "start at tanh(1) = 0.762")])
+@pytest.mark.parametrize(("gate", "start"), [("scalar", "starting at 1"), ("tanh", "starting at tanh(1) = 0.762")])
 def test_the_conversion_says_where_the_gates_start(gate: Any, start: str) -> None:
     """The first line tells the factor that the branches have now."""
     conversion = rezero.convert_(nn.Sequential(Block(), Block()), X_BD, gate=gate, init_value=1.0)

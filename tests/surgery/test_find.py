@@ -698,7 +698,7 @@ def test_table_of_nothing() -> None:
         "no residual additions",
         "",
         "left out:",
-        "  1 both sides have as many layers: neither is a skip ((the model))",
+        "  1 both sides have as many layers: neither is a skip (the model)",
     ]
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -660,3 +661,24 @@ def test_channels_as_many_as_positions_are_refused() -> None:
     """Where an example is as long as wide the axis can't be told: refused by name."""
     with pytest.raises(UsageError, match=r"which axis of 'f\.2' holds the channels is unknown"):
         rezero.convert_(sequence_block(nn.ReLU()), torch.randn(2, 6, 6), gate="channel")
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        ({"init_value": 0.05}, r"bias=True, alpha=0\.05\)"),
+        ({"init_value": 0.5, "gate": "tanh"}, r"bias=True, tanh\(alpha\)=0\.462\)"),
+        ({"gate": "channel"}, r"bias=True, alpha=0 to 2\)"),
+        ({"share": "layer"}, r"alpha=0\)[\s\S]*Shared\w+\([^\n]*bias=True, gate of self_attn\.out_proj\)"),
+    ],
+    ids=["scalar", "tanh", "channel", "shared"],
+)
+def test_a_gate_is_shown(options: dict[str, Any], shown: str) -> None:
+    """A printed model shows the factor of each branch, also where it has no numbers."""
+    model = nn.TransformerEncoderLayer(D, 2, 16, batch_first=True)
+    rezero.convert_(model, torch.randn(1, 3, D), **options)
+    if options.get("gate") == "channel":
+        for gate in rezero.gates(model).values():
+            gate.gate_parameter.data[0] = 2.0
+    assert re.search(shown, str(model))
+    assert "alpha" in str(model.to("meta"))

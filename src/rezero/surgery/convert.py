@@ -19,7 +19,7 @@ from rezero.surgery.layer_scale import choose_scales, neutral
 from rezero.surgery.plan import plan
 from rezero.surgery.recipe import Recipe, Undo
 from rezero.surgery.saved import recall, remember, save_converted
-from rezero.surgery.sites import Residuals
+from rezero.surgery.sites import Residuals, counted
 from rezero.surgery.verify import observe
 from rezero.surgery.verify import verify as verify_
 from rezero.surgery.watch import read_elsewhere, tensors_of
@@ -81,14 +81,15 @@ class Conversion:
     def _start(self) -> str:
         gate = self.recipe.gates[0]
         if gate.activation is None:
-            return f"start at {gate.init_value:g}"
-        return f"start at {gate.activation}({gate.init_value:g}) = {math.tanh(gate.init_value):.3g}"
+            return f"{gate.init_value:g}"
+        return f"{gate.activation}({gate.init_value:g}) = {math.tanh(gate.init_value):.3g}"
 
     def __str__(self) -> str:
         gates, norms = len(self.gates), len(self.recipe.norms)
-        lines = [f"{len(self.residuals.branches)} branches gated by {gates} gates that {self._start()}"]
+        gated = f"{counted(len(self.residuals.branches), 'branch')} gated by {counted(gates, 'gate')}"
+        lines = [f"{gated}, starting at {self._start()}"]
         if norms:
-            lines.append(f"{norms} norms removed")
+            lines.append(f"{counted(norms, 'norm')} removed")
         if self.recipe.dropped:
             lines.append(f"{norms - len(self.kept)} of these lost their parameters")
         if self.kept:
@@ -96,7 +97,9 @@ class Conversion:
         if scaled := [branch.leaf for branch in self.residuals.branches if branch.scale]:
             reused = sum(gate.reused for gate in self.recipe.gates)
             fate = "are the gates now" if reused else "are kept under the gates"
-            lines.append(f"{len(scaled)} branches were scaled already, by parameters that {fate}: see 'scaled by'")
+            lines.append(
+                f"scaled already, by parameters that {fate}: {counted(len(scaled), 'branch')}, see 'scaled by'"
+            )
         if self.reset:
             lines.append(f"were zero, and start as usual now: {', '.join(self.reset)}")
         if self.silent:

@@ -23,6 +23,7 @@ from rezero.surgery.gated import (
     restore_class,
 )
 from rezero.surgery.saved import note, recall
+from rezero.surgery.sites import counted
 from rezero.zero_last import probe_shapes
 
 __all__ = ["Folded", "fold_"]
@@ -51,7 +52,7 @@ class Folded:
     left: tuple[tuple[str, str], ...]
 
     def __str__(self) -> str:
-        lines = [f"{len(self.folded)} gates folded into the weights, {len(self.left)} left"]
+        lines = [f"{counted(len(self.folded), 'gate')} folded into the weights, {len(self.left)} left"]
         return "\n".join([*lines, *(f"  {name}: {reason}" for name, reason in self.left)])
 
 

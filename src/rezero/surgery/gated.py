@@ -79,6 +79,16 @@ class Owner(Changed, AnyGate):
         """What this layer's branch is multiplied by."""
         return torch.tanh(self.gate_parameter) if self.rezero_gate.activation == "tanh" else self.gate_parameter
 
+    def extra_repr(self) -> str:
+        """Return what ``print(model)`` shows: the layer's own, and the factor of its branch."""
+        name, factor = self.rezero_gate.parameter, self.gate_scale.detach()
+        if self.rezero_gate.activation is not None:
+            name = f"{self.rezero_gate.activation}({name})"
+        if factor.is_meta:
+            return _joined(super().extra_repr(), f"{name}: {len(factor)}")
+        low, high = factor.min().item(), factor.max().item()
+        return _joined(super().extra_repr(), f"{name}={low:.3g}" if low == high else f"{name}={low:.3g} to {high:.3g}")
+
     def reset_gate(self) -> None:
         """Set the gate back to its start."""
         nn.init.constant_(self.gate_parameter, self.rezero_gate.init_value)
@@ -141,6 +151,14 @@ class _Sharer(Changed):
     def gate_scale(self) -> Tensor:
         """What this layer's branch is multiplied by."""
         return self.rezero_owner[0].gate_scale
+
+    def extra_repr(self) -> str:
+        """Return what ``print(model)`` shows: the layer's own, and whose gate it uses."""
+        return _joined(super().extra_repr(), f"gate of {self.rezero_gate.owner or 'the model'}")
+
+
+def _joined(*parts: str) -> str:
+    return ", ".join(filter(None, parts))
 
 
 class _ScalesOutput(Changed):

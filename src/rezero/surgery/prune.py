@@ -17,6 +17,7 @@ from rezero.surgery.dead import Dead, choose_silent
 from rezero.surgery.example import as_example
 from rezero.surgery.recipe import GateRecipe, Recipe, Undo
 from rezero.surgery.saved import recall, remember
+from rezero.surgery.sites import counted
 from rezero.surgery.trace import Trace, trace
 from rezero.surgery.watch import read_elsewhere, tensors_of
 from rezero.surgery.zeros import Zeros, observe_zeros
@@ -65,8 +66,8 @@ class Pruned:
 
     def __str__(self) -> str:
         lines = [
-            f"{len(self.removed)} of {len(self.contributions)} branches removed, with {self.parameters:,} parameters; "
-            f"the output changed by {self.change:.2g}"
+            f"{len(self.removed)} of {counted(len(self.contributions), 'branch')} removed, with "
+            f"{counted(self.parameters, 'parameter')}; the output's relative change is {self.change:.2g}"
         ]
         lines += [f"  {name}: {self.contributions[name]:.2g}" for name in self.removed if name in self.contributions]
         lines += [f"  {name} stays: {reason}" for name, reason in self.left.items()]

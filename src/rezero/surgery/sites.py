@@ -6,7 +6,7 @@ from typing import Any, Literal, overload
 
 from torch import nn
 
-__all__ = ["Branch", "Kind", "LeftOut", "Repeated", "Residuals", "Site"]
+__all__ = ["Branch", "Kind", "LeftOut", "Repeated", "Residuals", "Site", "counted"]
 
 Kind = Literal["identity", "projection", "parallel"]
 Repeated = Literal["refuse", "tie"]
@@ -153,13 +153,27 @@ class Residuals(Sequence[Site]):
         if self.left_out:
             counts: dict[tuple[str, bool], list[str]] = {}
             for each in self.left_out:
-                counts.setdefault((each.reason, each.refused), []).append(each.name or "(the model)")
+                counts.setdefault((each.reason, each.refused), []).append(each.name or "the model")
             lines += ["", "left out:"]
             lines += [
                 f"  {len(names)} {'refused: ' if refused else ''}{reason} ({_some(names)})"
                 for (reason, refused), names in counts.items()
             ]
         return "\n".join(lines)
+
+
+def counted(number: int, noun: str) -> str:
+    """Put a number before a noun.
+
+    Args:
+        number: How many.
+        noun: Of what, in the singular.
+
+    Returns:
+        Such as ``1 branch`` or ``2 branches``.
+    """
+    ending = "" if number == 1 else "es" if noun.endswith("ch") else "s"
+    return f"{number:,} {noun}{ending}"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
