@@ -265,7 +265,7 @@ def inspect(spec: str, /, *, json: bool = False) -> None:
         counts = {"parameters": total, "gained": gained, "lost_without_norms": lost}
         print(dumps({"model": spec, "counts": counts, **found.to_json()}, indent=1))
         return
-    print(found)
+    print(found.table(brief=True))
     print()
     additions, branches = counted(len(found), "residual addition"), counted(len(found.branches), "branch")
     print(f"{spec}: {additions} with {branches}, {counted(total, 'parameter')}")

@@ -691,6 +691,19 @@ def test_table() -> None:
     assert str(find_residuals(model, X)) == shown
 
 
+def test_brief_table() -> None:
+    """Layers in a row that differ in their number alone share their rows, and others do not."""
+    layers = [*(PreNorm() for _ in range(12)), models.PostNorm(), PreNorm()]
+    assert find_residuals(nn.Sequential(*layers), X).table(brief=True).splitlines() == [
+        "where  kind      gate at   norms before  norm after",
+        "0-11   identity  0-11.fc2  0-11.norm",
+        "12     identity  12.fc                   12.norm",
+        "13     identity  13.fc2    13.norm",
+    ]
+    model = PreNorm()
+    assert find_residuals(model, X).table(brief=True) == str(find_residuals(model, X))
+
+
 def test_table_of_nothing() -> None:
     """Without residuals it says so, and names what was looked at."""
     assert str(find_residuals(linear(), X)) == "no residual additions"

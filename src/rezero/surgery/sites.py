@@ -1,7 +1,9 @@
 """What is found in a model: its residual additions, and the other additions that were looked at."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from typing import Any, Literal, overload
 
 from torch import nn
@@ -10,6 +12,8 @@ __all__ = ["Branch", "Kind", "LeftOut", "Repeated", "Residuals", "Site", "counte
 
 Kind = Literal["identity", "projection", "parallel"]
 Repeated = Literal["refuse", "tie"]
+
+_LAYER = "\0"  # in place of a layer's name
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,17 @@ class Residuals(Sequence[Site]):
         return f"<{len(self)} residual additions, {len(self.branches)} branches, {len(self.left_out)} left out>"
 
     def __str__(self) -> str:
+        return self.table()
+
+    def table(self, *, brief: bool = False) -> str:
+        """Return what is printed.
+
+        Args:
+            brief: Whether layers in a row that are alike share their rows, as ``h.0-11``.
+
+        Returns:
+            The table, and below it what is left out.
+        """
         heads = ("where", "kind", "gate at", "scaled by", "norms before", "norm after", "activation after")
         rows = [
             (
@@ -149,7 +164,7 @@ class Residuals(Sequence[Site]):
             )
             for site in self
         ]
-        lines = _table([heads, *rows]) if rows else ["no residual additions"]
+        lines = _table([heads, *(_merged(rows) if brief else rows)]) if rows else ["no residual additions"]
         if self.left_out:
             counts: dict[tuple[str, bool], list[str]] = {}
             for each in self.left_out:
@@ -174,6 +189,30 @@ def counted(number: int, noun: str) -> str:
     """
     ending = "" if number == 1 else "es" if noun.endswith("ch") else "s"
     return f"{number:,} {noun}{ending}"
+
+
+def _merged(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Write the rows of layers that differ in their number alone once."""
+    runs: list[tuple[str, int, int, list[tuple[str, ...]]]] = []
+    for (prefix, number), layer in groupby(rows, lambda row: _numbered(row[0])):
+        alike = [tuple(re.sub(rf"(?<!\S){re.escape(prefix)}{number}\b", _LAYER, cell) for cell in row) for row in layer]
+        before = runs[-1] if runs else None
+        if before and (before[0], before[2] + 1, before[3]) == (prefix, number, alike):
+            runs[-1] = (prefix, before[1], number, alike)
+        else:
+            runs.append((prefix, number, number, alike))
+    names = [f"{prefix}{first}" + (f"-{last}" if last > first else "") for prefix, first, last, _ in runs]
+    return [
+        tuple(cell.replace(_LAYER, name) for cell in row)
+        for name, (*_, alike) in zip(names, runs, strict=True)
+        for row in alike
+    ]
+
+
+def _numbered(name: str) -> tuple[str, int]:
+    """Split the name of a layer, up to its number; -1 if it has none."""
+    found = re.match(r"(.*?)\b(\d+)\b", name)
+    return (found[1], int(found[2])) if found else (name, -1)
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
