@@ -704,6 +704,31 @@ def test_brief_table() -> None:
     assert find_residuals(model, X).table(brief=True) == str(find_residuals(model, X))
 
 
+def test_brief_table_of_stages() -> None:
+    """Alike layers of a stage share a row, then alike stages, and so do the names of what is left out."""
+    stages = [nn.Sequential(*(PreNorm() for _ in range(count))) for count in (2, 2, 3)]
+    empty = [Residual(nn.Tanh()) for _ in range(4)]
+    assert find_residuals(nn.Sequential(*stages, *empty), X).table(brief=True).splitlines() == [
+        "where    kind      gate at      norms before",
+        "0-1.0-1  identity  0-1.0-1.fc2  0-1.0-1.norm",
+        "2.0-2    identity  2.0-2.fc2    2.0-2.norm",
+        "",
+        "left out:",
+        "  4 no parameters between skip and branch (3-6)",
+    ]
+
+
+@pytest.mark.parametrize("options", [{}, {"gate": "tanh"}, {"share": "layer"}], ids=["scalar", "tanh", "shared"])
+def test_table_of_a_converted_model(options: dict[str, Any]) -> None:
+    """What has a gate already is named, also where the gate is in the weights of a layer that another calls."""
+    model = nn.TransformerEncoderLayer(WIDTH, 2, 16, batch_first=True)
+    assert "gated already" not in str(find_residuals(model, X))
+    rezero.convert_(model, X, init_value=0.5, **options)
+    found = find_residuals(model, X)
+    assert str(found).endswith(f"\ngated already: {', '.join(rezero.gates(model))}")
+    assert found.to_json()["gated"] == list(rezero.gates(model))
+
+
 def test_table_of_nothing() -> None:
     """Without residuals it says so, and names what was looked at."""
     assert str(find_residuals(linear(), X)) == "no residual additions"

@@ -4,6 +4,7 @@ import difflib
 import importlib
 import inspect
 import sys
+import sysconfig
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from rezero.integrations.examples import example_inputs
 
 __all__ = ["build_model"]
 
+_PYTHON = tuple(sysconfig.get_paths()[each] for each in ("stdlib", "purelib", "platlib"))
 _REBUILD = "install torchvision and torch from the same release and build"
 Built = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 
@@ -104,7 +106,8 @@ def _from_function(source: str, name: str) -> Built:
     function = getattr(module, name, None)
     if not callable(function):
         functions = [each for each, value in vars(module).items() if inspect.isfunction(value)]
-        raise UsageError(f"{source} has no function {name!r}{_near(name, functions)}")
+        near = _near(name, functions) or (f"; it has {', '.join(functions[:5])}" if functions else "")
+        raise UsageError(f"{source} has no function {name!r}{near}")
     with _explained(f"{source}:{name} can't be called without arguments"):
         inspect.signature(function).bind()
     with _explained(f"{source}:{name} fails"):
@@ -131,7 +134,7 @@ def _explained(what: str) -> Iterator[None]:
         yield
     except (Exception, SystemExit) as error:
         lines = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_file()]
-        theirs = [line for line in lines if line.filename != __file__ and "site-packages" not in line.filename]
+        theirs = [line for line in lines if not line.filename.startswith((*_PYTHON, __file__))]
         where = f" ({theirs[-1].filename}:{theirs[-1].lineno})" if theirs else ""
         raise UsageError(f"{what}: {type(error).__name__}: {error}{where}") from error
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from rezero.errors import UsageError
-from rezero.gate import AnyGate
+from rezero.gate import AnyGate, gates
 from rezero.surgery import linear
 from rezero.surgery.apply import check_followable
 from rezero.surgery.describe import Describer
@@ -177,6 +177,7 @@ class _Finder:
             filter_fn=self.filter_fn,
             long_skips=self.long_skips,
             repeated=self.placer.repeated,
+            gated=[name for name, gate in gates(self.trace.calls[0].module).items() if isinstance(gate, Changed)],
         )
 
     def _is_gated(self, site: Site) -> bool:

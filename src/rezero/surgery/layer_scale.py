@@ -47,8 +47,8 @@ def _parameter(model: nn.Module, branch: Branch) -> str:
     if branch.scale != (f"{branch.leaf}.{name}",) or not _multiplies(model.get_submodule(branch.leaf), name, branch):
         raise UsageError(
             f"layer_scale='reuse': the branch of {branch.leaf!r} is scaled by {', '.join(branch.scale)}, which is not "
-            "the only parameter of a module that does nothing else: keep it with layer_scale='keep', or build the "
-            "model without"
+            "the only parameter of a module that does nothing else: keep it with layer_scale='keep', or take it out "
+            "before, as the model's code allows: such a parameter set to None, or filled with ones and kept"
         )
     return name
 

@@ -14,6 +14,7 @@ Kind = Literal["identity", "projection", "parallel"]
 Repeated = Literal["refuse", "tie"]
 
 _LAYER = "\0"  # in place of a layer's name
+_NUMBER = re.compile(r"\b\d+\b")
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class Residuals(Sequence[Site]):
         filter_fn: Which branches were wanted.
         long_skips: Whether long skips were.
         repeated: What becomes of modules that are used several times.
+        gated: Names of the modules that `rezero.convert_` has gated already.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class Residuals(Sequence[Site]):
         filter_fn: Callable[[nn.Module, str], bool] | None = None,
         long_skips: bool = False,
         repeated: Repeated = "refuse",
+        gated: Sequence[str] = (),
     ) -> None:
         self._sites = tuple(sites)
         self.left_out = tuple(left_out)
@@ -111,6 +114,7 @@ class Residuals(Sequence[Site]):
         self.filter_fn = filter_fn
         self.long_skips = long_skips
         self.repeated: Repeated = repeated
+        self.gated = tuple(gated)
 
     @overload
     def __getitem__(self, index: int) -> Site: ...
@@ -133,11 +137,13 @@ class Residuals(Sequence[Site]):
             "sites": [asdict(site) for site in self],
             "left_out": [asdict(each) for each in self.left_out],
             "removable_norms": sorted(self.removable),
+            "gated": list(self.gated),
             "parameters": {place: sorted(names) for place, names in self.parameters.items()},
         }
 
     def __repr__(self) -> str:
-        return f"<{len(self)} residual additions, {len(self.branches)} branches, {len(self.left_out)} left out>"
+        additions, branches = counted(len(self), "residual addition"), counted(len(self.branches), "branch")
+        return f"<{additions}, {branches}, {len(self.left_out)} left out>"
 
     def __str__(self) -> str:
         return self.table()
@@ -149,7 +155,7 @@ class Residuals(Sequence[Site]):
             brief: Whether layers in a row that are alike share their rows, as ``h.0-11``.
 
         Returns:
-            The table, and below it what is left out.
+            The table, and below it what is left out, and what has a gate already.
         """
         heads = ("where", "kind", "gate at", "scaled by", "norms before", "norm after", "activation after")
         rows = [
@@ -171,9 +177,11 @@ class Residuals(Sequence[Site]):
                 counts.setdefault((each.reason, each.refused), []).append(each.name or "the model")
             lines += ["", "left out:"]
             lines += [
-                f"  {len(names)} {'refused: ' if refused else ''}{reason} ({_some(names)})"
+                f"  {len(names)} {'refused: ' if refused else ''}{reason} ({_some(names, brief=brief)})"
                 for (reason, refused), names in counts.items()
             ]
+        if self.gated:
+            lines += ["", f"gated already: {_some(self.gated, brief=brief)}"]
         return "\n".join(lines)
 
 
@@ -191,10 +199,17 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{ending}"
 
 
-def _merged(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Write the rows of layers that differ in their number alone once."""
+def _merged(rows: Sequence[tuple[str, ...]]) -> Sequence[tuple[str, ...]]:
+    """Write the rows of layers that differ in one number alone once: first the innermost layers, then those around."""
+    deepest = max(len(_NUMBER.findall(row[0])) for row in rows)
+    for depth in reversed(range(deepest)):
+        rows = _merged_at(depth, rows)
+    return rows
+
+
+def _merged_at(depth: int, rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
     runs: list[tuple[str, int, int, list[tuple[str, ...]]]] = []
-    for (prefix, number), layer in groupby(rows, lambda row: _numbered(row[0])):
+    for (prefix, number), layer in groupby(rows, lambda row: _numbered(row[0], depth)):
         alike = [tuple(re.sub(rf"(?<!\S){re.escape(prefix)}{number}\b", _LAYER, cell) for cell in row) for row in layer]
         before = runs[-1] if runs else None
         if before and (before[0], before[2] + 1, before[3]) == (prefix, number, alike):
@@ -209,10 +224,10 @@ def _merged(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
     ]
 
 
-def _numbered(name: str) -> tuple[str, int]:
-    """Split the name of a layer, up to its number; -1 if it has none."""
-    found = re.match(r"(.*?)\b(\d+)\b", name)
-    return (found[1], int(found[2])) if found else (name, -1)
+def _numbered(name: str, depth: int) -> tuple[str, int]:
+    """Split the name of a layer, up to the number at a depth; -1 if it has none there."""
+    found = list(_NUMBER.finditer(name))[depth : depth + 1]
+    return (name[: found[0].start()], int(found[0][0])) if found else (name, -1)
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -224,6 +239,8 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _some(names: Sequence[str]) -> str:
+def _some(names: Sequence[str], *, brief: bool) -> str:
     different = list(dict.fromkeys(names))
+    if brief:
+        different = [name for (name,) in _merged([(name,) for name in different])]
     return ", ".join(different[:3]) + (f" and {len(different) - 3} more" if len(different) > 3 else "")
