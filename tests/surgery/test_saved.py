@@ -200,16 +200,34 @@ def test_what_could_not_be_folded_is_still_rebuilt(tmp_path: Path) -> None:
 
 
 def test_a_part_of_a_model_is_saved_by_its_conversion(tmp_path: Path) -> None:
-    """Where only a part was converted, the whole's save_pretrained can't say so; Conversion.save of the part can."""
+    """The whole's save_pretrained does not say that a part was converted; Conversion.save of the part does."""
     model = MODELS["gpt2"]()
     conversion = converted(model.transformer, TOKENS)
     model.eval().save_pretrained(tmp_path / "whole")
-    with pytest.raises(UsageError, match=r"this one has no module 'h\.0\.attn\.c_proj'"):
+    with pytest.raises(UsageError, match=r"found no recipe in config\.json"):
         rezero.from_pretrained(tmp_path / "whole")
     conversion.save(tmp_path / "part")
     again = MODELS["gpt2"]()
     rezero.load_converted_(again.transformer, tmp_path / "part")
     assert torch.equal(again.eval()(TOKENS).logits, model(TOKENS).logits)
+
+
+def test_models_of_one_configuration_keep_apart(tmp_path: Path) -> None:
+    """Models built from one object of a configuration are converted, saved and put back each by itself."""
+    config = MODELS["gpt2"]().config
+    a, b, plain = (GPT2LMHeadModel(config).eval() for _ in range(3))
+    converted(a, TOKENS, gate="tanh")
+    conversion = converted(b, TOKENS, norms="remove", share="layer")
+    plain.save_pretrained(tmp_path / "plain")
+    assert "rezero" not in json.loads((tmp_path / "plain" / "config.json").read_text())
+    for name, model in {"a": a, "b": b}.items():
+        model.save_pretrained(tmp_path / name)
+        assert torch.equal(rezero.from_pretrained(tmp_path / name)(TOKENS).logits, model(TOKENS).logits)
+    conversion.undo()
+    a.save_pretrained(tmp_path / "again")
+    assert torch.equal(rezero.from_pretrained(tmp_path / "again")(TOKENS).logits, a(TOKENS).logits)
+    assert all(module.config is config for module in b.modules() if hasattr(module, "config"))
+    assert not hasattr(config, "rezero")
 
 
 def test_it_generates_the_same_tokens_with_a_cache(tmp_path: Path) -> None:

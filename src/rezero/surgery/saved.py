@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,13 +27,28 @@ _FILE, _CONFIG, _WEIGHTS = "rezero.json", "config.json", "model.safetensors"
 def remember(model: nn.Module, recipe: Recipe, undo: Undo) -> None:
     """Note what is changed now.
 
+    With its first changes a model's configuration becomes its own: others built from the same object are not changed.
+
     Args:
         model: The changed model.
         recipe: All its changes.
         undo: Gets what puts back what was noted before.
     """
+    if not recall(model):
+        _own_config(model, undo)
     undo.steps.append(partial(note, model, recall(model)))
     note(model, recipe)
+
+
+def _own_config(model: nn.Module, undo: Undo) -> None:
+    config = vars(model).get("config")
+    if not callable(getattr(config, "to_json_string", None)):
+        return
+    own = copy(config)
+    for module in model.modules():
+        if vars(module).get("config") is config:
+            undo.steps.append(partial(vars(module).__setitem__, "config", config))
+            vars(module)["config"] = own
 
 
 def recall(model: nn.Module) -> Recipe:
@@ -49,7 +65,7 @@ def note(model: nn.Module, recipe: Recipe) -> None:
         recipe: All its changes; the note is taken away if there are none.
     """
     notes: list[tuple[dict[str, Any], str, Any]] = [(vars(model), "rezero_recipe", recipe)]
-    config = getattr(model, "config", None)
+    config = vars(model).get("config")
     if callable(getattr(config, "to_json_string", None)):
         notes.append((vars(config), _KEY, recipe.to_json()))
     for place, key, value in notes:
