@@ -536,6 +536,112 @@ def test_from_pretrained_says_what_is_wrong_with_a_folder(harm: Any, message: st
         rezero.from_pretrained(tmp_path)
 
 
+class Remembers(nn.Linear):
+    """A layer with a state that is no tensor."""
+
+    def get_extra_state(self) -> Any:
+        return {"of": "some kind"}
+
+    def set_extra_state(self, state: Any) -> None:
+        pass
+
+
+class Small(nn.Module):
+    """One branch, of some kind of layer and dtype."""
+
+    def __init__(self, f: nn.Module, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.f = f
+        self.register_buffer("extra", torch.ones(2, dtype=dtype))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.f(x)
+
+
+def test_only_a_converted_model_is_saved(tmp_path: Path) -> None:
+    """save_converted writes what is converted, one that was loaded too, and nothing else."""
+    model, x = stack(), torch.randn(2, 3, 8)
+    with pytest.raises(UsageError, match=r"expected a model that rezero\.convert_ or rezero\.load_converted_ has"):
+        rezero.save_converted(model, tmp_path / "first")
+    with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got NoneType"):
+        rezero.save_converted(None, tmp_path / "first")  # type: ignore[arg-type]
+    converted(model, x).save(tmp_path / "first")
+    loaded = rezero.load_converted_(stack(), tmp_path / "first").eval()
+    rezero.save_converted(loaded, tmp_path / "second")
+    assert torch.equal(rezero.load_converted_(stack(), tmp_path / "second").eval()(x), model(x))
+    assert sorted(file.name for file in (tmp_path / "second").iterdir()) == ["model.safetensors", "rezero.json"]
+
+
+@pytest.mark.parametrize(
+    ("layer", "dtype", "message"),
+    [
+        (
+            Remembers(8, 8),
+            torch.float32,
+            r"'f\._extra_state' is no tensor, and a file of safetensors holds nothing else",
+        ),
+        (nn.Linear(8, 8), torch.complex128, r"the model can't be written to .*complex128"),
+    ],
+)
+def test_what_a_file_cannot_hold_is_named(layer: nn.Module, dtype: torch.dtype, message: str, tmp_path: Path) -> None:
+    """Something that safetensors can't hold is an error, and what was saved before stays."""
+    x = torch.randn(2, 3, 8)
+    converted(Small(nn.Linear(8, 8)), x).save(tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    conversion = converted(Small(layer, dtype), x)
+    with pytest.raises(UsageError, match=message):
+        conversion.save(tmp_path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_a_file_is_no_folder_to_save_in(tmp_path: Path) -> None:
+    """A path that is a file, or under one, is an error, and the file stays."""
+    file = tmp_path / "file"
+    file.write_text("of mine")
+    conversion = converted(stack(), torch.randn(2, 3, 8))
+    with pytest.raises(UsageError, match=r"expected a folder to save in, or a path that is free, got a file: .*file"):
+        conversion.save(file)
+    with pytest.raises(UsageError, match=r"the model can't be written to .*file"):
+        conversion.save(file / "under")
+    assert file.read_text() == "of mine"
+
+
+@pytest.mark.parametrize("end", ["model.safetensors", "rezero.json"])
+def test_an_interrupted_save_leaves_no_mixture(end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it stops, a folder holds the old model, the new one or, for a moment, none: never parts of two."""
+    x = torch.randn(2, 3, 8)
+    converted(stack(), x, gate="tanh").save(tmp_path)
+    conversion = converted(stack(), x)
+    replace = Path.replace
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if target.name == end:
+            raise KeyboardInterrupt("here")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="here"):
+        conversion.save(tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(UsageError, match="expected a converted model in"):
+        rezero.load_converted_(stack(), tmp_path)
+    conversion.save(tmp_path)
+    assert torch.equal(rezero.load_converted_(stack(), tmp_path).eval()(x), conversion.model(x))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.safetensors", "rezero.json"]
+
+
+def test_a_folder_of_shards_is_replaced(tmp_path: Path) -> None:
+    """Saved where shards were, a model is not mistaken for what they hold."""
+    model = MODELS["gpt2"]()
+    conversion = converted(model, TOKENS)
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    for gate in rezero.gates(model).values():
+        nn.init.constant_(gate.gate_parameter, 0.25)
+    conversion.save(tmp_path)
+    again = rezero.load_converted_(MODELS["gpt2"](), tmp_path).eval()
+    assert torch.equal(again(TOKENS).logits, model(TOKENS).logits)
+
+
 @pytest.mark.parametrize("path", ["openai-community/gpt2", __file__], ids=["hub", "file"])
 def test_only_a_folder_is_loaded(path: str) -> None:
     """The name of a model on the hub is an error that says how to get it."""

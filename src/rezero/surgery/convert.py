@@ -18,7 +18,7 @@ from rezero.surgery.find import find_residuals
 from rezero.surgery.layer_scale import choose_scales, neutral
 from rezero.surgery.plan import plan
 from rezero.surgery.recipe import Recipe, Undo
-from rezero.surgery.saved import recall, remember, save_converted
+from rezero.surgery.saved import recall, remember, write
 from rezero.surgery.sites import Residuals, counted
 from rezero.surgery.verify import observe
 from rezero.surgery.verify import verify as verify_
@@ -75,8 +75,11 @@ class Conversion:
 
         Args:
             path: A folder, made if it is not there.
+
+        Raises:
+            UsageError: If the folder can't be written.
         """
-        save_converted(self.model, path)
+        write(self.model, path)
 
     def _start(self) -> str:
         gate = self.recipe.gates[0]

@@ -8,6 +8,7 @@ from copy import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -15,13 +16,14 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from rezero.errors import UsageError
-from rezero.surgery.apply import apply_, check_convertible, drop_
+from rezero.surgery.apply import apply_, check_convertible, check_module, drop_
 from rezero.surgery.recipe import Recipe, Undo
 
-__all__ = ["from_pretrained", "load_converted_", "note", "recall", "remember", "save_converted"]
+__all__ = ["from_pretrained", "load_converted_", "note", "recall", "remember", "save_converted", "write"]
 
 _KEY = "rezero"  # in the config of a model of transformers
 _FILE, _CONFIG, _WEIGHTS = "rezero.json", "config.json", "model.safetensors"
+_INDEX = f"{_WEIGHTS}.index.json"
 
 
 def remember(model: nn.Module, recipe: Recipe, undo: Undo) -> None:
@@ -76,16 +78,64 @@ def note(model: nn.Module, recipe: Recipe) -> None:
 
 
 def save_converted(model: nn.Module, path: str | Path) -> None:
-    """Write ``model.safetensors`` and ``rezero.json``.
+    """Write ``model.safetensors`` and ``rezero.json``, for `load_converted_`.
+
+    Both are written beside what is there, which they replace at the end: it is kept if the writing fails.
 
     Args:
-        model: The converted model.
+        model: A model that `convert_` or `load_converted_` has converted.
         path: A folder, made if it is not there.
+
+    Raises:
+        TypeError: If ``model`` is not a module.
+        UsageError: If it is not converted, or the folder can't be written.
+
+    Example:
+        >>> import tempfile
+        >>> import rezero, torch
+        >>> model, x = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), torch.randn(1, 3, 8)
+        >>> conversion = rezero.convert_(model, x)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     rezero.save_converted(model, folder)
+        ...     again = rezero.load_converted_(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), folder)
+        >>> torch.equal(again.eval()(x), model.eval()(x))
+        True
     """
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_model(model, str(folder / _WEIGHTS))
-    (folder / _FILE).write_text(json.dumps(recall(model).to_json(), indent=1), encoding="utf-8")
+    check_module(model)
+    if not recall(model):
+        raise UsageError(
+            "expected a model that rezero.convert_ or rezero.load_converted_ has converted, found nothing that is "
+            "changed in this one: save it as any model, and a converted part of it by itself"
+        )
+    write(model, path)
+
+
+def write(model: nn.Module, path: str | Path) -> None:
+    """Write a model and its recipe, which is empty after all its gates were folded.
+
+    Args:
+        model: The model.
+        path: A folder, made if it is not there.
+
+    Raises:
+        UsageError: If the folder can't be written.
+    """
+    folder, recipe = Path(path), recall(model)
+    if odd := [name for name, value in model.state_dict().items() if not isinstance(value, Tensor)]:
+        raise UsageError(f"{odd[0]!r} is no tensor, and a file of safetensors holds nothing else: save without it")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder, prefix=".saving-") as beside:
+            save_model(model, str(Path(beside) / _WEIGHTS))
+            (Path(beside) / _FILE).write_text(json.dumps(recipe.to_json(), indent=1), encoding="utf-8")
+            for name in (_FILE, _INDEX):  # never the recipe of one model beside the weights of another
+                (folder / name).unlink(missing_ok=True)
+            for name in (_WEIGHTS, _FILE):
+                (Path(beside) / name).replace(folder / name)
+    except FileExistsError as error:
+        raise UsageError(f"expected a folder to save in, or a path that is free, got a file: {folder}") from error
+    except (SafetensorError, KeyError, OSError, RuntimeError, ValueError) as error:
+        raise UsageError(f"the model can't be written to {folder}: {error!r}") from error
 
 
 def load_converted_(model: nn.Module, path: str | Path) -> nn.Module:
@@ -278,7 +328,7 @@ def _files(folder: Path) -> list[Path]:
 
 def _index(folder: Path) -> dict[str, str]:
     """Return the file of each tensor as the index of a sharded checkpoint has them; empty if there is none."""
-    file = folder / f"{_WEIGHTS}.index.json"
+    file = folder / _INDEX
     if not file.is_file():
         return {}
     try:
