@@ -395,8 +395,61 @@ def unknown_norm(folder: Path) -> None:
     (folder / "rezero.json").write_text(json.dumps({**data, "norms": ["layers.0.norm7"]}))
 
 
+def gate(**fields: Any) -> Any:
+    """Return what writes fields into the recipe's last gate, that of layers.1.linear2."""
+
+    def harm(folder: Path) -> None:
+        data = json.loads((folder / "rezero.json").read_text())
+        data["gates"][-1].update(fields)
+        (folder / "rezero.json").write_text(json.dumps(data))
+
+    return harm
+
+
+def lists(**fields: Any) -> Any:
+    """Return what replaces fields of the recipe."""
+
+    def harm(folder: Path) -> None:
+        data = json.loads((folder / "rezero.json").read_text())
+        (folder / "rezero.json").write_text(json.dumps({**data, **fields}))
+
+    return harm
+
+
+WRONG: dict[str, tuple[Any, str]] = {
+    "leaf null": (gate(leaf=None), r"rezero\.json holds no recipe of a conversion, or is damaged: .*leaf is None"),
+    "shape empty": (gate(shape=[]), r"is damaged: .*shape of a gate with \(\)"),
+    "shape text": (gate(shape="ab"), r"is damaged: .*shape is 'ab'"),
+    "shape of a matrix": (gate(shape=[2, 3]), r"is damaged: .*shape of a gate with \(2, 3\)"),
+    "shape negative": (gate(shape=[-1]), r"is damaged: .*shape of a gate with \(-1,\)"),
+    "init_value null": (gate(init_value=None), r"is damaged: .*init_value is None"),
+    "parameter empty": (gate(parameter=""), r"is damaged: .*parameter or init_value"),
+    "parameter with a dot": (gate(parameter="a.b"), r"is damaged: .*parameter or init_value"),
+    "activation unknown": (gate(activation="relu"), r"is damaged: .*activation, parameter or init_value"),
+    "owner a list": (gate(owner=["layers"]), r"is damaged: .*owner is \('layers',\)"),
+    "branches a bool": (gate(branches=True), r"is damaged: .*branches is True"),
+    "gates a dictionary": (lists(gates={"a": 1}), r"holds no recipe of a conversion, or is damaged"),
+    "norms a text": (lists(norms="ab"), r"is damaged: .*norms is 'ab'"),
+    "parameter taken": (gate(parameter="weight"), r"'layers\.1\.linear2' has a 'weight' of its own here"),
+    "parameter missing": (gate(reused=True), r"'layers\.1\.linear2' has no parameter 'alpha' with the shape \(1,\)"),
+    "leaf twice": (gate(leaf="layers.1.self_attn.out_proj"), r"there 'layers\.1\.self_attn\.out_proj' has two gates"),
+    "owner without a gate": (gate(owner="layers.0.norm1"), r"shares a gate that 'layers\.0\.norm1' has not"),
+    "reader itself": (gate(reader="layers.1.linear2"), r"'layers\.1\.linear2' does not read the weights of"),
+    "reader of another": (gate(reader="layers.0"), r"'layers\.0' does not read the weights of 'layers\.1\.linear2'"),
+    "moved stays": (gate(moved="layers.0.dropout1"), r"there 'layers\.0\.dropout1' is moved, and stays"),
+    "moved a layer": (lists(activations=["layers.0.linear1"]), r"'layers\.0\.linear1' is no activation here"),
+    "norm a layer": (lists(norms=["layers.0.linear1"]), r"'layers\.0\.linear1' is no norm here"),
+    "frozen unknown": (lists(frozen=["layers.0.norm1.gain"]), r"this one has no parameter 'layers\.0\.norm1\.gain'"),
+    "dropped unknown": (lists(dropped=["gain"]), r"this one has no 'gain' to drop"),
+}
+
+
 def damage_index(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text("[]")
+
+
+def number_in_index(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": 5}}')
 
 
 def fewer(folder: Path) -> None:
@@ -425,6 +478,7 @@ def misshapen(folder: Path) -> None:
         (no_weights, r"found no model\.safetensors"),
         (unknown_norm, r"this one has no module 'layers\.0\.norm7'"),
         (damage_index, r"model\.safetensors\.index\.json is damaged"),
+        (number_in_index, r"index\.json is damaged: .*5 is no name of a file"),
         (cut, r"model\.safetensors is damaged"),
         (pickle, r"found no model\.safetensors; other kinds are not read"),
         (fewer, r"incomplete: it has no 'layers\.0\.linear2\.alpha'"),
@@ -435,6 +489,17 @@ def misshapen(folder: Path) -> None:
 )
 def test_what_is_missing_or_damaged_is_named_and_the_model_left_alone(harm: Any, message: str, saved: Path) -> None:
     """Each fault gets one line, and the model stays as it was."""
+    refuse(harm, message, saved)
+
+
+@pytest.mark.parametrize(("harm", "message"), WRONG.values(), ids=WRONG)
+def test_a_recipe_is_checked_before_anything_is_changed(harm: Any, message: str, saved: Path) -> None:
+    """A field of another type, a name that the model has not or a change that makes no sense: each is named."""
+    refuse(harm, message, saved)
+
+
+def refuse(harm: Any, message: str, saved: Path) -> None:
+    """Harm a folder, and see that it is refused and the model left as it was."""
     harm(saved)
     model = stack()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -509,6 +574,18 @@ def change(folder: Path, key: str, value: torch.Tensor | None) -> None:
     save_file({name: t for name, t in tensors.items() if t is not None}, file, {"format": "pt"})
 
 
+def retype(folder: Path) -> None:
+    data = json.loads((folder / "config.json").read_text())
+    data["rezero"]["gates"][0]["init_value"] = None
+    (folder / "config.json").write_text(json.dumps(data))
+
+
+def rename(folder: Path) -> None:
+    data = json.loads((folder / "config.json").read_text())
+    data["rezero"]["gates"][0]["parameter"] = "bias"
+    (folder / "config.json").write_text(json.dumps(data))
+
+
 def another_kind(folder: Path) -> None:
     data = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**data, "architectures": ["MyOwnModel"]}))
@@ -522,6 +599,8 @@ def another_kind(folder: Path) -> None:
         (drop, r"is incomplete: it has no 'transformer\.h\.1\.mlp\.c_proj\.alpha'"),
         (widen, r"'transformer\.h\.1\.mlp\.c_proj\.alpha' is \(1,\) here and has another shape there"),
         (add, r"this one has no 'transformer\.h\.1\.beside'"),
+        (retype, r"config\.json holds no recipe of a conversion, or is damaged: .*init_value is None"),
+        (rename, r"'transformer\.h\.0\.attn\.c_proj' has a 'bias' of its own here"),
         (another_kind, r"names no architecture of transformers: build the model yourself"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from rezero.errors import UsageError
 from rezero.surgery.apply import apply_, check_convertible, check_module, drop_
+from rezero.surgery.fit import check_intact, misfit
 from rezero.surgery.recipe import Recipe, Undo
 
 __all__ = ["from_pretrained", "load_converted_", "note", "recall", "remember", "save_converted", "write"]
@@ -88,7 +89,8 @@ def save_converted(model: nn.Module, path: str | Path) -> None:
 
     Raises:
         TypeError: If ``model`` is not a module.
-        UsageError: If it is not converted, or the folder can't be written.
+        UsageError: If it is not converted, if a module that was converted has been replaced since, or if the
+            folder can't be written.
 
     Example:
         >>> import tempfile
@@ -118,9 +120,10 @@ def write(model: nn.Module, path: str | Path) -> None:
         path: A folder, made if it is not there.
 
     Raises:
-        UsageError: If the folder can't be written.
+        UsageError: If a module that was converted has been replaced since, or if the folder can't be written.
     """
     folder, recipe = Path(path), recall(model)
+    check_intact(model, recipe)
     if odd := [name for name, value in model.state_dict().items() if not isinstance(value, Tensor)]:
         raise UsageError(f"{odd[0]!r} is no tensor, and a file of safetensors holds nothing else: save without it")
     try:
@@ -156,7 +159,7 @@ def load_converted_(model: nn.Module, path: str | Path) -> nn.Module:
     folder = Path(path)
     recipe = _read_recipe(folder, _FILE, _CONFIG)
     check_convertible(model)
-    _check_names(model, recipe, folder)
+    _check_fit(model, recipe, folder)
     undo = Undo()
     try:
         apply_(model, recipe, undo)
@@ -214,7 +217,7 @@ def _converting(kind: Any, recipe: Recipe, folder: Path) -> Any:
 
     def build(_: Any, *args: Any, **kwargs: Any) -> Any:
         model = kind(*args, **kwargs)
-        _check_names(model, recipe, folder)
+        _check_fit(model, recipe, folder)
         apply_(model, replace(recipe, dropped=()), Undo())  # dropped last: the loader draws all that the file lacks
         if recipe.dropped:
             gone = (f"^{re.escape(name)}$" for name in recipe.dropped)
@@ -251,15 +254,9 @@ def _incomplete(folder: Path, name: str) -> UsageError:
     return UsageError(f"{folder} was saved from another model, or is incomplete: it has no {name!r}")
 
 
-def _unknown(model: nn.Module, recipe: Recipe) -> str | None:
-    """Return the first module of a recipe that a model has not."""
-    names = {name for name, _ in model.named_modules()}
-    return next((name for name in recipe.modules if name not in names), None)
-
-
-def _check_names(model: nn.Module, recipe: Recipe, folder: Path) -> None:
-    if (name := _unknown(model, recipe)) is not None:
-        raise _other_model(folder, f"this one has no module {name!r}")
+def _check_fit(model: nn.Module, recipe: Recipe, folder: Path) -> None:
+    if (difference := misfit(model, recipe)) is not None:
+        raise _other_model(folder, difference)
 
 
 def _read_recipe(folder: Path, *names: str) -> Recipe:
@@ -332,7 +329,10 @@ def _index(folder: Path) -> dict[str, str]:
     if not file.is_file():
         return {}
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8"))["weight_map"])
+        files = dict(json.loads(file.read_text(encoding="utf-8"))["weight_map"])
+        if odd := [each for each in files.values() if not isinstance(each, str)]:
+            raise TypeError(f"{odd[0]!r} is no name of a file")
+        return files
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{file} is damaged: {error!r}") from error
 
