@@ -591,6 +591,150 @@ def test_a_class_without_subclasses_leaves_the_model_untouched() -> None:
     assert torch.equal(model(X_BD), y)
 
 
+class Registered(nn.Linear):
+    """A class whose subclasses must say something."""
+
+    def __init_subclass__(cls, *, kind: str) -> None:
+        raise AssertionError(kind)
+
+
+def test_a_class_whose_subclasses_need_arguments_is_refused() -> None:
+    """Where a gated class can't be made, the error says so and what can be done."""
+    model = Block(Registered(D, D))
+    with pytest.raises(UsageError, match=r"expected a class .*got Registered: .*'kind'; leave its branches out"):
+        rezero.convert_(model, X_BD)
+    assert type(model.f) is Registered
+
+
+class Crammed(nn.Linear):
+    """A layer that has the second name of a gate, too, and more."""
+
+    def __init__(self) -> None:
+        super().__init__(D, D)
+        self.alpha, self.rezero_alpha, self.rezero_alpha_2 = 1.0, 2.0, 3.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.alpha * self.rezero_alpha * self.rezero_alpha_2 * super().forward(x).tanh()
+
+
+class Wrapper(nn.Module):
+    """A layer that has whatever it is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(D, D)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("__"):
+                raise
+            return "anything"
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.alpha == "anything"
+        return self.linear(x).tanh()
+
+
+class Notes(nn.Module):
+    """A layer that sets an attribute in its forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(D, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.alpha = torch.softmax(self.linear(x), -1)
+        return self.alpha * x
+
+
+@pytest.mark.parametrize(
+    ("layer", "name"), [(Crammed, "rezero_alpha_3"), (Wrapper, "rezero_alpha"), (Notes, "rezero_alpha")]
+)
+def test_a_gate_takes_a_name_that_is_free(layer: Callable[[], nn.Module], name: str) -> None:
+    """A layer's own names stay its own, also one that only its forward sets or that its __getattr__ makes up."""
+    model = Block(layer())
+    keys, f = list(model.state_dict()), model.f(X_BD).detach()
+    conversion = rezero.convert_(model, X_BD)
+    assert conversion.gates == (f"f.{name}",)
+    set_(rezero.gates(model)["f"], 0.5)
+    with torch.no_grad():
+        torch.testing.assert_close(model(X_BD), X_BD + 0.5 * f)
+        torch.testing.assert_close(copy.deepcopy(model)(X_BD), X_BD + 0.5 * f)
+    conversion.undo()
+    assert list(model.state_dict()) == keys
+
+
+class Scaled(nn.Linear):
+    """A layer with a parameter whose name is that of a gate's face."""
+
+    def __init__(self) -> None:
+        super().__init__(D, D)
+        self.gate_scale = nn.Parameter(torch.full((1,), 2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu() * self.gate_scale.abs()
+
+
+class Resets(nn.Linear):
+    """A layer with a method of that kind."""
+
+    def reset_gate(self) -> str:
+        return "mine"
+
+
+@pytest.mark.parametrize(("layer", "name"), [(Scaled(), "gate_scale"), (Resets(D, D), "reset_gate")])
+def test_a_layer_with_a_gate_of_its_own_kind_is_refused(layer: nn.Module, name: str) -> None:
+    """What a gate is asked by must not hide what the layer has under that name."""
+    model, kind = Block(layer), type(layer)
+    with pytest.raises(UsageError, match=rf"'f' has a '{name}' of its own, under which its gate would be asked"):
+        rezero.convert_(model, X_BD)
+    assert type(model.f) is kind
+    assert "alpha" not in dict(model.f.named_parameters())
+
+
+def test_a_new_layer_of_a_gated_class_is_plain() -> None:
+    """Code that makes a layer of the same class gets one of the original class, without a gate."""
+    model = Block(nn.Linear(D, D))
+    rezero.convert_(model, X_BD, init_value=0.5)
+    kind = type(model.f)
+    for layer in (kind(D, D), nn.utils.skip_init(kind, D, D)):
+        assert type(layer) is nn.Linear
+        assert list(dict(layer.named_parameters())) == ["weight", "bias"]
+    assert type(model.f) is kind
+    assert type(copy.deepcopy(model).f) is kind
+
+
+class Remade(nn.Linear):
+    """A class that makes its copies anew."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        twin = type(self)(self.in_features, self.out_features)
+        twin.load_state_dict({name: self.state_dict()[name] for name in ("weight", "bias")})
+        return twin
+
+
+class Emptied(nn.Linear):
+    """A class that fills its copies by itself."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        twin = type(self).__new__(type(self))
+        twin.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return twin
+
+
+def test_no_copy_loses_its_gate_silently() -> None:
+    """A copy that its class makes without the gate is an error; one that takes all attributes has the gate."""
+    model = Block(Remade(D, D))
+    rezero.convert_(model, X_BD, init_value=0.5)
+    with pytest.raises(UsageError, match=r"Remade\.__deepcopy__ makes a Remade without what the conversion changed"):
+        copy.deepcopy(model)
+    model = Block(Emptied(D, D))
+    rezero.convert_(model, X_BD, init_value=0.5)
+    assert torch.equal(copy.deepcopy(model)(X_BD), model(X_BD))
+
+
 def test_hooks_see_the_gated_branch() -> None:
     """A forward hook on the layer still runs, and sees the branch as it is added."""
     model, seen = Block(nn.Linear(D, D)), []

@@ -640,6 +640,51 @@ def test_a_branch_that_ends_with_a_step_stays(size: int) -> None:
     assert pruned.change == 0
 
 
+class Cross(nn.Module):
+    """Attention whose query comes second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.kv, self.out = nn.Linear(D, D), nn.Linear(D, D), nn.Linear(D, D)
+
+    def forward(self, kv: Tensor, q: Tensor) -> Tensor:
+        memory = self.kv(kv)
+        return self.out((self.q(q) @ memory.mT).softmax(-1) @ memory)
+
+
+class Crossed(nn.Module):
+    """``x + attention(memory, x)``, by hand or torch's, and a block that does not matter."""
+
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__()
+        self.attention, self.rest = attention, Plain(nn.Linear(D, D))
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        own = isinstance(self.attention, Cross)
+        return self.rest(x + (self.attention(memory, x) if own else self.attention(x, memory, memory)[0]))
+
+
+@pytest.mark.parametrize(
+    ("attention", "silent"),
+    [
+        (Cross(), ("attention.kv", "attention.q", "attention.out")),
+        (nn.MultiheadAttention(D, 2, batch_first=True), ("attention",)),
+    ],
+)
+def test_the_shape_of_zeros_is_not_guessed(attention: nn.Module, silent: tuple[str, ...]) -> None:
+    """Where several arguments are like the output, a module runs on and its layers go; torch's attention goes whole."""
+    model, memory = Crossed(attention), X_BTD.flip(1)
+    rezero.convert_(model, (X_BTD, memory))
+    closed = copy.deepcopy(low_(model, "attention"))
+    nn.init.zeros_(next(iter(rezero.gates(closed).values())).gate_parameter)
+    pruned = rezero.prune_(model, LOW, (X_BTD, memory))
+    assert pruned.silent == silent
+    reason = "several of its arguments have the shape of its output"
+    assert pruned.running == ({"attention": reason} if len(silent) > 1 else {})
+    for x in (X_BTD, X_BTD[:, :2]):
+        assert torch.equal(model(x, memory), closed(x, memory))
+
+
 def test_other_shapes_than_the_examples_fit() -> None:
     """A pruned model takes batches, lengths and images of other sizes than it was pruned on."""
     for name, x in {"block": X_BTD[:1, :3], "inline": torch.randn(4, 7, D), "timm resnet": IMAGE[:1, :, :33]}.items():

@@ -200,16 +200,34 @@ def test_what_could_not_be_folded_is_still_rebuilt(tmp_path: Path) -> None:
 
 
 def test_a_part_of_a_model_is_saved_by_its_conversion(tmp_path: Path) -> None:
-    """Where only a part was converted, the whole's save_pretrained can't say so; Conversion.save of the part can."""
+    """The whole's save_pretrained does not say that a part was converted; Conversion.save of the part does."""
     model = MODELS["gpt2"]()
     conversion = converted(model.transformer, TOKENS)
     model.eval().save_pretrained(tmp_path / "whole")
-    with pytest.raises(UsageError, match=r"this one has no module 'h\.0\.attn\.c_proj'"):
+    with pytest.raises(UsageError, match=r"found no recipe in config\.json"):
         rezero.from_pretrained(tmp_path / "whole")
     conversion.save(tmp_path / "part")
     again = MODELS["gpt2"]()
     rezero.load_converted_(again.transformer, tmp_path / "part")
     assert torch.equal(again.eval()(TOKENS).logits, model(TOKENS).logits)
+
+
+def test_models_of_one_configuration_keep_apart(tmp_path: Path) -> None:
+    """Models built from one object of a configuration are converted, saved and put back each by itself."""
+    config = MODELS["gpt2"]().config
+    a, b, plain = (GPT2LMHeadModel(config).eval() for _ in range(3))
+    converted(a, TOKENS, gate="tanh")
+    conversion = converted(b, TOKENS, norms="remove", share="layer")
+    plain.save_pretrained(tmp_path / "plain")
+    assert "rezero" not in json.loads((tmp_path / "plain" / "config.json").read_text())
+    for name, model in {"a": a, "b": b}.items():
+        model.save_pretrained(tmp_path / name)
+        assert torch.equal(rezero.from_pretrained(tmp_path / name)(TOKENS).logits, model(TOKENS).logits)
+    conversion.undo()
+    a.save_pretrained(tmp_path / "again")
+    assert torch.equal(rezero.from_pretrained(tmp_path / "again")(TOKENS).logits, a(TOKENS).logits)
+    assert all(module.config is config for module in b.modules() if hasattr(module, "config"))
+    assert not hasattr(config, "rezero")
 
 
 def test_it_generates_the_same_tokens_with_a_cache(tmp_path: Path) -> None:
@@ -377,8 +395,61 @@ def unknown_norm(folder: Path) -> None:
     (folder / "rezero.json").write_text(json.dumps({**data, "norms": ["layers.0.norm7"]}))
 
 
+def gate(**fields: Any) -> Any:
+    """Return what writes fields into the recipe's last gate, that of layers.1.linear2."""
+
+    def harm(folder: Path) -> None:
+        data = json.loads((folder / "rezero.json").read_text())
+        data["gates"][-1].update(fields)
+        (folder / "rezero.json").write_text(json.dumps(data))
+
+    return harm
+
+
+def lists(**fields: Any) -> Any:
+    """Return what replaces fields of the recipe."""
+
+    def harm(folder: Path) -> None:
+        data = json.loads((folder / "rezero.json").read_text())
+        (folder / "rezero.json").write_text(json.dumps({**data, **fields}))
+
+    return harm
+
+
+WRONG: dict[str, tuple[Any, str]] = {
+    "leaf null": (gate(leaf=None), r"rezero\.json holds no recipe of a conversion, or is damaged: .*leaf is None"),
+    "shape empty": (gate(shape=[]), r"is damaged: .*shape of a gate with \(\)"),
+    "shape text": (gate(shape="ab"), r"is damaged: .*shape is 'ab'"),
+    "shape of a matrix": (gate(shape=[2, 3]), r"is damaged: .*shape of a gate with \(2, 3\)"),
+    "shape negative": (gate(shape=[-1]), r"is damaged: .*shape of a gate with \(-1,\)"),
+    "init_value null": (gate(init_value=None), r"is damaged: .*init_value is None"),
+    "parameter empty": (gate(parameter=""), r"is damaged: .*parameter or init_value"),
+    "parameter with a dot": (gate(parameter="a.b"), r"is damaged: .*parameter or init_value"),
+    "activation unknown": (gate(activation="relu"), r"is damaged: .*activation, parameter or init_value"),
+    "owner a list": (gate(owner=["layers"]), r"is damaged: .*owner is \('layers',\)"),
+    "branches a bool": (gate(branches=True), r"is damaged: .*branches is True"),
+    "gates a dictionary": (lists(gates={"a": 1}), r"holds no recipe of a conversion, or is damaged"),
+    "norms a text": (lists(norms="ab"), r"is damaged: .*norms is 'ab'"),
+    "parameter taken": (gate(parameter="weight"), r"'layers\.1\.linear2' has a 'weight' of its own here"),
+    "parameter missing": (gate(reused=True), r"'layers\.1\.linear2' has no parameter 'alpha' with the shape \(1,\)"),
+    "leaf twice": (gate(leaf="layers.1.self_attn.out_proj"), r"there 'layers\.1\.self_attn\.out_proj' has two gates"),
+    "owner without a gate": (gate(owner="layers.0.norm1"), r"shares a gate that 'layers\.0\.norm1' has not"),
+    "reader itself": (gate(reader="layers.1.linear2"), r"'layers\.1\.linear2' does not read the weights of"),
+    "reader of another": (gate(reader="layers.0"), r"'layers\.0' does not read the weights of 'layers\.1\.linear2'"),
+    "moved stays": (gate(moved="layers.0.dropout1"), r"there 'layers\.0\.dropout1' is moved, and stays"),
+    "moved a layer": (lists(activations=["layers.0.linear1"]), r"'layers\.0\.linear1' is no activation here"),
+    "norm a layer": (lists(norms=["layers.0.linear1"]), r"'layers\.0\.linear1' is no norm here"),
+    "frozen unknown": (lists(frozen=["layers.0.norm1.gain"]), r"this one has no parameter 'layers\.0\.norm1\.gain'"),
+    "dropped unknown": (lists(dropped=["gain"]), r"this one has no 'gain' to drop"),
+}
+
+
 def damage_index(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text("[]")
+
+
+def number_in_index(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": 5}}')
 
 
 def fewer(folder: Path) -> None:
@@ -407,6 +478,7 @@ def misshapen(folder: Path) -> None:
         (no_weights, r"found no model\.safetensors"),
         (unknown_norm, r"this one has no module 'layers\.0\.norm7'"),
         (damage_index, r"model\.safetensors\.index\.json is damaged"),
+        (number_in_index, r"index\.json is damaged: .*5 is no name of a file"),
         (cut, r"model\.safetensors is damaged"),
         (pickle, r"found no model\.safetensors; other kinds are not read"),
         (fewer, r"incomplete: it has no 'layers\.0\.linear2\.alpha'"),
@@ -417,6 +489,17 @@ def misshapen(folder: Path) -> None:
 )
 def test_what_is_missing_or_damaged_is_named_and_the_model_left_alone(harm: Any, message: str, saved: Path) -> None:
     """Each fault gets one line, and the model stays as it was."""
+    refuse(harm, message, saved)
+
+
+@pytest.mark.parametrize(("harm", "message"), WRONG.values(), ids=WRONG)
+def test_a_recipe_is_checked_before_anything_is_changed(harm: Any, message: str, saved: Path) -> None:
+    """A field of another type, a name that the model has not or a change that makes no sense: each is named."""
+    refuse(harm, message, saved)
+
+
+def refuse(harm: Any, message: str, saved: Path) -> None:
+    """Harm a folder, and see that it is refused and the model left as it was."""
     harm(saved)
     model = stack()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -491,6 +574,18 @@ def change(folder: Path, key: str, value: torch.Tensor | None) -> None:
     save_file({name: t for name, t in tensors.items() if t is not None}, file, {"format": "pt"})
 
 
+def retype(folder: Path) -> None:
+    data = json.loads((folder / "config.json").read_text())
+    data["rezero"]["gates"][0]["init_value"] = None
+    (folder / "config.json").write_text(json.dumps(data))
+
+
+def rename(folder: Path) -> None:
+    data = json.loads((folder / "config.json").read_text())
+    data["rezero"]["gates"][0]["parameter"] = "bias"
+    (folder / "config.json").write_text(json.dumps(data))
+
+
 def another_kind(folder: Path) -> None:
     data = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**data, "architectures": ["MyOwnModel"]}))
@@ -504,6 +599,8 @@ def another_kind(folder: Path) -> None:
         (drop, r"is incomplete: it has no 'transformer\.h\.1\.mlp\.c_proj\.alpha'"),
         (widen, r"'transformer\.h\.1\.mlp\.c_proj\.alpha' is \(1,\) here and has another shape there"),
         (add, r"this one has no 'transformer\.h\.1\.beside'"),
+        (retype, r"config\.json holds no recipe of a conversion, or is damaged: .*init_value is None"),
+        (rename, r"'transformer\.h\.0\.attn\.c_proj' has a 'bias' of its own here"),
         (another_kind, r"names no architecture of transformers: build the model yourself"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -516,6 +613,112 @@ def test_from_pretrained_says_what_is_wrong_with_a_folder(harm: Any, message: st
     harm(tmp_path)
     with pytest.raises(UsageError, match=message):
         rezero.from_pretrained(tmp_path)
+
+
+class Remembers(nn.Linear):
+    """A layer with a state that is no tensor."""
+
+    def get_extra_state(self) -> Any:
+        return {"of": "some kind"}
+
+    def set_extra_state(self, state: Any) -> None:
+        pass
+
+
+class Small(nn.Module):
+    """One branch, of some kind of layer and dtype."""
+
+    def __init__(self, f: nn.Module, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.f = f
+        self.register_buffer("extra", torch.ones(2, dtype=dtype))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.f(x)
+
+
+def test_only_a_converted_model_is_saved(tmp_path: Path) -> None:
+    """save_converted writes what is converted, one that was loaded too, and nothing else."""
+    model, x = stack(), torch.randn(2, 3, 8)
+    with pytest.raises(UsageError, match=r"expected a model that rezero\.convert_ or rezero\.load_converted_ has"):
+        rezero.save_converted(model, tmp_path / "first")
+    with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got NoneType"):
+        rezero.save_converted(None, tmp_path / "first")  # type: ignore[arg-type]
+    converted(model, x).save(tmp_path / "first")
+    loaded = rezero.load_converted_(stack(), tmp_path / "first").eval()
+    rezero.save_converted(loaded, tmp_path / "second")
+    assert torch.equal(rezero.load_converted_(stack(), tmp_path / "second").eval()(x), model(x))
+    assert sorted(file.name for file in (tmp_path / "second").iterdir()) == ["model.safetensors", "rezero.json"]
+
+
+@pytest.mark.parametrize(
+    ("layer", "dtype", "message"),
+    [
+        (
+            Remembers(8, 8),
+            torch.float32,
+            r"'f\._extra_state' is no tensor, and a file of safetensors holds nothing else",
+        ),
+        (nn.Linear(8, 8), torch.complex128, r"the model can't be written to .*complex128"),
+    ],
+)
+def test_what_a_file_cannot_hold_is_named(layer: nn.Module, dtype: torch.dtype, message: str, tmp_path: Path) -> None:
+    """Something that safetensors can't hold is an error, and what was saved before stays."""
+    x = torch.randn(2, 3, 8)
+    converted(Small(nn.Linear(8, 8)), x).save(tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    conversion = converted(Small(layer, dtype), x)
+    with pytest.raises(UsageError, match=message):
+        conversion.save(tmp_path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_a_file_is_no_folder_to_save_in(tmp_path: Path) -> None:
+    """A path that is a file, or under one, is an error, and the file stays."""
+    file = tmp_path / "file"
+    file.write_text("of mine")
+    conversion = converted(stack(), torch.randn(2, 3, 8))
+    with pytest.raises(UsageError, match=r"expected a folder to save in, or a path that is free, got a file: .*file"):
+        conversion.save(file)
+    with pytest.raises(UsageError, match=r"the model can't be written to .*file"):
+        conversion.save(file / "under")
+    assert file.read_text() == "of mine"
+
+
+@pytest.mark.parametrize("end", ["model.safetensors", "rezero.json"])
+def test_an_interrupted_save_leaves_no_mixture(end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it stops, a folder holds the old model, the new one or, for a moment, none: never parts of two."""
+    x = torch.randn(2, 3, 8)
+    converted(stack(), x, gate="tanh").save(tmp_path)
+    conversion = converted(stack(), x)
+    replace = Path.replace
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if target.name == end:
+            raise KeyboardInterrupt("here")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="here"):
+        conversion.save(tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(UsageError, match="expected a converted model in"):
+        rezero.load_converted_(stack(), tmp_path)
+    conversion.save(tmp_path)
+    assert torch.equal(rezero.load_converted_(stack(), tmp_path).eval()(x), conversion.model(x))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.safetensors", "rezero.json"]
+
+
+def test_a_folder_of_shards_is_replaced(tmp_path: Path) -> None:
+    """Saved where shards were, a model is not mistaken for what they hold."""
+    model = MODELS["gpt2"]()
+    conversion = converted(model, TOKENS)
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    for gate in rezero.gates(model).values():
+        nn.init.constant_(gate.gate_parameter, 0.25)
+    conversion.save(tmp_path)
+    again = rezero.load_converted_(MODELS["gpt2"](), tmp_path).eval()
+    assert torch.equal(again(TOKENS).logits, model(TOKENS).logits)
 
 
 @pytest.mark.parametrize("path", ["openai-community/gpt2", __file__], ids=["hub", "file"])

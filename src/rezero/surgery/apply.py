@@ -1,14 +1,16 @@
 """Change a model's modules as a recipe says, with every change undone on request."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from itertools import takewhile
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rezero.errors import UsageError
-from rezero.gate import gate_dtype
+from rezero.gate import AnyGate, gate_dtype
+from rezero.surgery.fit import misfit
 from rezero.surgery.gated import (
     Changed,
     Dropped,
@@ -97,19 +99,24 @@ def check_module(model: Any) -> None:
 
 
 def check_unwrapped(model: nn.Module) -> None:
-    """Refuse a model that is compiled or distributed.
+    """Refuse a model that is compiled or distributed, or parametrized after its conversion.
 
     Args:
         model: Any module.
 
     Raises:
-        UsageError: If it is, or a part of it.
+        UsageError: If it is, or a part of it, or if a converted module has been given another class.
     """
     for name, module in model.named_modules():
         if _WRAPPERS & {kind.__name__ for kind in type(module).__mro__}:
             raise UsageError(f"{_where(name, module)} is a wrapped model: convert first, then compile or distribute it")
         if getattr(module, "_compiled_call_impl", None) is not None:
             raise UsageError(f"{_where(name, module)} is compiled in place: convert first, then compile")
+        if isinstance(module, Changed) and "original_class" not in vars(type(module)):
+            raise UsageError(
+                f"{_where(name, module)} was given another class since it was converted, as a parametrization does: "
+                "take that off first (torch.nn.utils.parametrize.remove_parametrizations)"
+            )
 
 
 def _where(name: str, module: nn.Module) -> str:
@@ -125,8 +132,10 @@ def apply_(model: nn.Module, recipe: Recipe, undo: Undo) -> None:
         undo: Gets what puts them back.
 
     Raises:
-        UsageError: If a module has a ``forward`` of its own, which no class can change.
+        UsageError: If the recipe does not fit, or a module has a ``forward`` of its own, which no class can change.
     """
+    if (difference := misfit(model, recipe)) is not None:
+        raise UsageError(f"the model can't be changed so: {difference}")
     check_forwards(model, recipe)
     unfused = _encoder_layers(model, recipe.norms)
     readers: dict[str, list[nn.Module]] = {name: [] for name in unfused}
@@ -134,7 +143,7 @@ def apply_(model: nn.Module, recipe: Recipe, undo: Undo) -> None:
         leaf = model.get_submodule(gate.leaf)
         if gate.reused:
             _change(leaf, ReusedScale, undo, rezero_gate=gate)
-            _reset(leaf, gate, undo)
+            _reset(model, leaf, gate, undo)
         elif gate.owner is None:
             _change(leaf, GatedOutput if gate.reader is None else GatedWeight, undo, rezero_gate=gate)
             _give_gate(model, leaf, gate, undo)
@@ -188,8 +197,8 @@ def ungate_(model: nn.Module, gates: Sequence[GateRecipe], undo: Undo) -> None:
         leaf = model.get_submodule(gate.leaf)
         undo.steps.append(partial(_become, leaf, type(leaf), rezero_attributes(leaf)))
         if gate.owner is None and not gate.reused:
-            alpha = leaf._parameters.pop(gate.parameter)
-            undo.steps.append(partial(leaf._parameters.__setitem__, gate.parameter, alpha))
+            undo.steps.append(_returning(model, f"{gate.leaf}.{gate.parameter}".lstrip("."), gate=True))
+            del leaf._parameters[gate.parameter]
         restore_class(leaf)
 
 
@@ -205,7 +214,7 @@ def drop_(model: nn.Module, names: Sequence[str], undo: Undo) -> None:
         owner, _, key = name.rpartition(".")
         module = model.get_submodule(owner)
         store: dict[str, Any] = module._parameters if key in module._parameters else module._buffers
-        undo.steps.append(partial(store.__setitem__, key, store[key]))
+        undo.steps.append(_returning(model, name, names))
         store[key] = None
         if isinstance(module, Passed) and not any(True for _ in (*module.parameters(), *module.buffers())):
             _change(module, Dropped, undo)
@@ -214,6 +223,51 @@ def drop_(model: nn.Module, names: Sequence[str], undo: Undo) -> None:
             if child is not None and not any(True for _ in (*child.parameters(), *child.buffers())):
                 undo.steps.append(partial(module._modules.__setitem__, name, child))
                 module._modules[name] = None
+
+
+def _returning(model: nn.Module, name: str, gone: Collection[str] = (), *, gate: bool = False) -> Callable[[], None]:
+    """Return what puts the very same tensor back, on the device and in the dtype that the model has by then."""
+    owner, _, key = name.rpartition(".")
+    module = model.get_submodule(owner)
+    store: dict[str, Any] = module._parameters if key in module._parameters else module._buffers
+    tensor = store[key]
+    near = None if tensor is None else _nearest(model, name, tensor.dtype, gone)
+    alike = near is not None and model.get_parameter(near).dtype == tensor.dtype
+
+    def put_back() -> None:
+        now = dict(model.named_parameters()).get(near or "")
+        store[key] = tensor
+        if tensor is not None and now is not None:
+            dtype = now.dtype if alike else tensor.dtype
+            store[key] = _cast(tensor, gate_dtype(dtype) if gate else dtype, now.device)
+
+    return put_back
+
+
+def _nearest(model: nn.Module, name: str, dtype: torch.dtype, gone: Collection[str]) -> str | None:
+    """Name the parameter closest to a tensor that stays when it goes and is no gate, of its dtype if there is one."""
+    gates = {id(module.gate_parameter) for module in model.modules() if isinstance(module, AnyGate)}
+    others = [each for each in model.named_parameters() if id(each[1]) not in gates and each[0] not in (*gone, name)]
+    ranks = {each: (parameter.dtype == dtype, _shared_parts(each, name)) for each, parameter in others}
+    return max(ranks, key=ranks.__getitem__, default=None)
+
+
+def _shared_parts(one: str, other: str) -> int:
+    pairs = zip(one.split("."), other.split("."), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Cast the very same tensor, and its gradient; only to and from the meta device it becomes another one."""
+    if (tensor.dtype, tensor.device) == (dtype, device):
+        return tensor
+    if tensor.is_meta or device.type == "meta":
+        empty = torch.empty_like(tensor, dtype=dtype, device=device)
+        return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    grad, tensor.grad = tensor.grad, None
+    tensor.data = tensor.data.to(device, dtype)
+    tensor.grad = grad if grad is None else grad.to(device, dtype)
+    return tensor
 
 
 def _encoder_layers(model: nn.Module, names: Sequence[str]) -> list[str]:
@@ -244,8 +298,9 @@ def check_forwards(model: nn.Module, recipe: Recipe) -> None:
     Raises:
         UsageError: If there is one among the modules that the recipe changes.
     """
+    modules = dict(model.named_modules(remove_duplicate=False))
     for name in recipe.modules:
-        if has_own_forward(model.get_submodule(name)):
+        if name in modules and has_own_forward(modules[name]):  # inside a silent module there may be none
             raise UsageError(
                 f"{name!r} has a forward of its own, as hooks of accelerate set it, which would pass the change by: "
                 "take the hooks off first (accelerate.hooks.remove_hook_from_module), and dispatch the model afterwards"
@@ -275,16 +330,17 @@ def _give_gate(model: nn.Module, leaf: nn.Module, gate: GateRecipe, undo: Undo) 
     dtype, device = (None, None) if near is None else (near.dtype, near.device)
     alpha = torch.full((max(gate.shape),), gate.init_value, dtype=gate_dtype(dtype), device=device)
     undo.steps.append(partial(leaf._parameters.pop, gate.parameter, None))
-    leaf.register_parameter(gate.parameter, nn.Parameter(alpha))
+    leaf._parameters[gate.parameter] = nn.Parameter(alpha)  # register_parameter refuses where __getattr__ has any name
 
 
-def _reset(leaf: nn.Module, gate: GateRecipe, undo: Undo) -> None:
+def _reset(model: nn.Module, leaf: nn.Module, gate: GateRecipe, undo: Undo) -> None:
     parameter = leaf.get_parameter(gate.parameter)
-    before = parameter.data
+    before, put_back = parameter.data, _returning(model, f"{gate.leaf}.{gate.parameter}".lstrip("."))
 
-    def put_back() -> None:
+    def unset() -> None:
         if isinstance(leaf, Changed):  # not folded since
-            parameter.data = before.to(parameter.device)
+            parameter.data = before
+            put_back()
 
-    undo.steps.append(put_back)
+    undo.steps.append(unset)
     parameter.data = torch.full_like(parameter, gate.init_value, dtype=gate_dtype(parameter.dtype))

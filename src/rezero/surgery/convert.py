@@ -15,10 +15,11 @@ from rezero.errors import UsageError
 from rezero.surgery.apply import apply_, check_convertible, check_forwards, check_unwrapped, drop_
 from rezero.surgery.example import as_example
 from rezero.surgery.find import find_residuals
+from rezero.surgery.fit import check_intact
 from rezero.surgery.layer_scale import choose_scales, neutral
 from rezero.surgery.plan import plan
 from rezero.surgery.recipe import Recipe, Undo
-from rezero.surgery.saved import recall, remember, save_converted
+from rezero.surgery.saved import recall, remember, write
 from rezero.surgery.sites import Residuals, counted
 from rezero.surgery.verify import observe
 from rezero.surgery.verify import verify as verify_
@@ -60,13 +61,15 @@ class Conversion:
         A trained model loses its gates, as if they were 1: use `fold_` to keep them.
 
         Raises:
-            UsageError: If the model has been compiled, distributed, given hooks, pruned or folded since.
+            UsageError: If the model has been compiled, distributed, given hooks, pruned or folded since, or if a module
+                that was converted has been replaced or parametrized.
         """
         if recall(self.model).silent:
             raise UsageError("branches were pruned since the conversion: call undo() of what prune_ returned first")
         if self._undo.steps and len(recall(self.model).gates) < len(self.recipe.gates):
             raise UsageError("gates were folded into the weights since, and folding stays: build the model anew")
         check_unwrapped(self.model)
+        check_intact(self.model, recall(self.model))
         check_forwards(self.model, self.recipe)
         self._undo()
 
@@ -75,8 +78,11 @@ class Conversion:
 
         Args:
             path: A folder, made if it is not there.
+
+        Raises:
+            UsageError: If a module that was converted has been replaced since, or the folder can't be written.
         """
-        save_converted(self.model, path)
+        write(self.model, path)
 
     def _start(self) -> str:
         gate = self.recipe.gates[0]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rezero.errors import UsageError
 from rezero.surgery.apply import check_module
+from rezero.surgery.fit import check_intact
 from rezero.surgery.gated import (
     Changed,
     GatedOutput,
@@ -71,7 +72,7 @@ def fold_(model: nn.Module) -> Folded:
 
     Raises:
         TypeError: If ``model`` is not a module.
-        UsageError: If the model has no gates, or no numbers.
+        UsageError: If the model has no gates, or no numbers, or if a module that was converted has been replaced since.
 
     Example:
         >>> import rezero
@@ -86,6 +87,9 @@ def fold_(model: nn.Module) -> Folded:
         raise UsageError("expected a model that rezero.convert_ has gated, found no gated layer in it")
     if any(parameter.is_meta for parameter in model.parameters()):
         raise UsageError("the model is on the meta device and has no numbers: load them before folding")
+    for module in model.modules():
+        if recipe := recall(module):
+            check_intact(module, recipe)
     memory = _memory(model)
     groups: dict[int, list[str]] = {}  # the layers that share a gate are folded together or not at all
     for name, leaf in leaves.items():

@@ -3,12 +3,13 @@
 import types
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from rezero.errors import UsageError
 from rezero.gate import AnyGate
 from rezero.kernels import reference
 
@@ -350,10 +351,46 @@ _ATTRIBUTES = ("rezero_gate", "rezero_owner", "rezero_moved", "rezero_weights", 
 
 @cache
 def _changed_class(change: type[Changed], original: Any) -> type[Changed]:
-    made: Any = types.new_class(f"{change.__name__}{original.__name__}", (change, original))
+    try:
+        made: Any = types.new_class(f"{change.__name__}{original.__name__}", (change, original))
+    except Exception as error:  # somebody's __init_subclass__ may refuse in any way
+        raise UsageError(
+            f"expected a class that a gated one can be derived from, got {original.__name__}: {error}; leave its "
+            "branches out with filter_fn, or put them into a module around it"
+        ) from error
     made.__module__, made.__doc__ = original.__module__, original.__doc__
     made.original_class = original
+    made.__init__ = _init_of(original)
+    if hasattr(original, "__deepcopy__"):
+        made.__deepcopy__ = _deepcopy_of(original)
     return made  # type: ignore[no-any-return]
+
+
+def _init_of(original: Any) -> Any:
+    """Return what lets ``type(layer)(...)`` make a new layer of the original class: it is nobody's branch."""
+
+    @wraps(original.__init__)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        self.__class__ = original
+        original.__init__(self, *args, **kwargs)
+
+    return init
+
+
+def _deepcopy_of(original: Any) -> Any:
+    """Return what refuses a copy that its own class made anew, and so without the gate."""
+
+    @wraps(original.__deepcopy__)
+    def deepcopy(self: Any, memo: dict[int, Any]) -> Any:
+        twin = original.__deepcopy__(self, memo)
+        if type(twin) is not type(self):
+            raise UsageError(
+                f"{original.__name__}.__deepcopy__ makes a {type(twin).__name__} without what the conversion changed: "
+                "let it copy vars(self), or copy the model before the conversion"
+            )
+        return twin
+
+    return deepcopy
 
 
 def swap_class(module: nn.Module, change: type[Changed]) -> None:

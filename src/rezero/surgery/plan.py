@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import chain, count
+from types import FunctionType
 
 from torch import nn
 
@@ -72,7 +74,7 @@ def plan(
             leaf, reader = _place(model, branch.leaf)
             module = model.get_submodule(leaf)
             shape = _channels(model, leaf, branch, reader) if gate == "channel" else (1,)
-            name = "rezero_alpha" if hasattr(module, "alpha") else "alpha"
+            name = _free_name(module)
             tanh = "tanh" if gate == "tanh" else None
             key = _layer(model, site.name) if share == "layer" else leaf
             owner = owners.get(key)
@@ -108,6 +110,20 @@ def _place(model: nn.Module, leaf: str) -> tuple[str, str | None]:
     if isinstance(reader, nn.TransformerEncoderLayer) and plain:
         return (f"{leaf}.out_proj" if child == "self_attn" else leaf), parent
     return leaf, None
+
+
+def _free_name(module: nn.Module) -> str:
+    """Choose the name of a gate: one that the module has not, and that its code does not set."""
+    codes = [
+        value.__code__
+        for kind in type(module).__mro__
+        for value in vars(kind).values()
+        if isinstance(value, FunctionType)
+    ]
+    if not hasattr(module, "alpha") and not any("alpha" in code.co_names for code in codes):
+        return "alpha"
+    names = chain(["rezero_alpha"], (f"rezero_alpha_{number}" for number in count(2)))
+    return next(name for name in names if name not in dir(module))
 
 
 def _readers(found: Residuals, leaf: str, reader: str | None) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from rezero.surgery.closed import Closed, cacheless
 from rezero.surgery.contribution import Batch, measure
 from rezero.surgery.dead import Dead, choose_silent
 from rezero.surgery.example import as_example
+from rezero.surgery.fit import check_intact
 from rezero.surgery.recipe import GateRecipe, Recipe, Undo
 from rezero.surgery.saved import recall, remember
 from rezero.surgery.sites import counted
@@ -58,10 +59,13 @@ class Pruned:
         """Put the removed branches back, with the very same parameters. Once is enough.
 
         Raises:
-            UsageError: If the model has been folded or pruned since.
+            UsageError: If the model has been folded, pruned, compiled or distributed since, or if a module that was
+                converted has been replaced or parametrized.
         """
         if self._undo.steps and recall(self.model) != self._recipe:
             raise UsageError("the model has been folded or pruned since: undo what came last first; folding stays")
+        check_unwrapped(self.model)
+        check_intact(self.model, recall(self.model))
         self._undo()
 
     def __str__(self) -> str:
@@ -111,8 +115,8 @@ def prune_(
     Raises:
         TypeError: If ``model`` is not a module, or ``kwargs`` no dictionary.
         ValueError: If the threshold is not a finite number of 0 or more.
-        UsageError: If the model has no gates, can't be run on the data, or would lose every branch. It is left as it
-            was.
+        UsageError: If the model has no gates, can't be run on the data, or would lose every branch, or if a module that
+            was converted has been replaced or parametrized since. It is left as it was.
 
     Example:
         >>> import rezero, torch
@@ -130,6 +134,7 @@ def prune_(
     recipe = recall(model)
     if not recipe.gates:
         raise UsageError("expected a model that rezero.convert_ has gated, found no gate that it noted in this one")
+    check_intact(model, recipe)
     check_forwards(model, recipe)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise UsageError("the model is on the meta device: without numbers no contribution can be measured")

@@ -1,8 +1,9 @@
 """What a conversion changes, as plain data: applied to a model, stored beside its weights, applied again."""
 
+import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from rezero.errors import UsageError
 
@@ -118,19 +119,47 @@ class Recipe:
         Raises:
             UsageError: If it is damaged, or of a newer form.
         """
+        version = data.get("version") if isinstance(data, dict) else None
+        if isinstance(version, int) and version > cls.version:
+            raise UsageError(f"{source} was written by a newer version of rezero: update it")
         try:
-            if data["version"] > cls.version:
-                raise UsageError(f"{source} was written by a newer version of rezero: update it")
-            pairs = ("shape", "read_by")
-            gates = tuple(
-                GateRecipe(**each | {name: tuple(each[name]) for name in pairs if name in each})
-                for each in data["gates"]
-            )
-            lists = {name: tuple(data[name]) for name in ("norms", "frozen", "activations", "dropped")}
-            silent = tuple(SilentRecipe(**each) for each in data["silent"])
-            return cls(gates, **lists, silent=silent, version=data["version"])
-        except (KeyError, TypeError) as error:
+            content = {each.name: data[each.name] for each in fields(cls)}
+            content["gates"] = [_read_gate(each) for each in content["gates"]]
+            content["silent"] = [_read(SilentRecipe, each) for each in content["silent"]]
+            return _read(cls, content)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UsageError(f"{source} holds no recipe of a conversion, or is damaged: {error!r}") from error
+
+
+def _read_gate(data: Any) -> GateRecipe:
+    gate = _read(GateRecipe, data)
+    long = [size for size in gate.shape if size != 1]
+    if not (gate.reused or gate.shape) or len(long) > 1 or min(long, default=1) < 1:
+        raise ValueError(f"shape of a gate with {gate.shape}")
+    if gate.activation not in (None, "tanh") or not gate.parameter.isidentifier() or not math.isfinite(gate.init_value):
+        raise ValueError(f"activation, parameter or init_value of {gate}")
+    return gate
+
+
+_Kind = TypeVar("_Kind", "GateRecipe", "SilentRecipe", "Recipe")
+
+
+def _read(kind: type[_Kind], data: Any) -> _Kind:
+    """Make what a mapping describes; each field must be of its type."""
+    content: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in data.items()}
+    made = kind(**content)
+    for name, expected in get_type_hints(kind).items():
+        if not _is_a(getattr(made, name), expected):
+            raise TypeError(f"{name} is {getattr(made, name)!r}")
+    return made
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_is_a(each, get_args(kind)[0]) for each in value)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float if kind is float else kind)
 
 
 @dataclass

@@ -4,9 +4,11 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -14,25 +16,42 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from rezero.errors import UsageError
-from rezero.surgery.apply import apply_, check_convertible, drop_
+from rezero.surgery.apply import apply_, check_convertible, check_module, drop_
+from rezero.surgery.fit import check_intact, misfit
 from rezero.surgery.recipe import Recipe, Undo
 
-__all__ = ["from_pretrained", "load_converted_", "note", "recall", "remember", "save_converted"]
+__all__ = ["from_pretrained", "load_converted_", "note", "recall", "remember", "save_converted", "write"]
 
 _KEY = "rezero"  # in the config of a model of transformers
 _FILE, _CONFIG, _WEIGHTS = "rezero.json", "config.json", "model.safetensors"
+_INDEX = f"{_WEIGHTS}.index.json"
 
 
 def remember(model: nn.Module, recipe: Recipe, undo: Undo) -> None:
     """Note what is changed now.
+
+    With its first changes a model's configuration becomes its own: others built from the same object are not changed.
 
     Args:
         model: The changed model.
         recipe: All its changes.
         undo: Gets what puts back what was noted before.
     """
+    if not recall(model):
+        _own_config(model, undo)
     undo.steps.append(partial(note, model, recall(model)))
     note(model, recipe)
+
+
+def _own_config(model: nn.Module, undo: Undo) -> None:
+    config = vars(model).get("config")
+    if not callable(getattr(config, "to_json_string", None)):
+        return
+    own = copy(config)
+    for module in model.modules():
+        if vars(module).get("config") is config:
+            undo.steps.append(partial(vars(module).__setitem__, "config", config))
+            vars(module)["config"] = own
 
 
 def recall(model: nn.Module) -> Recipe:
@@ -49,7 +68,7 @@ def note(model: nn.Module, recipe: Recipe) -> None:
         recipe: All its changes; the note is taken away if there are none.
     """
     notes: list[tuple[dict[str, Any], str, Any]] = [(vars(model), "rezero_recipe", recipe)]
-    config = getattr(model, "config", None)
+    config = vars(model).get("config")
     if callable(getattr(config, "to_json_string", None)):
         notes.append((vars(config), _KEY, recipe.to_json()))
     for place, key, value in notes:
@@ -60,16 +79,66 @@ def note(model: nn.Module, recipe: Recipe) -> None:
 
 
 def save_converted(model: nn.Module, path: str | Path) -> None:
-    """Write ``model.safetensors`` and ``rezero.json``.
+    """Write ``model.safetensors`` and ``rezero.json``, for `load_converted_`.
+
+    Both are written beside what is there, which they replace at the end: it is kept if the writing fails.
 
     Args:
-        model: The converted model.
+        model: A model that `convert_` or `load_converted_` has converted.
         path: A folder, made if it is not there.
+
+    Raises:
+        TypeError: If ``model`` is not a module.
+        UsageError: If it is not converted, if a module that was converted has been replaced since, or if the
+            folder can't be written.
+
+    Example:
+        >>> import tempfile
+        >>> import rezero, torch
+        >>> model, x = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), torch.randn(1, 3, 8)
+        >>> conversion = rezero.convert_(model, x)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     rezero.save_converted(model, folder)
+        ...     again = rezero.load_converted_(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), folder)
+        >>> torch.equal(again.eval()(x), model.eval()(x))
+        True
     """
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_model(model, str(folder / _WEIGHTS))
-    (folder / _FILE).write_text(json.dumps(recall(model).to_json(), indent=1), encoding="utf-8")
+    check_module(model)
+    if not recall(model):
+        raise UsageError(
+            "expected a model that rezero.convert_ or rezero.load_converted_ has converted, found nothing that is "
+            "changed in this one: save it as any model, and a converted part of it by itself"
+        )
+    write(model, path)
+
+
+def write(model: nn.Module, path: str | Path) -> None:
+    """Write a model and its recipe, which is empty after all its gates were folded.
+
+    Args:
+        model: The model.
+        path: A folder, made if it is not there.
+
+    Raises:
+        UsageError: If a module that was converted has been replaced since, or if the folder can't be written.
+    """
+    folder, recipe = Path(path), recall(model)
+    check_intact(model, recipe)
+    if odd := [name for name, value in model.state_dict().items() if not isinstance(value, Tensor)]:
+        raise UsageError(f"{odd[0]!r} is no tensor, and a file of safetensors holds nothing else: save without it")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder, prefix=".saving-") as beside:
+            save_model(model, str(Path(beside) / _WEIGHTS))
+            (Path(beside) / _FILE).write_text(json.dumps(recipe.to_json(), indent=1), encoding="utf-8")
+            for name in (_FILE, _INDEX):  # never the recipe of one model beside the weights of another
+                (folder / name).unlink(missing_ok=True)
+            for name in (_WEIGHTS, _FILE):
+                (Path(beside) / name).replace(folder / name)
+    except FileExistsError as error:
+        raise UsageError(f"expected a folder to save in, or a path that is free, got a file: {folder}") from error
+    except (SafetensorError, KeyError, OSError, RuntimeError, ValueError) as error:
+        raise UsageError(f"the model can't be written to {folder}: {error!r}") from error
 
 
 def load_converted_(model: nn.Module, path: str | Path) -> nn.Module:
@@ -90,7 +159,7 @@ def load_converted_(model: nn.Module, path: str | Path) -> nn.Module:
     folder = Path(path)
     recipe = _read_recipe(folder, _FILE, _CONFIG)
     check_convertible(model)
-    _check_names(model, recipe, folder)
+    _check_fit(model, recipe, folder)
     undo = Undo()
     try:
         apply_(model, recipe, undo)
@@ -148,7 +217,7 @@ def _converting(kind: Any, recipe: Recipe, folder: Path) -> Any:
 
     def build(_: Any, *args: Any, **kwargs: Any) -> Any:
         model = kind(*args, **kwargs)
-        _check_names(model, recipe, folder)
+        _check_fit(model, recipe, folder)
         apply_(model, replace(recipe, dropped=()), Undo())  # dropped last: the loader draws all that the file lacks
         if recipe.dropped:
             gone = (f"^{re.escape(name)}$" for name in recipe.dropped)
@@ -185,15 +254,9 @@ def _incomplete(folder: Path, name: str) -> UsageError:
     return UsageError(f"{folder} was saved from another model, or is incomplete: it has no {name!r}")
 
 
-def _unknown(model: nn.Module, recipe: Recipe) -> str | None:
-    """Return the first module of a recipe that a model has not."""
-    names = {name for name, _ in model.named_modules()}
-    return next((name for name in recipe.modules if name not in names), None)
-
-
-def _check_names(model: nn.Module, recipe: Recipe, folder: Path) -> None:
-    if (name := _unknown(model, recipe)) is not None:
-        raise _other_model(folder, f"this one has no module {name!r}")
+def _check_fit(model: nn.Module, recipe: Recipe, folder: Path) -> None:
+    if (difference := misfit(model, recipe)) is not None:
+        raise _other_model(folder, difference)
 
 
 def _read_recipe(folder: Path, *names: str) -> Recipe:
@@ -262,11 +325,14 @@ def _files(folder: Path) -> list[Path]:
 
 def _index(folder: Path) -> dict[str, str]:
     """Return the file of each tensor as the index of a sharded checkpoint has them; empty if there is none."""
-    file = folder / f"{_WEIGHTS}.index.json"
+    file = folder / _INDEX
     if not file.is_file():
         return {}
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8"))["weight_map"])
+        files = dict(json.loads(file.read_text(encoding="utf-8"))["weight_map"])
+        if odd := [each for each in files.values() if not isinstance(each, str)]:
+            raise TypeError(f"{odd[0]!r} is no name of a file")
+        return files
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{file} is damaged: {error!r}") from error
 

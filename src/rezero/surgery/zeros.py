@@ -29,7 +29,7 @@ def observe_zeros(model: nn.Module, batches: Sequence[Batch]) -> Zeros:
     seen: dict[str, set[SilentRecipe | str]] = {}
 
     def look(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        seen.setdefault(name, set()).add(_zeros(name, module, [*args, *kwargs.values()], output))
+        seen.setdefault(name, set()).add(_zeros(name, module, args, [*args, *kwargs.values()], output))
 
     modules = dict(model.named_modules())
     handles = [module.register_forward_hook(partial(look, name), with_kwargs=True) for name, module in modules.items()]
@@ -59,20 +59,31 @@ def _mark(name: str, seen: Mapping[str, set[SilentRecipe | str]]) -> None:
             ways.add("it remembers something of what it is given")
 
 
-def _zeros(name: str, module: nn.Module, given: Sequence[Any], output: Any) -> SilentRecipe | str:
-    x = next((each for each in given if isinstance(each, Tensor)), None)
+def _zeros(name: str, module: nn.Module, args: Sequence[Any], given: Sequence[Any], output: Any) -> SilentRecipe | str:
     items = len(output) if type(output) is tuple else 0
     f = output[0] if items else output
-    if not isinstance(x, Tensor) or not isinstance(f, Tensor) or (x.dtype, x.ndim) != (f.dtype, f.ndim):
+    if not isinstance(f, Tensor):
         return _UNKNOWN
+    tensors = list({id(each): each for each in given if isinstance(each, Tensor)}.values())
+    ways = [_way(module, x, f) for x in tensors]
+    if not ways or ways[0] is None:
+        return _UNKNOWN
+    query = isinstance(module, nn.MultiheadAttention) and len(args) > 0  # of its arguments the first gives the shape
+    if not query and any(way is not None for way in ways[1:]):
+        return "several of its arguments have the shape of its output"
+    return SilentRecipe(name, *ways[0], items)
+
+
+def _way(module: nn.Module, x: Tensor, f: Tensor) -> tuple[int | None, int] | None:
+    """Return the axis along which an output differs from an input, and its size there; None if they are not alike."""
+    if (x.dtype, x.ndim) != (f.dtype, f.ndim):
+        return None
     if isinstance(module, nn.modules.conv._ConvNd) and any(stride != 1 for stride in module.stride):
-        return _UNKNOWN  # equal only if the image is as small as a step
+        return None  # equal only if the image is as small as a step
     differ = [axis - x.ndim for axis in range(x.ndim) if x.shape[axis] != f.shape[axis]]
     if not differ:
-        return SilentRecipe(name, items=items)
-    if differ == [_features(module)]:
-        return SilentRecipe(name, differ[0], f.shape[differ[0]], items)
-    return _UNKNOWN
+        return None, 0
+    return (differ[0], f.shape[differ[0]]) if differ == [_features(module)] else None
 
 
 def _features(module: nn.Module) -> int | None:
