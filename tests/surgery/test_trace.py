@@ -4,6 +4,7 @@ import random
 from collections import deque
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -409,6 +410,7 @@ class Remembers(nn.Module):
         self.plain = SimpleNamespace(count=0, table=None, inner=[SimpleNamespace(memory=torch.zeros(WIDTH))])
         self.slotted, self.recent = Slotted(), deque([0], maxlen=2)
         self.generators = torch.Generator(), np.random.default_rng(0), np.random.RandomState(0), random.Random(0)
+        self.source = np.random.PCG64(0)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.plain.table is None:
@@ -422,6 +424,7 @@ class Remembers(nn.Module):
         first, *others = self.generators
         noise = torch.rand(1, generator=first) + sum(float(each.random()) for each in others[:1])
         noise = noise + float(self.generators[2].rand()) + self.generators[3].random()
+        noise = noise + self.source.random_raw() % 2
         with torch.no_grad():
             self.momentum.data = 0.9 * self.momentum + 0.1 * self.fc.weight[0]
         if torch.is_grad_enabled():
@@ -436,16 +439,20 @@ class Remembers(nn.Module):
             "attributes": (self.plain.count, self.plain.table, len(self.plain.inner), list(self.recent)),
             "slots": (self.slotted.count, hasattr(self.slotted, "last")),
             "generators": (*states, str(self.generators[2].get_state()), self.generators[3].getstate()),
+            "source": str(self.source.state),
             "tensors": (self.plain.inner[0].memory.tolist(), self.momentum.tolist(), self.momentum.data_ptr()),
-            "gradients": [p.grad for p in self.parameters()],
+            "gradients": [None if p.grad is None else (id(p.grad), p.grad.tolist()) for p in self.parameters()],
         }
 
 
+@pytest.mark.parametrize("learned", [False, True], ids=["new", "with gradients"])
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("numbers", [False, True], ids=["shapes", "numbers"])
-def test_objects_of_any_class_are_put_back(*, training: bool, numbers: bool) -> None:
+def test_objects_of_any_class_are_put_back(*, training: bool, numbers: bool, learned: bool) -> None:
     """A pass leaves plain objects, slots, queues, generators, moved parameters and gradients as they were."""
     model = Remembers()
+    if learned:
+        model(X).sum().backward()
     before = model.memory()
     trace(model, (X,), training=training, grad=True, on_add=ignore if numbers else None)
     assert model.memory() == before
@@ -491,6 +498,56 @@ def test_a_cache_that_can_not_be_put_back_is_refused() -> None:
     y = model(X)
     assert names(trace(model, (X,)))[-1].strip("_") == "add"
     assert torch.equal(model(X), y)
+
+
+recorded: dict[str, Any] = {}
+
+
+class Recorder:
+    """Hooks that keep what they see."""
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+    def keep(self, _module: nn.Module, _args: Any, y: Tensor) -> None:
+        self.seen.append(y)
+
+
+def keep(where: list[Tensor], _module: nn.Module, _args: Any, y: Tensor) -> None:
+    where.append(y)
+    recorded["y"] = y
+
+
+@pytest.mark.parametrize("hook", ["closure", "method", "partial"])
+def test_hooks_keep_nothing_of_a_pass(hook: str) -> None:
+    """What hooks record, in a list of theirs or a global one, is as it was before the model was traced."""
+    model, seen, recorder = PreNorm(), [X], Recorder()
+    recorder.seen = seen
+
+    def closure(_module: nn.Module, _args: Any, y: Tensor) -> None:
+        seen.append(y)
+        recorded["y"] = y
+
+    hooks = {"closure": closure, "method": recorder.keep, "partial": partial(keep, seen)}
+    model.register_forward_hook(hooks[hook])
+    recorded.clear()
+    for numbers in (False, True):
+        trace(model, (X,), on_add=ignore if numbers else None)
+        assert len(seen) == 1
+        assert seen[0] is X
+        assert not recorded
+
+
+def test_a_cache_of_a_pass_that_went_on_with_numbers_is_refused() -> None:
+    """What a pass on shapes left out of reach is found too where the model looked at numbers and was run once more."""
+    kept: list[Tensor] = []
+
+    def listed(self: Function, x: Tensor) -> Tensor:
+        kept.append(self.fc(x))
+        return x + kept[-1] if x.sum() != 0 else x
+
+    with pytest.raises(UsageError, match=r"^'fc' keeps a tensor out of reach: "):
+        trace(Function(listed), (X,))
 
 
 @pytest.mark.usefixtures("no_tables")

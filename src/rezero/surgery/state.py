@@ -1,11 +1,13 @@
 """What a model's code can change: all that is reached from the model, kept, and put back."""
 
+import inspect
 import logging
 import random
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from functools import cache, partial
-from types import FunctionType, MemberDescriptorType, ModuleType, NoneType
+from itertools import chain
+from types import FunctionType, MemberDescriptorType, MethodType, ModuleType, NoneType
 from typing import Any
 
 import torch
@@ -24,7 +26,7 @@ _FOREIGN = (type, FunctionType, ModuleType, logging.Logger, torch.optim.Optimize
 
 
 class State:
-    """The attributes, containers, tensors and random generators that a model reaches, as they are now.
+    """The attributes, containers, tensors and random generators that a model and its hooks reach, as they are now.
 
     Of parameters their memory is kept, not their numbers, which would be a copy of the whole model.
 
@@ -35,7 +37,7 @@ class State:
     def __init__(self, model: nn.Module) -> None:
         self._reached: dict[int, Any] = {}  # which keeps each alive, so that no other gets its id
         self._steps: list[_Step] = []
-        open_values: list[Any] = [model]
+        open_values: list[Any] = [model, *chain.from_iterable(map(_names, _hooks(model)))]
         while open_values:
             value = open_values.pop()
             if type(value) in _PLAIN or id(value) in self._reached or _is_foreign(value):
@@ -45,11 +47,33 @@ class State:
             self._steps += [] if step is None else [step]
             open_values += _parts(value)
 
+    def put_gradients_aside(self) -> None:
+        """Leave no gradient that a backward pass could add to."""
+        for value in self._reached.values():
+            if isinstance(value, Tensor) and value.is_leaf:
+                value.grad = None
+
     @torch.no_grad()
     def put_back(self) -> None:
         """Put all of it back."""
         for step in self._steps:
             step()
+
+
+def _hooks(model: nn.Module) -> Iterable[Any]:
+    kinds = [kind for kind in vars(model) if kind.endswith("_hooks")]
+    return [hook for module in model.modules() for kind in kinds for hook in vars(module).get(kind, {}).values()]
+
+
+def _names(hook: Any) -> Iterable[Any]:
+    """Return what a hook writes to by name, as one that records outputs in a list of its script."""
+    function = inspect.unwrap(hook)
+    while isinstance(function, partial | MethodType):
+        function = function.func if isinstance(function, partial) else function.__func__
+    if not isinstance(function, FunctionType):
+        return []
+    names = inspect.getclosurevars(function)
+    return [*names.nonlocals.values(), *names.globals.values()]
 
 
 def _is_foreign(value: Any) -> bool:
@@ -66,6 +90,10 @@ def _parts(value: Any) -> Iterable[Any]:
         parts += value.values()
     elif isinstance(value, list | tuple | set | frozenset | deque):
         parts += value
+    if isinstance(value, MethodType):
+        parts.append(value.__self__)
+    if isinstance(value, partial):
+        parts += [value.func, *value.args, *value.keywords.values()]
     attributes = getattr(value, "__dict__", None)
     parts += [attributes] if type(attributes) is dict else []
     return [*parts, *_slots(value).values()]
@@ -91,8 +119,8 @@ def _kept_random(value: Any) -> _Step | None:
         return None
     if hasattr(value, "set_state"):
         return partial(value.set_state, value.get_state())
-    source = getattr(value, "bit_generator", None)
-    return None if source is None else partial(setattr, source, "state", source.state)
+    source = getattr(value, "bit_generator", value)
+    return partial(setattr, source, "state", source.state) if hasattr(source, "random_raw") else None
 
 
 def _kept_slots(value: Any) -> _Step | None:

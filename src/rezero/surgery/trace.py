@@ -43,9 +43,8 @@ _READS_FIRST = frozenset(("expand_as", "reshape_as", "to", "type_as", "view_as")
 
 
 _KEPT = (
-    "a cache outside of the model, such as a global, an attribute of a class or the list of a hook, holds a tensor "
-    "without numbers; empty it, and then let the model keep it in an attribute, run it once on the example before, or "
-    "take off the hook"
+    "a cache outside of the model, such as a global or an attribute of a class, holds a tensor without numbers; empty "
+    "it, and then let the model keep it in an attribute, or run it once on the example before"
 )
 
 _DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
@@ -198,6 +197,7 @@ def trace(
     if device is not None:
         given = tree_map_only(Tensor, lambda tensor: tensor.to(device), given)
     problem: Exception | None = None
+    recorders: list[_Recorder] = []
     for real in (False, True):
         if device is not None if real else on_add is not None:
             continue
@@ -210,13 +210,14 @@ def trace(
             if device is not None:
                 stack.enter_context(device)
                 stack.enter_context(all_on_meta(model) if device.type == "meta" else nullcontext())
-            recorder = _Recorder(model, on_add)
+            recorders.append(_Recorder(model, on_add))
             try:
-                traced = recorder.run(*copied(given), real=real)
+                traced = recorders[-1].run(*copied(given), real=real)
             except Exception as error:
                 problem = error
         if problem is None:
-            recorder.check_left()
+            for recorder in recorders:
+                recorder.check_left()
             return traced
     raise UsageError(_explain(model, problem) + advice(*given)) from problem
 

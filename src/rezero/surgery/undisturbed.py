@@ -65,6 +65,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     torch.set_autocast_cache_enabled(False)
     try:
         with torch.random.fork_rng(sorted(index for index in devices if index is not None)):
+            state.put_gradients_aside()
             yield
     finally:
         state.put_back()
