@@ -32,19 +32,16 @@ def observe_zeros(model: nn.Module, batches: Sequence[Batch]) -> Zeros:
         seen.setdefault(name, set()).add(_zeros(name, module, args, [*args, *kwargs.values()], output))
 
     modules = dict(model.named_modules())
-    handles = [module.register_forward_hook(partial(look, name), with_kwargs=True) for name, module in modules.items()]
-    try:
-        for args, kwargs in batches:
-            with undisturbed(model), switched(model, training=False), unfused(), torch.no_grad():
-                before = {name: _state(module) for name, module in modules.items()}
-                copies, keywords = copied((args, kwargs))
-                model(*copies, **keywords)
-                for name, module in modules.items():
-                    if not _same(before[name], _state(module)):
-                        _mark(name, seen)
-    finally:
-        for handle in handles:
-            handle.remove()
+    for args, kwargs in batches:
+        with undisturbed(model), switched(model, training=False), unfused(), torch.no_grad():  # takes the hooks off too
+            for name, module in modules.items():
+                module.register_forward_hook(partial(look, name), with_kwargs=True)
+            before = {name: _state(module) for name, module in modules.items()}
+            copies, keywords = copied((args, kwargs))
+            model(*copies, **keywords)
+            for name, module in modules.items():
+                if not _same(before[name], _state(module)):
+                    _mark(name, seen)
     return {name: ways.pop() if len(ways) == 1 else _UNKNOWN for name, ways in seen.items()}
 
 
