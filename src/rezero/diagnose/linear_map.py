@@ -1,0 +1,231 @@
+"""The Jacobian of a network, or of a stretch of it, as a linear map, which is made a matrix only where it fits."""
+
+import difflib
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import jvp, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
+
+from rezero.errors import UsageError
+from rezero.surgery.outputs import tensors
+from rezero.surgery.undisturbed import unfused
+
+__all__ = ["LinearMap", "find_layer", "linear_maps"]
+
+_ROWS = 256  # backward passes at a time
+
+
+class LinearMap:
+    """The derivative of a function at one input: an ``m x n`` matrix ``J`` that is not made unless it is asked for.
+
+    Args:
+        function: Takes the input, returns a tensor.
+        at: The input.
+
+    Attributes:
+        shape: ``(m, n)``: entries of the output, and of the input.
+        dtype: That of the input.
+        fused: Whether the function uses fused attention, which is computed in its plain form here.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor], at: Tensor) -> None:
+        self._function, self._at = function, at
+        with torch.no_grad(), unfused(), sdpa_kernel(SDPBackend.MATH), _SeesAttention() as seen:
+            self._output, self._pull, *_ = vjp(function, at)
+        self.shape = self._output.numel(), at.numel()
+        self.dtype = at.dtype
+        self.fused = seen.attention
+
+    def push(self, v: Tensor) -> Tensor:
+        """Return ``J v``, ``(m,)``.
+
+        Args:
+            v: Direction in the input, ``(n,)``.
+        """
+        with torch.no_grad(), unfused(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of the rules of derivatives that torch loads here
+            _, out, *_ = jvp(self._function, (self._at,), (v.to(self._at).view_as(self._at),))
+        return torch.reshape(out, (-1,))
+
+    def pull(self, u: Tensor) -> Tensor:
+        """Return ``J^T u``, ``(n,)``.
+
+        Args:
+            u: Direction in the output, ``(m,)``.
+        """
+        with torch.no_grad():
+            [out] = self._pull(u.to(self._output).view_as(self._output))
+        return torch.reshape(out, (-1,))
+
+    def matrix(self) -> Tensor:
+        """Return ``J``, ``(m, n)``, by one backward pass an entry of the output, many at a time."""
+        units = torch.eye(self.shape[0], dtype=self.dtype, device=self._at.device)
+        try:
+            rows: Tensor = vmap(self.pull, chunk_size=_ROWS)(units)
+        except RuntimeError:  # an operation without a batched backward pass
+            rows = torch.stack([self.pull(unit) for unit in units])
+        return rows
+
+
+class _SeesAttention(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = False
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.attention |= function is nn.functional.scaled_dot_product_attention
+        return function(*args, **(kwargs or {}))
+
+
+def find_layer(model: nn.Module, name: str) -> nn.Module:
+    """Return a module by its name.
+
+    Args:
+        model: The model.
+        name: Qualified name; the model itself has the name ``""``.
+
+    Returns:
+        The module.
+
+    Raises:
+        UsageError: If there is none; near names are listed.
+    """
+    modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
+    if name not in modules:
+        near = difflib.get_close_matches(name, modules, n=5) or [each for each in modules if each][:5]
+        raise UsageError(f"the model has no layer {name!r}; near it are {', '.join(near) or 'none'}")
+    return modules[name]
+
+
+def linear_maps(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], between: tuple[str, str] | None
+) -> list[LinearMap]:
+    """Differentiate a model at each example of a batch.
+
+    Args:
+        model: The model, in evaluation.
+        args: Its arguments; tensors have the batch along their first axis.
+        kwargs: Its arguments by name.
+        between: A layer, whose input is varied, and a later one, whose output is looked at; None for the model's own.
+
+    Returns:
+        One map an example.
+
+    Raises:
+        UsageError: If there is nothing to differentiate, or one layer does not come before the other.
+    """
+    first, last = ("", "") if between is None else between
+    start, end = find_layer(model, first), find_layer(model, last)
+    examples = _batch_size(args, kwargs)
+    maps = []
+    for example in range(examples):
+        section = _Section(model, start, end, *tree_map_only(Tensor, partial(_one, example, examples), (args, kwargs)))
+        maps.append(LinearMap(section.run, section.input(first)))
+    return maps
+
+
+def _one(example: int, examples: int, tensor: Tensor) -> Tensor:
+    return tensor[example : example + 1] if tensor.ndim and len(tensor) == examples else tensor
+
+
+def _batch_size(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
+    given = [each for each in tensors((args, kwargs)) if each.ndim]
+    if not given:
+        raise UsageError("expected an input with a batch along its first axis, got no such tensor")
+    return len(given[0])
+
+
+class _Reached(Exception):  # noqa: N818 - no error, the rest of the model is not needed
+    def __init__(self, output: Any) -> None:
+        self.output = output
+
+
+class _Section:
+    """What lies between the input of one module and the output of another, on one example."""
+
+    def __init__(
+        self, model: nn.Module, start: nn.Module, end: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> None:
+        self.model, self.start, self.end, self.args, self.kwargs = model, start, end, args, kwargs
+
+    def input(self, name: str) -> Tensor:
+        """Return what the first module is given."""
+        seen: list[Tensor] = []
+
+        def look(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            seen.extend(each for each in (*args, *kwargs.values()) if isinstance(each, Tensor))
+            raise _Reached(None)
+
+        with torch.no_grad():
+            self._run((), ((self.start, look),))
+        where = f"the input of {name!r}" if name else "the input"
+        if not seen:
+            raise UsageError(
+                f"{where} is no tensor, or it is never called: choose another layer with between=(first, last)"
+            )
+        floating = [each for each in seen if each.is_floating_point() or each.is_complex()]
+        if not floating:
+            raise UsageError(
+                f"{where} is of whole numbers ({seen[0].dtype}), which have no derivative: start at a layer behind the "
+                "embedding, with between=(first, last)"
+            )
+        if floating[0].is_complex():
+            raise UsageError(
+                f"{where} is complex ({floating[0].dtype}): expected real numbers; view it as two real axes"
+            )
+        if floating[0].dtype.itemsize < 4:
+            raise UsageError(
+                f"{where} is in {floating[0].dtype}, too coarse for singular values: convert a copy of the model and "
+                "its input with .float() or .double()"
+            )
+        return floating[0].detach()
+
+    def run(self, h: Tensor) -> Tensor:
+        """Return the output of the last module where the first is given ``h``."""
+        entered: list[bool] = []
+
+        def enter(_module: nn.Module, args: Any, kwargs: Any) -> Any:
+            if entered:
+                return None
+            entered.append(True)
+            return _with_first(args, kwargs, h)
+
+        def leave(_module: nn.Module, _args: Any, output: Any) -> None:
+            if entered:
+                raise _Reached(output)
+
+        output = self._run(((self.end, leave),), ((self.start, enter),))
+        if not isinstance(output, _Reached):
+            raise UsageError("the first layer of between= is not called before the last one")
+        floating = [each for each in tensors(output.output) if each.is_floating_point()]
+        if not floating:
+            raise UsageError("the output holds no real numbers that could be differentiated")
+        return floating[0]
+
+    def _run(self, after: Sequence[tuple[nn.Module, Any]], before: Sequence[tuple[nn.Module, Any]]) -> Any:
+        with ExitStack() as stack:
+            for module, hook in before:
+                stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+            for module, hook in after:
+                stack.callback(module.register_forward_hook(hook).remove)
+            try:
+                return self.model(*self.args, **self.kwargs)
+            except _Reached as reached:
+                return reached
+
+
+def _with_first(args: tuple[Any, ...], kwargs: dict[str, Any], h: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Put a tensor in the place of the first one of real numbers."""
+    for i, each in enumerate(args):
+        if isinstance(each, Tensor) and each.is_floating_point():
+            return (*args[:i], h, *args[i + 1 :]), kwargs
+    name = next(name for name, each in kwargs.items() if isinstance(each, Tensor) and each.is_floating_point())
+    return args, kwargs | {name: h}

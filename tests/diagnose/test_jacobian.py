@@ -1,0 +1,195 @@
+"""Singular values of Jacobians: against the matrix itself, against theory, and for input that has none."""
+
+from typing import Any
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+import rezero
+from rezero.diagnose import jacobian_spectrum
+from rezero.diagnose.density import estimate_density, smooth
+from rezero.diagnose.linear_map import LinearMap
+from rezero.errors import UsageError
+from rezero.layers import TransformerEncoderLayer
+
+D = 8
+
+
+def encoder(kind: str, layers: int = 3) -> nn.Module:
+    """Make a small Transformer in float64."""
+    if kind == "rezero":
+        made = [TransformerEncoderLayer(D, 2, 16, batch_first=True, dropout=0.0) for _ in range(layers)]
+    else:
+        first = kind == "pre-norm"
+        made = [nn.TransformerEncoderLayer(D, 2, 16, batch_first=True, norm_first=first) for _ in range(layers)]
+    model = nn.Sequential(*made).double()
+    for gate in rezero.gates(model).values():
+        nn.init.constant_(gate.gate_parameter, 0.3)
+    return model
+
+
+def mlp(seed: int) -> nn.Module:
+    """Make a network that narrows from 12 to 10."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(12, 20), nn.Tanh(), nn.Linear(20, 20), nn.Tanh(), nn.Linear(20, 10)).double()
+
+
+NETWORKS = {
+    **{f"mlp {seed}": lambda seed=seed: (mlp(seed), torch.randn(2, 12, dtype=torch.float64)) for seed in range(4)},
+    **{
+        f"{kind} {layers}": lambda kind=kind, layers=layers: (
+            encoder(kind, layers),
+            torch.randn(2, 3, D, dtype=torch.float64),
+        )
+        for kind in ("rezero", "pre-norm", "post-norm")
+        for layers in (2, 5)
+    },
+}
+
+
+def jacobian(model: nn.Module, x: Tensor) -> Tensor:
+    """Return the Jacobian of one example, from torch's own function."""
+    made: Any = torch.autograd.functional.jacobian(model.eval(), x[None])
+    return made.reshape(-1, x.numel())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_all_singular_values_are_those_of_the_matrix(name: str) -> None:
+    """Each example's are those of torch's Jacobian, and so is their mean square."""
+    torch.manual_seed(0)
+    model, x = NETWORKS[name]()
+    found = jacobian_spectrum(model, x)
+    for row, square, example in zip(found.singular_values, found.mean_squared, x, strict=True):
+        expected = torch.linalg.svdvals(jacobian(model, example))
+        torch.testing.assert_close(row, expected, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(square, expected.square().mean())
+    assert not found.mean_squared_error.any()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_products_give_the_same_ends(name: str) -> None:
+    """The k largest agree to 1e-6 of each, the k smallest to 1e-6 of the largest, and the residuals say so."""
+    torch.manual_seed(0)
+    model, x = NETWORKS[name]()
+    every, ends = jacobian_spectrum(model, x).singular_values, jacobian_spectrum(model, x, k=3)
+    assert ((ends.singular_values[:, :3] / every[:, :3] - 1).abs() <= 1e-6).all()
+    assert ((ends.singular_values[:, 3:] - every[:, -3:]).abs() <= 1e-6 * every[:, :1]).all()
+    assert (ends.residuals <= 1e-10).all()
+    exact = jacobian_spectrum(model, x).mean_squared
+    assert ((ends.mean_squared - exact).abs() <= 5 * ends.mean_squared_error).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("depth", [12, 128])
+def test_a_closed_network_is_an_isometry(depth: int, dtype: torch.dtype) -> None:
+    """At alpha = 0 every singular value is exactly 1."""
+    layers = [TransformerEncoderLayer(D, 2, 16, batch_first=True) for _ in range(depth)]
+    found = jacobian_spectrum(nn.Sequential(*layers).to(dtype), torch.randn(2, 3, D, dtype=dtype))
+    assert (found.singular_values == 1).all()
+    assert (found.mean_squared == 1).all()
+    assert (found.condition == 1).all()
+    assert (found.isometry == 0).all()
+
+
+def test_mean_square_is_that_of_theory() -> None:
+    """He-initialised ReLU branches with a small alpha have a mean square of about (1 + alpha^2)^L."""
+    torch.manual_seed(0)
+    width, depth, alpha = 128, 40, 0.1
+    branches = [nn.Sequential(nn.Linear(width, width, bias=False), nn.ReLU()) for _ in range(depth)]
+    for branch in branches:
+        nn.init.kaiming_normal_(branch[0].weight)
+    model = nn.Sequential(*(rezero.ReZero(branch, gate=rezero.Gate(init_value=alpha)) for branch in branches))
+    found = jacobian_spectrum(model, torch.randn(4, width))
+    bulk = found.singular_values[:, 1:].square().mean()  # ReLUs have a mean, along which one value grows
+    assert float(bulk) == pytest.approx((1 + alpha**2) ** depth, rel=0.05)
+    assert found.singular_values[:, 0].min() > 2 * found.singular_values[:, 1].max()
+
+
+def test_between_layers() -> None:
+    """Of a stretch of a model, from the input of one layer to the output of another."""
+    torch.manual_seed(0)
+    model, x = mlp(0), torch.randn(1, 12, dtype=torch.float64)
+    found = jacobian_spectrum(model, x, between=("1", "3"))
+    with torch.no_grad():
+        h = model[0](x)
+    expected = torch.linalg.svdvals(jacobian(model[1:4], h[0]))
+    torch.testing.assert_close(found.singular_values[0], expected)
+
+
+def test_the_error_bars_of_the_density_cover_the_truth() -> None:
+    """In 90 to 99% of 200 runs, place by place, where the error bars are those of 95%."""
+    torch.manual_seed(0)
+    matrix = torch.randn(30, 24, dtype=torch.float64) / 5
+    linear_map = LinearMap(lambda x: matrix @ x, torch.zeros(24, dtype=torch.float64))
+    truth, generator, covered = torch.linalg.svdvals(matrix), torch.Generator().manual_seed(0), []
+    for _ in range(200):
+        found = estimate_density(linear_map, vectors=12, steps=24, points=60, generator=generator)
+        inner = smooth(truth, found.at, found.width)
+        bar = float(stats.t.ppf(0.975, found.vectors - 1)) * found.error
+        covered.append(((found.density - inner).abs() <= bar)[inner > 0.05 * inner.max()].double().mean())
+    assert 0.90 <= float(torch.stack(covered).mean()) <= 0.99
+    assert float(torch.trapezoid(found.density, found.at)) == pytest.approx(1, abs=1e-3)
+
+
+class Masked(nn.Module):
+    """A model that looks at the sizes it is given, and has a buffer that it counts in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4).double()
+        self.norm = nn.BatchNorm1d(4).double()
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor, *, scale: Tensor) -> dict[str, Tensor]:
+        """Return a dictionary."""
+        return {"y": self.dropout(self.norm(self.fc(x)) * scale)}
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    """Mode, buffers, gradients and random numbers; inputs by name are taken, and an output in a dictionary."""
+    model, x = Masked().train(), torch.randn(3, 4, dtype=torch.float64)
+    state, drawn = {name: each.clone() for name, each in model.state_dict().items()}, torch.get_rng_state()
+    found = jacobian_spectrum(model, {"x": x, "scale": torch.full((3, 1), 2.0, dtype=torch.float64)}, k=1)
+    assert found.singular_values.shape == (3, 2)
+    assert all(torch.equal(each, state[name]) for name, each in model.state_dict().items())
+    assert all(each.grad is None for each in model.parameters())
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert model.training
+    assert model.dropout.training
+
+
+def test_fused_attention_is_said() -> None:
+    """The plain form of attention takes its place, and the result says so."""
+    torch.manual_seed(0)
+    model, x = encoder("rezero"), torch.randn(1, 3, D, dtype=torch.float64)
+    [note] = jacobian_spectrum(model, x, k=1).notes
+    assert note == "fused attention has no forward derivative, it was computed in its plain form"
+    assert not jacobian_spectrum(mlp(0), torch.randn(1, 12, dtype=torch.float64)).notes
+
+
+def linear(x: Any, **options: Any) -> Any:
+    return jacobian_spectrum(nn.Linear(4, 4), x, **options)
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda: linear(torch.ones(2, 4, dtype=torch.long)), "is of whole numbers .* start at a layer behind"),
+        (lambda: linear(torch.ones(2, 4, dtype=torch.complex64)), "is complex .*: expected real numbers"),
+        (lambda: jacobian_spectrum(nn.Linear(4, 4).half(), torch.ones(2, 4).half()), "float16, too coarse"),
+        (lambda: linear(torch.ones(2, 4, device="meta")), "the input is on meta, the model on cpu"),
+        (lambda: linear(torch.ones(2, 4), k=4), "expected k from 0 to 3, below the number of singular values, got 4"),
+        (lambda: linear(torch.ones(2, 4), k=-1), "expected k from 0 to 3"),
+        (lambda: linear(torch.ones(2, 4), between=("", "fc1")), "has no layer 'fc1'"),
+        (lambda: linear(torch.tensor(1.0)), "expected an input with a batch along its first axis"),
+        (lambda: jacobian_spectrum(nn.Identity(), torch.ones(1, 3000)), "3000 x 3000, too large for all .* k=10"),
+        (lambda: jacobian_spectrum(mlp(0), torch.ones(1, 12).double(), between=("2", "0")), "not called before"),
+    ],
+    ids=["whole", "complex", "half", "device", "k", "negative", "layer", "batch", "large", "order"],
+)
+def test_bad_input(call: Any, error: str) -> None:
+    """One clear line each."""
+    with pytest.raises(UsageError, match=error):
+        call()
