@@ -8,7 +8,8 @@ from tests.surgery.test_counts import TIMM
 __all__ = ["measure", "names"]
 
 VERIFIED_BELOW = 200_000_000  # parameters
-_CHOSEN = {"vovnet": "ese_vovnet19b_dw", "senet": "legacy_seresnet18"}  # of others the name tells which is small
+_CHOSEN = {"vovnet": "ese_vovnet39b", "senet": "legacy_seresnet18", "mobilenetv5": "mobilenetv5_base"}  # else by name
+_LARGE_IMAGE = 512  # pixels a side, of which one is enough
 
 
 def names() -> list[str]:
@@ -31,7 +32,8 @@ def measure(name: str, row: dict[str, Any]) -> None:
     if not look(model, (torch.empty(1, *shape, device="meta"),), None, row):
         return
     if name in _smallest() and row["parameters"] < VERIFIED_BELOW:
-        verify(timm.create_model(name), (torch.randn(2, *shape),), None, row)
+        images = torch.randn(1 if shape[-1] > _LARGE_IMAGE else 2, *shape)
+        verify(timm.create_model(name), (images,), None, row)
 
 
 def _smallest() -> set[str]:
