@@ -1,18 +1,23 @@
 """The tables of the sweeps, and what is said of them."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from tests.integration.coverage import FOLDER, LIBRARIES, read, summary
+from tests.integration.coverage import FOLDER, LIBRARIES, read, summary, timing
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_readme_says_what_the_table_says(library: str) -> None:
-    """Both shares in the README are those of the table."""
-    assert summary(library, read(FOLDER / f"{library}.csv")) in " ".join(README.split())
+    """Shares and times in the README, and beside the table, are those of the table."""
+    rows, readme = read(FOLDER / f"{library}.csv"), " ".join(README.split())
+    told = json.loads((FOLDER / f"{library}.json").read_text())
+    assert (told["models"], told["seconds"]) == (summary(library, rows), timing(rows))
+    assert told["models"] in readme
+    assert told["seconds"] in readme
 
 
 @pytest.mark.parametrize("library", LIBRARIES)

@@ -8,7 +8,9 @@ from tests.surgery.test_counts import TIMM
 __all__ = ["measure", "names"]
 
 VERIFIED_BELOW = 200_000_000  # parameters
-_CHOSEN = {"vovnet": "ese_vovnet19b_dw", "senet": "legacy_seresnet18"}  # of others the name tells which is small
+_CHOSEN = {"vovnet": "ese_vovnet39b", "senet": "legacy_seresnet18", "mobilenetv5": "mobilenetv5_base"}  # else by name
+_LARGE_IMAGE = 512  # pixels a side, of which one is enough
+_IMAGE = {"samvit_base_patch16": 256}  # pixels a side, where the model allows for fewer
 
 
 def names() -> list[str]:
@@ -31,7 +33,10 @@ def measure(name: str, row: dict[str, Any]) -> None:
     if not look(model, (torch.empty(1, *shape, device="meta"),), None, row):
         return
     if name in _smallest() and row["parameters"] < VERIFIED_BELOW:
-        verify(timm.create_model(name), (torch.randn(2, *shape),), None, row)
+        options = {"img_size": _IMAGE[name]} if name in _IMAGE else {}
+        size = (_IMAGE[name], _IMAGE[name]) if name in _IMAGE else shape[1:]
+        images = torch.randn(1 if size[0] > _LARGE_IMAGE else 2, shape[0], *size)
+        verify(timm.create_model(name, **options), (images,), None, row)
 
 
 def _smallest() -> set[str]:

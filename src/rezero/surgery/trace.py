@@ -197,7 +197,6 @@ def trace(
     if device is not None:
         given = tree_map_only(Tensor, lambda tensor: tensor.to(device), given)
     problem: Exception | None = None
-    recorders: list[_Recorder] = []
     for real in (False, True):
         if device is not None if real else on_add is not None:
             continue
@@ -210,14 +209,13 @@ def trace(
             if device is not None:
                 stack.enter_context(device)
                 stack.enter_context(all_on_meta(model) if device.type == "meta" else nullcontext())
-            recorders.append(_Recorder(model, on_add))
+            recorder = _Recorder(model, on_add)
             try:
-                traced = recorders[-1].run(*copied(given), real=real)
+                traced = recorder.run(*copied(given), real=real)
             except Exception as error:
                 problem = error
         if problem is None:
-            for recorder in recorders:
-                recorder.check_left()
+            recorder.check_left()
             return traced
     raise UsageError(_explain(model, problem) + advice(*given)) from problem
 

@@ -139,12 +139,12 @@ def clean_caches() -> Iterator[None]:
     """Empty the caches of functions that a pass without numbers has filled with tensors without numbers."""
     kind: Any = functools._lru_cache_wrapper
     caches = [each for each in gc.get_referrers(kind) if type(each) is kind]  # a cache refers to its type
-    sizes = [cache.cache_info().currsize for cache in caches]
+    before = [cache.cache_info().misses for cache in caches]
     try:
         yield
     finally:
-        for cache, size in zip(caches, sizes, strict=True):
-            if cache.cache_info().currsize > size:
+        for cache, misses in zip(caches, before, strict=True):
+            if cache.cache_info().misses > misses:  # and not by size: a full one stays as large
                 cache.cache_clear()
 
 
