@@ -1,6 +1,17 @@
 """Look into a network: is it alive, does the signal get through, what is being learned?"""
 
+from rezero.diagnose.check import check
 from rezero.diagnose.density import Density
+from rezero.diagnose.findings import Finding, Report
 from rezero.diagnose.jacobian import Spectrum, jacobian_spectrum
 
-__all__ = ["Density", "Spectrum", "jacobian_spectrum"]
+__all__ = [
+    # is it alive?
+    "check",
+    "Report",
+    "Finding",
+    # does the signal get through?
+    "jacobian_spectrum",
+    "Spectrum",
+    "Density",
+]

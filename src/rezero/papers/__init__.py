@@ -1,0 +1,1 @@
+"""The experiments of papers, each made again by one command."""

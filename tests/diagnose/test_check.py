@@ -1,0 +1,226 @@
+"""Each fault is built on purpose into blocks of this library, a converted model of torch and a converted one of timm."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+import rezero
+import tests.operators  # noqa: F401 - before timm imports torchvision
+from rezero.diagnose import check
+from rezero.errors import UsageError
+
+D = 8
+X_BTD = torch.randn(2, 3, D, generator=torch.Generator().manual_seed(1))
+IMAGE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def blocks() -> tuple[nn.Module, Tensor]:
+    """Make blocks of this library."""
+    branches = [nn.Sequential(nn.Linear(D, 16), nn.GELU(), nn.Linear(16, D)) for _ in range(3)]
+    return nn.Sequential(*map(rezero.ReZero, branches), nn.Linear(D, 4)), X_BTD
+
+
+def encoder() -> tuple[nn.Module, Tensor]:
+    """Convert torch's encoder."""
+    layers = [nn.TransformerEncoderLayer(D, 2, 16, batch_first=True, norm_first=True) for _ in range(2)]
+    return rezero.convert_(nn.Sequential(*layers), X_BTD).model, X_BTD
+
+
+def vit() -> tuple[nn.Module, Tensor]:
+    """Convert a vision Transformer of timm."""
+    options: dict[str, Any] = {"img_size": 32, "patch_size": 16, "embed_dim": 16, "depth": 2, "num_heads": 2}
+    return rezero.convert_(timm.models.VisionTransformer(num_classes=4, **options), IMAGE).model, IMAGE
+
+
+FAMILIES = {"blocks": blocks, "encoder": encoder, "vit": vit}
+Family = Callable[[], tuple[nn.Module, Tensor]]
+families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+
+
+def parameters(model: nn.Module) -> list[nn.Parameter]:
+    return [owner.gate_parameter for owner in rezero.gates(model).values()]
+
+
+def names(report: Any) -> set[str]:
+    return {finding.name for finding in report}
+
+
+def groups(model: nn.Module) -> Any:
+    return rezero.param_groups(model, lr=1e-3, weight_decay=0.1)
+
+
+@families
+def test_a_healthy_model_has_no_findings(family: Family) -> None:
+    """At its start, and after steps."""
+    model, x = family()
+    optimizer = torch.optim.AdamW(groups(model))
+    assert not check(model, x, optimizer)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+    assert not check(model, x, optimizer)
+    assert str(check(model, x, optimizer)) == f"{len(rezero.gates(model))} gates, no findings"
+
+
+@families
+def test_a_frozen_gate(family: Family) -> None:
+    """Is named, and thawing it helps."""
+    model, x = family()
+    first = next(iter(rezero.gates(model)))
+    parameters(model)[0].requires_grad_(False)
+    [finding] = check(model, x)
+    assert (finding.name, finding.where, finding.severity) == ("frozen", (first,), "fault")
+    parameters(model)[0].requires_grad_(True)
+    assert not check(model, x)
+
+
+@families
+def test_a_gate_in_half_precision(family: Family) -> None:
+    """Is named, and making it float32 helps."""
+    model, x = family()
+    for parameter in parameters(model):
+        parameter.data = parameter.data.bfloat16()
+    assert names(check(model, x)) == {"in half precision"}
+    for parameter in parameters(model):
+        parameter.data = parameter.data.float()
+    assert not check(model, x)
+
+
+@families
+def test_an_optimizer_that_does_not_know_the_gates(family: Family) -> None:
+    """Is found, and adding them helps."""
+    model, x = family()
+    known = {id(parameter) for parameter in parameters(model)}
+    optimizer = torch.optim.Adam([p for p in model.parameters() if id(p) not in known], lr=1e-3)
+    [finding] = check(model, x, optimizer)
+    assert (finding.name, finding.where) == ("not in the optimizer", tuple(rezero.gates(model)))
+    optimizer.add_param_group({"params": parameters(model)})
+    assert not check(model, x, optimizer)
+
+
+@families
+def test_decayed_gates(family: Family) -> None:
+    """Are found, and groups of their own help."""
+    model, x = family()
+    assert names(check(model, x, torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1))) == {"decayed"}
+    assert not check(model, x, torch.optim.AdamW(groups(model)))
+
+
+@families
+def test_gates_that_another_initialisation_has_changed(family: Family) -> None:
+    """Are found, and setting them back helps."""
+    model, x = family()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.02)
+    optimizer = torch.optim.AdamW(groups(model))
+    assert names(check(model, x, optimizer)) == {"changed by another initialisation"}
+    for gate in rezero.gates(model).values():
+        gate.reset_gate()
+    assert not check(model, x, optimizer)
+
+
+@families
+def test_zero_twice(family: Family) -> None:
+    """A branch that ends in zeros under a closed gate is found, and initialising its last layer helps."""
+    model, x = family()
+    name, owner = list(rezero.gates(model).items())[-1]
+    layer: Any = owner.__class__ and (model[2].branch[2] if family is blocks else owner)
+    before = {key: each.detach().clone() for key, each in layer.named_parameters()}
+    for key, parameter in layer.named_parameters():
+        if parameter is not owner.gate_parameter:
+            nn.init.zeros_(layer.get_parameter(key))
+    [finding] = check(model, x)
+    assert (finding.name, finding.where) == ("zero twice", (name,))
+    for key, numbers in before.items():
+        layer.get_parameter(key).data.copy_(numbers)
+    assert not check(model, x)
+
+
+@families
+def test_a_gate_that_is_cut_off(family: Family) -> None:
+    """A hook that detaches what the last gated module returns is found, and taking it off helps."""
+    model, x = family()
+    name, _ = list(rezero.gates(model).items())[-1]
+    last = model[2].branch if family is blocks else model.get_submodule(name)
+    handle = last.register_forward_hook(lambda _module, _args, f: f.detach())
+    report = check(model, x)
+    assert names(report) <= {"cut off", "branch without gradient"}
+    assert report[0].where == (name,)
+    handle.remove()
+    assert not check(model, x)
+
+
+@families
+def test_a_branch_that_is_not_finite_behind_its_gate(family: Family) -> None:
+    """Is named by its first module."""
+    model, x = family()
+    name, _ = list(rezero.gates(model).items())[-1]
+    last = "2.branch.0" if family is blocks else name
+    handle = model.get_submodule(last).register_forward_hook(lambda _module, _args, f: f / 0.0)
+    [finding] = check(model, x)
+    assert finding.name == "not finite"
+    assert finding.where == (last,)
+    handle.remove()
+    assert not check(model, x)
+
+
+@families
+def test_a_rate_that_is_too_high_for_the_depth(family: Family) -> None:
+    """Is found, with the sum of the first steps, and the groups' own rate helps."""
+    model, x = family()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1.0)
+    report = check(model, x, optimizer)
+    count = len(rezero.gates(model))
+    if count > 3:
+        [finding] = report
+        assert finding.name == "learning rate of the gates"
+        assert f"the first step moves all {count} branches at once, by {count:g} in sum" in finding.why
+    assert not check(model, x, torch.optim.Adam(rezero.param_groups(model, lr=1.0, weight_decay=0.0)))
+
+
+def test_copies_of_one_layer() -> None:
+    """As nn.TransformerEncoder makes them; resetting each helps."""
+    layer = rezero.layers.TransformerEncoderLayer(D, 2, 16, batch_first=True)
+    model = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+    [finding] = check(model, X_BTD)
+    assert (finding.name, finding.where) == ("copies of one layer", ("layers.1", "layers.2"))
+    for each in model.layers:
+        each.reset_parameters()
+    assert not check(model, X_BTD)
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    """Numbers, gradients, random numbers and the optimizer's state."""
+    model, x = vit()
+    optimizer = torch.optim.AdamW(groups(model))
+    model(x).square().mean().backward()
+    state = {name: each.clone() for name, each in model.state_dict().items()}
+    gradients, drawn = [parameter.grad for parameter in model.parameters()], torch.get_rng_state()
+    kept = [each.clone() for each in gradients]
+    check(model, x, optimizer)
+    check(model, lambda model: model(x).square().mean(), optimizer)
+    assert all(torch.equal(each, state[name]) for name, each in model.state_dict().items())
+    assert all(a.grad is b and torch.equal(b, c) for a, b, c in zip(model.parameters(), gradients, kept, strict=True))
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert not optimizer.state
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "message"),
+    [
+        (lambda: check(nn.Linear(4, 4), torch.ones(2, 4)), UsageError, "the model has no gates: put some in"),
+        (lambda: check("model", X_BTD), TypeError, r"model must be an nn\.Module: got str"),
+        (lambda: check(blocks()[0], lambda model: 1.0), UsageError, "expected a loss function .* got float"),
+        (lambda: check(blocks()[0], lambda model: model(X_BTD)), UsageError, r"a tensor of shape \(2, 3, 4\) with"),
+    ],
+    ids=["no gates", "no module", "no tensor", "no scalar"],
+)
+def test_bad_input(call: Any, kind: Any, message: str) -> None:
+    """One clear line each."""
+    with pytest.raises(kind, match=message):
+        call()
