@@ -251,7 +251,8 @@ CASES = {
 
 
 EACH = pytest.mark.parametrize(
-    "case", [pytest.param(case, id=name, marks=pytest.mark.xdist_group(f"prune {name}")) for name, case in CASES.items()]
+    "case",
+    [pytest.param(case, id=name, marks=pytest.mark.xdist_group(f"prune {name}")) for name, case in CASES.items()],
 )
 
 
