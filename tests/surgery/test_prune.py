@@ -147,6 +147,9 @@ def t5() -> nn.Module:
     return T5ForConditionalGeneration(T5Config(decoder_start_token_id=0, **sizes))
 
 
+MADE: dict[tuple[int, bool], tuple[Any, Any]] = {}
+
+
 class Case(NamedTuple):
     """A model, an input, the gates that are nearly closed, by a part of their name, and the keys that stay of it."""
 
@@ -172,12 +175,21 @@ class Case(NamedTuple):
         return conversion
 
     def closed(self) -> nn.Module:
-        """Convert it in the same way, with the low gates at 0."""
-        model = self.converted().model
+        """Copy the converted model, with the low gates at 0."""
+        model = self.copied()
         for name, gate in rezero.gates(model).items():
             if name.startswith(self.low):
                 nn.init.zeros_(gate.gate_parameter)
-        return model  # type: ignore[no-any-return]
+        return model
+
+    def copied(self, *, pruned: bool = False) -> Any:
+        """Copy the converted model, as it is or pruned, which is made once: copies are as good as it (below)."""
+        key = id(self), pruned
+        if key not in MADE:
+            model = self.copied() if pruned else self.converted().model
+            MADE[key] = self, model
+            _ = self.prune(model) if pruned else None
+        return copy.deepcopy(MADE[key][1])
 
     def prune(self, model: nn.Module) -> Any:
         return rezero.prune_(model, LOW, self.args, self.kwargs)
@@ -238,6 +250,12 @@ CASES = {
 }
 
 
+EACH = pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=name, marks=pytest.mark.xdist_group(f"prune {name}")) for name, case in CASES.items()],
+)
+
+
 def equal(one: list[Tensor], other: list[Tensor]) -> bool:
     return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
@@ -245,10 +263,10 @@ def equal(one: list[Tensor], other: list[Tensor]) -> bool:
 # What goes
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@EACH
 def test_the_outputs_are_those_with_the_gates_at_zero(case: Case) -> None:
     """Without its weakest branches a model gives bit for bit what it gives with their gates at 0, in evaluation."""
-    model, closed = case.converted().model, case.closed()
+    model, closed = case.copied(), case.closed()
     before = case.run(model)
     pruned = case.prune(model)
     assert pruned.removed
@@ -261,7 +279,7 @@ def test_the_outputs_are_those_with_the_gates_at_zero(case: Case) -> None:
     assert pruned.change < 1e-5
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@EACH
 def test_what_served_the_branches_alone_is_gone(case: Case) -> None:
     """Of the part of the model that the branches were, only what is known to be read elsewhere is in the state dict."""
     conversion = case.converted()
@@ -279,7 +297,7 @@ def test_what_served_the_branches_alone_is_gone(case: Case) -> None:
     assert f"branches removed, with {pruned.parameters:,} parameters" in str(pruned)
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@EACH
 def test_undo_puts_the_very_same_branches_back(case: Case) -> None:
     """After undo the converted model is the very same, and its conversion can be undone too."""
     conversion = case.converted()
@@ -295,24 +313,22 @@ def test_undo_puts_the_very_same_branches_back(case: Case) -> None:
     assert list(conversion.model.state_dict()) == list(case.built().state_dict())
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@EACH
 def test_it_comes_back_from_its_folder(case: Case, tmp_path: Path) -> None:
     """The saved folder holds no removed parameter, and rebuilds the same smaller model."""
-    conversion = case.converted()
-    case.prune(conversion.model)
-    conversion.save(tmp_path)
+    model = case.copied(pruned=True)
+    rezero.save_converted(model, tmp_path)
     again = rezero.load_converted_(case.build(), tmp_path).eval()
-    assert equal(case.run(again), case.run(conversion.model))
-    assert list(again.state_dict()) == list(conversion.model.state_dict())
-    assert [type(module) for module in again.modules()] == [type(module) for module in conversion.model.modules()]
+    assert equal(case.run(again), case.run(model))
+    assert list(again.state_dict()) == list(model.state_dict())
+    assert [type(module) for module in again.modules()] == [type(module) for module in model.modules()]
     again.train()
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@EACH
 def test_it_folds(case: Case) -> None:
     """The gates that are left fold into the weights, and the outputs stay, to rounding."""
-    model = case.converted().model
-    case.prune(model)
+    model = case.copied(pruned=True)
     expected = case.run(model)
     gates = len(rezero.gates(model))
     folded = rezero.fold_(model)
@@ -323,11 +339,10 @@ def test_it_folds(case: Case) -> None:
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@EACH
 def test_it_goes_on_learning(case: Case) -> None:
     """Training runs on: every parameter that is left and learned before gets a gradient, but for unused ones."""
-    model, twin = case.converted().model, case.converted().model
-    case.prune(model)
+    model, twin = case.copied(pruned=True), case.copied()
     graded = []
     for each in (twin, model):
         torch.manual_seed(0)
@@ -346,7 +361,7 @@ FLOPS = ["block", "parallel", "nested", "without norms", "timm vit", "timm convn
 def test_nothing_of_the_branches_is_computed(name: str) -> None:
     """No product of matrices is left in a pruned part that is free of side effects."""
     case = CASES[name]
-    model = case.converted().model
+    model = case.copied()
     owner = case.low.strip(".").removesuffix(".branch")
     with FlopCounterMode(display=False) as before, torch.no_grad(), unfused():
         case.run(model)
@@ -361,7 +376,7 @@ def test_nothing_of_the_branches_is_computed(name: str) -> None:
 def test_a_small_model_says_what_happened() -> None:
     """The report names each branch with its contribution, and what is left of the way to it."""
     case = CASES["llama"]
-    told = str(case.prune(case.converted().model))
+    told = str(case.prune(case.copied()))
     assert "2 of 4 branches removed" in told
     assert "model.layers.0.self_attn is still computed: its forward takes 'past_key_values'" in told
     assert "cache" in told
@@ -375,7 +390,7 @@ def test_a_small_model_says_what_happened() -> None:
 def test_generation_with_a_cache_is_that_with_the_gates_at_zero(name: str, beams: int) -> None:
     """A model whose first attention, or another, is pruned generates with a cache what it generates with gates at 0."""
     case = CASES[name]
-    model, closed = case.converted().model, case.closed()
+    model, closed = case.copied(), case.closed()
     case.prune(model)
     tokens = SEQUENCES["input_ids"] if name == "t5" else TOKENS
     options: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 1, "num_beams": beams}
@@ -387,7 +402,7 @@ def test_generation_with_a_cache_is_that_with_the_gates_at_zero(name: str, beams
 def test_an_example_without_a_cache_does_not_prune_its_filling() -> None:
     """A model that is pruned on an example that uses no cache fills its cache in generation all the same."""
     case = CASES["llama"]._replace(kwargs={"use_cache": False})
-    model, closed = case.converted().model, case.closed()
+    model, closed = case.copied(), case.closed()
     case.prune(model)
     options: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 1}
     assert torch.equal(model.generate(TOKENS, **options), closed.generate(TOKENS, **options))
@@ -398,7 +413,7 @@ def test_an_example_without_a_cache_does_not_prune_its_filling() -> None:
 def test_from_pretrained_rebuilds_it(name: str, folded: bool, tmp_path: Path) -> None:
     """save_pretrained writes the smaller model, and rezero.from_pretrained gives it back, gated or folded."""
     case = CASES[name]
-    model = case.converted().model
+    model = case.copied()
     case.prune(model)
     if folded:
         assert rezero.fold_(model).left == ()
@@ -689,7 +704,7 @@ def test_other_shapes_than_the_examples_fit() -> None:
     """A pruned model takes batches, lengths and images of other sizes than it was pruned on."""
     for name, x in {"block": X_BTD[:1, :3], "inline": torch.randn(4, 7, D), "timm resnet": IMAGE[:1, :, :33]}.items():
         case = CASES[name]
-        model, closed = case.converted().model, case.closed()
+        model, closed = case.copied(), case.closed()
         case.prune(model)
         with torch.no_grad():
             assert torch.equal(model(x), closed(x))
@@ -698,7 +713,7 @@ def test_other_shapes_than_the_examples_fit() -> None:
 def test_a_padded_batch_is_encoded() -> None:
     """torch's encoder, pruned, gives for a padded batch what it gives with the gates at 0."""
     case = CASES["encoder"]
-    model, closed = case.converted().model, case.closed()
+    model, closed = case.copied(), case.closed()
     case.prune(model)
     padding = torch.zeros(2, 5, dtype=torch.bool)
     padding[0, 3:] = True
@@ -869,7 +884,7 @@ def test_a_threshold_of_zero_takes_what_adds_nothing() -> None:
 
 def pruned_block() -> nn.Module:
     case = CASES["block"]
-    model = case.converted().model
+    model = case.copied()
     case.prune(model)
     return model  # type: ignore[no-any-return]
 
@@ -1002,7 +1017,7 @@ def test_a_failure_at_any_stage_leaves_no_trace(
 ) -> None:
     """Whatever stage fails, before its work or after it, the converted model is the very same."""
     case = CASES[name]
-    model = case.converted().model
+    model = case.copied()
     owner: Any = prune.Closed if stage == "Closed.check" else prune
     attribute = stage.removeprefix("Closed.")
     real = getattr(owner, attribute)

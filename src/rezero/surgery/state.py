@@ -3,7 +3,7 @@
 import inspect
 import logging
 import random
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable
 from functools import cache, partial
 from itertools import chain
@@ -21,6 +21,7 @@ __all__ = ["State"]
 _Step = Callable[[], object]
 
 _PLAIN = frozenset((bool, int, float, complex, str, bytes, NoneType, torch.dtype, torch.device, torch.Size))
+_CONTAINERS = frozenset((dict, OrderedDict, list, tuple, set, frozenset, deque))
 # What a model may refer to but does not own.
 _FOREIGN = (type, FunctionType, ModuleType, logging.Logger, torch.optim.Optimizer, Dataset, DataLoader)
 
@@ -85,6 +86,8 @@ def _parts(value: Any) -> Iterable[Any]:
     """Return what an object holds: the items of a container, and the attributes of anything."""
     if isinstance(value, Tensor):
         return []
+    if type(value) in _CONTAINERS:  # by far the most, without attributes
+        return value.values() if isinstance(value, dict) else value
     parts: list[Any] = []
     if isinstance(value, dict):
         parts += value.values()
@@ -104,11 +107,13 @@ def _kept(value: Any) -> _Step | None:
     if isinstance(value, Tensor):
         return _kept_tensor(value)
     if isinstance(value, dict):
-        return partial(_put_back_dict, value, dict(value))
+        return partial(_put_back_dict, value, dict(value), _places(value))
     if isinstance(value, set):
         return partial(_put_back_set, value, set(value))
     if isinstance(value, list | deque):
         return partial(_put_back_list, value, list(value))
+    if type(value) in _CONTAINERS:
+        return None
     return _kept_random(value) or _kept_slots(value)
 
 
@@ -151,8 +156,12 @@ def _memory(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.untyped_storage()._cdata, tensor.shape, tensor.stride(), tensor.storage_offset()
 
 
-def _put_back_dict(value: dict[Any, Any], content: dict[Any, Any]) -> None:
-    if not (_same(value, content) and _same(value.values(), content.values())):
+def _places(value: dict[Any, Any]) -> list[int]:
+    return [*map(id, value), *map(id, value.values())]
+
+
+def _put_back_dict(value: dict[Any, Any], content: dict[Any, Any], places: list[int]) -> None:
+    if _places(value) != places:
         value.clear()
         value.update(content)
 
