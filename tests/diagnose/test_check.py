@@ -1,4 +1,4 @@
-"""Each fault is built on purpose into blocks of this library, a converted model of torch and a converted one of timm."""
+"""Each fault is built on purpose into blocks of this library, and into converted models of torch and timm."""
 
 from collections.abc import Callable
 from typing import Any
@@ -215,7 +215,7 @@ def test_the_model_is_left_as_it_was() -> None:
     [
         (lambda: check(nn.Linear(4, 4), torch.ones(2, 4)), UsageError, "the model has no gates: put some in"),
         (lambda: check("model", X_BTD), TypeError, r"model must be an nn\.Module: got str"),
-        (lambda: check(blocks()[0], lambda model: 1.0), UsageError, "expected a loss function .* got float"),
+        (lambda: check(blocks()[0], lambda _: 1.0), UsageError, "expected a loss function .* got float"),
         (lambda: check(blocks()[0], lambda model: model(X_BTD)), UsageError, r"a tensor of shape \(2, 3, 4\) with"),
     ],
     ids=["no gates", "no module", "no tensor", "no scalar"],

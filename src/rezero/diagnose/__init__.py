@@ -5,7 +5,7 @@ from rezero.diagnose.density import Density
 from rezero.diagnose.findings import Finding, Report
 from rezero.diagnose.jacobian import Spectrum, jacobian_spectrum
 
-__all__ = [
+__all__ = [  # noqa: RUF022 - grouped by the question they answer
     # is it alive?
     "check",
     "Report",

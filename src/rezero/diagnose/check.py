@@ -27,7 +27,7 @@ Owners = Mapping[str, AnyGate]
 def check(model: nn.Module, batch_or_loss_fn: Any, optimizer: Any = None, *, scaler: Any = None) -> Report:
     r"""Look for gates that can't learn, and for what makes others learn badly.
 
-    The model runs forward and backward a few times in training mode: as it is, and with closed gates a little open, which
+    The model runs forward and backward twice in training mode: as it is, and with closed gates a little open, which
     shows what lies behind them. Model, optimizer, gradients and random generators are left as they were.
 
     Args:
@@ -106,7 +106,7 @@ def _stored(owners: Owners) -> Iterator[Finding]:
         "in half precision",
         _where(owners, lambda p: p.dtype.itemsize < 4),
         "they round small steps away: a bfloat16 alpha of 0.5 can't take one of 1e-4",
-        "keep them in float32: gate.gate_parameter.data = gate.gate_parameter.data.float(); the branch may stay as it is",
+        "keep them in float32: gate.gate_parameter.data = gate.gate_parameter.data.float()",
         "risk",
     )
     yield from _report(
@@ -156,8 +156,8 @@ def _in_optimizer(owners: Owners, optimizer: Any) -> Iterator[Finding]:
         "not in the optimizer",
         _where(owners, lambda p: id(p) not in groups),
         "no step changes them",
-        "make the optimizer after the gates, from rezero.param_groups(model, lr=..., weight_decay=...), or add them with "
-        "optimizer.add_param_group",
+        "make the optimizer after the gates, from rezero.param_groups(model, lr=..., weight_decay=...), or add them "
+        "with optimizer.add_param_group",
     )
     yield from _report(
         "decayed",
@@ -246,7 +246,9 @@ def _learns(owner: AnyGate) -> bool:
 def _branch(name: str, owner: AnyGate, current: Pass, gated: frozenset[str]) -> list[str]:
     """Name the trainable parameters beside a gate: of the layer that owns it, or of the block that it is in."""
     home = name.rpartition(".")[0] if isinstance(owner, Gate) else name
-    return [each for each in current.gradients if each not in gated and f"{each}".startswith(f"{home}." if home else "")]
+    return [
+        each for each in current.gradients if each not in gated and f"{each}".startswith(f"{home}." if home else "")
+    ]
 
 
 def _dead(owners: Owners, names: Mapping[str, str], now: Pass, ajar: Pass) -> Iterator[Finding]:
@@ -289,7 +291,9 @@ def _dead(owners: Owners, names: Mapping[str, str], now: Pass, ajar: Pass) -> It
     )
 
 
-def _first_step(model: nn.Module, owners: Owners, names: Mapping[str, str], now: Pass, optimizer: Any) -> Iterator[Finding]:
+def _first_step(
+    model: nn.Module, owners: Owners, names: Mapping[str, str], now: Pass, optimizer: Any
+) -> Iterator[Finding]:
     """Add up how far the first step moves the gates."""
     groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
     known = {id(owner): name for name, owner in owners.items()}
@@ -310,8 +314,8 @@ def _first_step(model: nn.Module, owners: Owners, names: Mapping[str, str], now:
         yield Finding(
             "learning rate of the gates",
             tuple(owners),
-            f"the first step moves all {count} branches at once, by {total:.3g} in sum: where branches are as large as their "
-            f"input the output grows by up to exp({total:.3g})",
+            f"the first step moves all {count} branches at once, by {total:.3g} in sum: where branches are as large as "
+            f"their input the output grows by up to exp({total:.3g})",
             f"give the gates a rate of {1 / count:.2g}, as rezero.param_groups does",
             "risk",
         )

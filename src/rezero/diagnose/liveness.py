@@ -51,7 +51,8 @@ def loss_of(batch_or_loss_fn: Any) -> Loss:
         A function of the model.
     """
     if callable(batch_or_loss_fn) and not isinstance(batch_or_loss_fn, Tensor):
-        return batch_or_loss_fn
+        function: Loss = batch_or_loss_fn
+        return function
     named = isinstance(batch_or_loss_fn, Mapping)
     example = as_example(() if named else batch_or_loss_fn, batch_or_loss_fn if named else None)
 
@@ -85,7 +86,9 @@ def differentiate(model: nn.Module, loss: Loss) -> Pass:
         torch.manual_seed(0)
         value = loss(model)
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
-            raise UsageError(f"expected a loss function that returns one number with a gradient, got {_described(value)}")
+            raise UsageError(
+                f"expected a loss function that returns one number with a gradient, got {_described(value)}"
+            )
         found = torch.autograd.grad(value.reshape(()), list(parameters.values()), allow_unused=True)
     return Pass(float(value.detach()), dict(zip(parameters, found, strict=True)), next(iter(broken), None))
 

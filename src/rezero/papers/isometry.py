@@ -1,7 +1,7 @@
 """The Jacobians of Transformer encoders at the start: singular values of post-norm, pre-norm and ReZero.
 
-Bachlechner et al. (2020), arXiv:2003.04887, and the authors' notebook: width 16, 4 tokens, 4 heads, a feed-forward width
-of 64, Xavier weights, alpha set to 0.1, 10 networks an arm.
+Bachlechner et al. (2020), arXiv:2003.04887, and the authors' notebook: width 16, 4 tokens, 4 heads, a feed-forward
+width of 64, Xavier weights, alpha set to 0.1, 10 networks an arm.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -75,9 +75,7 @@ def build(arm: str, depth: int) -> nn.Module:
             layers.append(TransformerEncoderLayer(WIDTH, HEADS, FEED_FORWARD, batch_first=True))
         else:
             first = arm == "pre-norm"
-            layers.append(
-                nn.TransformerEncoderLayer(WIDTH, HEADS, FEED_FORWARD, batch_first=True, norm_first=first)
-            )
+            layers.append(nn.TransformerEncoderLayer(WIDTH, HEADS, FEED_FORWARD, batch_first=True, norm_first=first))
     model = nn.Sequential(*layers).double()
     for parameter in model.parameters():
         if parameter.ndim > 1:
