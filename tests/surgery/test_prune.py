@@ -187,8 +187,9 @@ class Case(NamedTuple):
         key = id(self), pruned
         if key not in MADE:
             model = self.copied() if pruned else self.converted().model
-            MADE[key] = self, model
-            _ = self.prune(model) if pruned else None
+            if pruned:
+                self.prune(model)
+            MADE[key] = self, model  # the case too, so that no other gets its id
         return copy.deepcopy(MADE[key][1])
 
     def prune(self, model: nn.Module) -> Any:

@@ -22,6 +22,7 @@ _SIGNS = ("Ada", "NAdam", "RAdam", "RMSprop", "Rprop", "Lion", "LAMB", "Lamb", "
 _LOWEST = 1.0  # a loss scale that has come down to this does not help
 
 Owners = Mapping[str, AnyGate]
+Groups = Mapping[int, Mapping[str, Any]]  # by the id of each parameter
 
 
 def check(model: nn.Module, batch_or_loss_fn: Any, optimizer: Any = None, *, scaler: Any = None) -> Report:
@@ -58,8 +59,10 @@ def check(model: nn.Module, batch_or_loss_fn: Any, optimizer: Any = None, *, sca
     if not owners:
         raise UsageError("the model has no gates: put some in with rezero.convert_(model, example) or rezero.ReZero")
     found = [*_stored(owners), *_cloned(model)]
+    groups: Groups = {}
     if optimizer is not None:
-        found += _in_optimizer(owners, optimizer)
+        groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
+        found += _in_optimizer(owners, optimizer, groups)
     if scaler is not None and scaler.is_enabled() and scaler.get_scale() <= _LOWEST:
         found.append(
             Finding(
@@ -71,7 +74,7 @@ def check(model: nn.Module, batch_or_loss_fn: Any, optimizer: Any = None, *, sca
             )
         )
     if not any(parameter.is_meta for parameter in model.parameters()):
-        found += _alive(model, owners, loss_of(batch_or_loss_fn), optimizer)
+        found += _alive(model, owners, loss_of(batch_or_loss_fn), optimizer, groups)
     order = sorted(found, key=lambda finding: finding.severity != "fault")
     return Report(tuple(order), len(owners))
 
@@ -150,8 +153,7 @@ def _same_start(one: nn.Module, other: nn.Module) -> bool:
 # What the optimizer does
 
 
-def _in_optimizer(owners: Owners, optimizer: Any) -> Iterator[Finding]:
-    groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
+def _in_optimizer(owners: Owners, optimizer: Any, groups: Groups) -> Iterator[Finding]:
     yield from _report(
         "not in the optimizer",
         _where(owners, lambda p: id(p) not in groups),
@@ -216,7 +218,7 @@ def _moved(owner: AnyGate) -> bool:
 # What a pass shows
 
 
-def _alive(model: nn.Module, owners: Owners, loss: Loss, optimizer: Any) -> Iterator[Finding]:
+def _alive(model: nn.Module, owners: Owners, loss: Loss, optimizer: Any, groups: Groups) -> Iterator[Finding]:
     known = {id(parameter): name for name, parameter in model.named_parameters()}
     names = {name: known[id(owner.gate_parameter)] for name, owner in owners.items()}
     size = 1 / max(1, count_branches(model))
@@ -236,7 +238,7 @@ def _alive(model: nn.Module, owners: Owners, loss: Loss, optimizer: Any) -> Iter
         return
     yield from _dead(owners, names, now, ajar)
     if optimizer is not None:
-        yield from _first_step(model, owners, names, now, optimizer)
+        yield from _first_step(model, owners, names, now, optimizer, groups)
 
 
 def _learns(owner: AnyGate) -> bool:
@@ -246,9 +248,7 @@ def _learns(owner: AnyGate) -> bool:
 def _branch(name: str, owner: AnyGate, current: Pass, gated: frozenset[str]) -> list[str]:
     """Name the trainable parameters beside a gate: of the layer that owns it, or of the block that it is in."""
     home = name.rpartition(".")[0] if isinstance(owner, Gate) else name
-    return [
-        each for each in current.gradients if each not in gated and f"{each}".startswith(f"{home}." if home else "")
-    ]
+    return [each for each in current.gradients if each not in gated and each.startswith(f"{home}." if home else "")]
 
 
 def _dead(owners: Owners, names: Mapping[str, str], now: Pass, ajar: Pass) -> Iterator[Finding]:
@@ -292,10 +292,9 @@ def _dead(owners: Owners, names: Mapping[str, str], now: Pass, ajar: Pass) -> It
 
 
 def _first_step(
-    model: nn.Module, owners: Owners, names: Mapping[str, str], now: Pass, optimizer: Any
+    model: nn.Module, owners: Owners, names: Mapping[str, str], now: Pass, optimizer: Any, groups: Groups
 ) -> Iterator[Finding]:
     """Add up how far the first step moves the gates."""
-    groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
     known = {id(owner): name for name, owner in owners.items()}
     branches: Counter[str] = Counter()
     for _, module in model.named_modules(remove_duplicate=False):
