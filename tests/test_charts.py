@@ -10,10 +10,14 @@ from xml.etree import ElementTree
 
 import pytest
 
-from rezero.charts import COLOURS, OTHER_COLOURS, curves, gate_map, save
+from rezero.charts import curves, gate_map, save
+from rezero.charts.look import COLOURS, OTHER_COLOURS, Ending
 from rezero.layers.residuals import RESIDUALS
 
 ARMS = ["plain", "rezero"]
+
+
+ENDINGS: tuple[Ending, ...] = ("svg", "png", "html")
 
 
 def rows(arms: list[str] = ARMS, *, scale: float = 1.0) -> list[dict[str, Any]]:
@@ -36,13 +40,29 @@ CHARTS = {"log": loss_chart, "linear": lambda: loss_chart(log=False), "alpha": a
 
 @pytest.mark.parametrize("make", CHARTS.values(), ids=CHARTS)
 def test_saving_twice_gives_the_same_bytes(tmp_path: Path, make: Any) -> None:
-    """The same chart is the same SVG and PNG the second time in a process, and after other charts were drawn."""
-    files = save(make(), tmp_path / "first")
+    """The same chart is the same file the second time in a process, and after other charts were drawn."""
+    files = save(make(), tmp_path / "first", ENDINGS)
     save(make(), tmp_path / "between")
     save(loss_chart(["residual"]), tmp_path / "other")
-    again = save(make(), tmp_path / "second")
-    assert [file.name for file in files] == ["first.svg", "first.png"]
+    again = save(make(), tmp_path / "second", ENDINGS)
+    assert [file.name for file in files] == ["first.svg", "first.png", "first.html"]
     assert [file.read_bytes() for file in files] == [file.read_bytes() for file in again]
+
+
+def test_a_pdf_is_one_page_of_the_chart(tmp_path: Path) -> None:
+    """With the shape of the PNG; its bytes may differ, for the renderer puts its resources in any order."""
+    png, pdf = save(alpha_chart(), tmp_path / "alpha", ("png", "pdf"))
+    width, height = struct.unpack(">II", png.read_bytes()[16:24])
+    content = pdf.read_bytes()
+    [box] = re.findall(rb"/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]", content)
+    assert content.startswith(b"%PDF-")
+    assert float(box[0]) / float(box[1]) == pytest.approx(width / height, rel=0.01)
+
+
+def test_a_page_needs_no_network(tmp_path: Path) -> None:
+    """All scripts are in it."""
+    [page] = save(alpha_chart(), tmp_path / "alpha", ("html",))
+    assert re.findall(r"<script[^>]+src=", page.read_text(encoding="utf-8")) == []
 
 
 def test_other_data_give_other_bytes(tmp_path: Path) -> None:

@@ -1,0 +1,91 @@
+"""One look for every chart: colours that colour-blind readers tell apart, fonts, sizes, and the files."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import altair as alt
+import vl_convert
+
+__all__ = ["COLOURS", "DASHES", "OTHER_COLOURS", "SHAPES", "Ending", "dress", "save"]
+
+# Okabe and Ito's colours, which colour-blind readers tell apart; an arm has the same one in every chart.
+COLOURS = {
+    "plain": "#7F7F7F",
+    "plain-norm": "#333333",
+    "residual": "#E69F00",
+    "post-norm": "#009E73",
+    "pre-norm": "#0072B2",
+    "rezero": "#D55E00",
+    "skipinit": "#CC79A7",
+    "layerscale": "#56B4E9",
+    "fixup": "#8C6D00",
+    "deepnorm": "#882255",
+}
+OTHER_COLOURS = ("#332288", "#117733", "#AA4499", "#44AA99", "#999933")
+DASHES = ([1, 0], [6, 3], [2, 2], [9, 3, 2, 3])
+SHAPES = ("circle", "square", "triangle-up", "diamond")
+_FONT = "system-ui, -apple-system, 'Segoe UI', 'Liberation Sans', Arial, sans-serif"
+
+
+def dress(chart: Any, description: str) -> Any:
+    """Give a chart the look of all.
+
+    Args:
+        chart: Any Altair chart.
+        description: What it shows, for readers who do not see it.
+
+    Returns:
+        The chart, as wide as where it is shown.
+    """
+    return (
+        chart.properties(
+            width="container",
+            height=360,
+            description=description,
+            background="white",
+            autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
+        )
+        .configure(font=_FONT)
+        .configure_view(stroke=None)
+        .configure_axis(labelFontSize=13, titleFontSize=13, titleFontWeight="normal", gridColor="#e6e6e6", domain=False)
+        .configure_legend(labelFontSize=13, titleFontSize=13, titleFontWeight="normal", labelLimit=200)
+    )
+
+
+Ending = Literal["svg", "png", "pdf", "html"]
+
+
+def save(chart: alt.TopLevelMixin, stem: Path, endings: Sequence[Ending] = ("svg", "png")) -> tuple[Path, ...]:
+    """Write a chart in one or more formats, the same chart always as the same bytes but for PDF.
+
+    Args:
+        chart: Any Altair chart.
+        stem: Path without an ending.
+        endings: Formats; a page in HTML needs no network.
+
+    Returns:
+        The files, in the order of ``endings``.
+    """
+    svg = _renumber(vl_convert.vegalite_to_svg({**chart.to_dict(), "width": 720}))
+    made = {
+        "svg": lambda: svg.encode(),
+        "png": lambda: vl_convert.svg_to_png(svg, scale=2.0),
+        "pdf": lambda: vl_convert.svg_to_pdf(svg),
+        "html": lambda: str(chart.to_html(inline=True)).encode(),
+    }
+    files = tuple(stem.with_name(f"{stem.name}.{ending}") for ending in endings)
+    for file, ending in zip(files, endings, strict=True):
+        file.write_bytes(made[ending]())
+    return files
+
+
+def _renumber(svg: str) -> str:
+    """Give the ids of an SVG numbers of its own: the renderer counts on through all charts of a process."""
+    ids = {found: f"id{number}" for number, found in enumerate(dict.fromkeys(re.findall(r'id="([^"]+)"', svg)))}
+    for old, new in sorted(ids.items(), key=lambda pair: -len(pair[0])):
+        svg = (
+            svg.replace(f'id="{old}"', f'id="{new}"').replace(f"#{old})", f"#{new})").replace(f'"#{old}"', f'"#{new}"')
+        )
+    return svg

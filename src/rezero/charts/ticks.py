@@ -1,0 +1,41 @@
+"""Round numbers on axes."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = ["block_labels", "log_ticks", "value_ticks"]
+
+
+def value_ticks(rows: Sequence[dict[str, Any]], *, log: bool, percent: bool) -> list[float]:
+    """Find round numbers around all values; a zero, which has no place on a log axis, is drawn at its lower end."""
+    values = [row[name] for row in rows for name in ("low", "median", "high") if row[name] > 0 or not log]
+    low, high = min(values, default=0.1), max(values, default=1.0)
+    if high - low < 0.01 * high:
+        low, high = 0.9 * low, 1.1 * high  # a level line lies in the middle
+    ticks = log_ticks(low, high) if log and high > 3 * low else _linear_ticks(low, high)
+    return [tick for tick in ticks if tick <= 1] if percent else ticks
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Return powers of ten, where those are few with their double and fivefold, from ``low`` or below to ``high``."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    stride = math.ceil((last - first) / 9)
+    factors = (1, 2, 5) if high <= 1000 * low else (1,)
+    ticks = [float(f"{factor}e{power}") for power in range(first, last + stride, stride) for factor in factors]
+    return [t for i, t in enumerate(ticks) if ticks[min(i + 1, len(ticks) - 1)] > low and ticks[max(i - 1, 0)] < high]
+
+
+def _linear_ticks(low: float, high: float) -> list[float]:
+    """Return the multiples of 1, 2 or 5 of a power of ten, at most eight, from below ``low`` to above ``high``."""
+    if low == high:  # all zero
+        return [0.0, 1.0]
+    power = 10.0 ** math.floor(math.log10((high - low) / 6))
+    step = next(factor * power for factor in (1, 2, 5, 10) if 6 * factor * power >= high - low)
+    return [float(f"{i * step:.12g}") for i in range(math.floor(low / step), math.ceil(high / step) + 1)]
+
+
+def block_labels(count: int) -> list[int]:
+    """Choose which blocks of so many are named: the first, the last, and round numbers between."""
+    step = next(step for power in range(10) for step in (10**power, 2 * 10**power, 5 * 10**power) if count <= 16 * step)
+    return sorted({1, count, *range(step, count - step // 2, step)}) if count else []
