@@ -1,6 +1,9 @@
 """Errors that a user can mend, told apart from faults of the program."""
 
-__all__ = ["UsageError"]
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+__all__ = ["UsageError", "near"]
 
 
 class UsageError(ValueError):
@@ -8,3 +11,24 @@ class UsageError(ValueError):
 
     The command line prints it without a traceback and exits with code 2; nothing has been written by then.
     """
+
+
+def near(name: str, known: Iterable[str], *, count: int = 1) -> str:
+    """Return a remark on the known names that may have been meant, or nothing.
+
+    Args:
+        name: What was asked for.
+        known: What there is.
+        count: How many are named.
+
+    Returns:
+        Text that follows the name in a message.
+
+    Example:
+        >>> near("resnet5", ["resnet50", "resnet50d", "vit"], count=2)
+        " (did you mean 'resnet50' or 'resnet50d'?)"
+    """
+    alike = get_close_matches(name, sorted(known), n=count)
+    if count > 1 and name:
+        alike = [each for each in sorted(known) if each.startswith(name)][:count] or alike
+    return f" (did you mean {' or '.join(map(repr, alike))}?)" if alike else ""

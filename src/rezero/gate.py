@@ -1,7 +1,8 @@
 """The learned scale of a residual branch."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from rezero.kernels import reference
 
-__all__ = ["AnyGate", "Gate", "gate_dtype", "gates"]
+__all__ = ["AnyGate", "Gate", "gate_dtype", "gates", "held"]
 
 
 class AnyGate:
@@ -18,12 +19,16 @@ class AnyGate:
     Attributes:
         gate_parameter: The learned number or numbers, ``(1,)`` or ``(dim,)``.
         gate_scale: The factor that the branch is multiplied by, of the same shape.
+        gate_init: The number that the parameter starts from.
+        gate_activation: None, or ``"tanh"``.
         gate_branches: How many residual branches of one block it scales; `rezero.param_groups` counts them.
         reset_gate: Sets the gate back to its start.
     """
 
     gate_parameter: nn.Parameter
     gate_scale: Tensor
+    gate_init: float
+    gate_activation: str | None
     gate_branches: int
     reset_gate: Callable[[], None]
 
@@ -106,6 +111,16 @@ class Gate(AnyGate, nn.Module):
         return self.alpha
 
     @property
+    def gate_init(self) -> float:  # type: ignore[override]
+        """The same as ``init_value``."""
+        return self.init_value
+
+    @property
+    def gate_activation(self) -> str | None:  # type: ignore[override]
+        """The same as ``activation``."""
+        return self.activation
+
+    @property
     def gate_branches(self) -> int:  # type: ignore[override]
         """The same as ``branches``."""
         return self.branches
@@ -160,3 +175,31 @@ def gates(model: nn.Module) -> dict[str, AnyGate]:
         ['0.gate', '2.gate']
     """
     return {name: module for name, module in model.named_modules() if isinstance(module, AnyGate)}
+
+
+@contextmanager
+def held(owners: Iterable[AnyGate], scale: float) -> Iterator[None]:
+    """Let gates scale their branches by one number; put them back.
+
+    Args:
+        owners: Modules that own a gate.
+        scale: The number, from 0 to 1.
+
+    Yields:
+        Nothing.
+    """
+    before = [(owner, owner.gate_parameter.detach().clone()) for owner in owners]
+    try:
+        with torch.no_grad():
+            for owner, _ in before:
+                bounded = owner.gate_activation == "tanh"
+                owner.gate_parameter.fill_(_atanh(scale) if bounded else scale)
+        yield
+    finally:
+        with torch.no_grad():
+            for owner, numbers in before:
+                owner.gate_parameter.copy_(numbers)
+
+
+def _atanh(scale: float) -> float:
+    return math.atanh(scale) if scale < 1 else 20.0  # in floating point, tanh(20) is 1

@@ -2,9 +2,8 @@
 
 import pytest
 
-from rezero.errors import UsageError
+from rezero.errors import UsageError, near
 from rezero.lab import parse_arms
-from rezero.lab.arm import near
 
 KNOWN = ["plain", "residual", "pre-norm", "rezero"]
 

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from rezero.diagnose.findings import Finding, Report
-from rezero.diagnose.liveness import Loss, Pass, differentiate, loss_of, opened
+from rezero.diagnose.liveness import Pass, objective_of, run
 from rezero.errors import UsageError
-from rezero.gate import AnyGate, Gate, gates
+from rezero.gate import AnyGate, Gate, gates, held
 from rezero.optim import count_branches
+from rezero.surgery.backward import Objective
 
 __all__ = ["check"]
 
@@ -74,7 +75,7 @@ def check(model: nn.Module, batch_or_loss_fn: Any, optimizer: Any = None, *, sca
             )
         )
     if not any(parameter.is_meta for parameter in model.parameters()):
-        found += _alive(model, owners, loss_of(batch_or_loss_fn), optimizer, groups)
+        found += _alive(model, owners, objective_of(batch_or_loss_fn), optimizer, groups)
     order = sorted(found, key=lambda finding: finding.severity != "fault")
     return Report(tuple(order), len(owners))
 
@@ -207,24 +208,21 @@ def _fresh(optimizer: Any, owner: AnyGate) -> bool:
 
 def _moved(owner: AnyGate) -> bool:
     parameter = owner.gate_parameter
-    start = getattr(owner, "init_value", None)
-    if start is None and hasattr(owner, "rezero_gate"):
-        start = owner.rezero_gate.init_value
-    if start is None or parameter.is_meta or not bool(parameter.isfinite().all()):
+    if parameter.is_meta or not bool(parameter.isfinite().all()):
         return False
-    return not torch.equal(parameter.detach(), torch.full_like(parameter, start))
+    return not torch.equal(parameter.detach(), torch.full_like(parameter, owner.gate_init))
 
 
 # What a pass shows
 
 
-def _alive(model: nn.Module, owners: Owners, loss: Loss, optimizer: Any, groups: Groups) -> Iterator[Finding]:
+def _alive(model: nn.Module, owners: Owners, objective: Objective, optimizer: Any, groups: Groups) -> Iterator[Finding]:
     known = {id(parameter): name for name, parameter in model.named_parameters()}
     names = {name: known[id(owner.gate_parameter)] for name, owner in owners.items()}
     size = 1 / max(1, count_branches(model))
-    now = differentiate(model, loss)
-    with opened(owners, size):
-        ajar = differentiate(model, loss)
+    now = run(model, objective)
+    with held([owner for owner in owners.values() if not bool(owner.gate_parameter.any())], size):
+        ajar = run(model, objective)
     broken = now.broken if now.broken is not None else ajar.broken
     hidden = now.broken is None and math.isfinite(now.loss)
     if broken is not None or not math.isfinite(ajar.loss):

@@ -1,6 +1,5 @@
 """The Jacobian of a network, or of a stretch of it, as a linear map, which is made a matrix only where it fits."""
 
-import difflib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -14,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-from rezero.errors import UsageError
+from rezero.errors import UsageError, near
 from rezero.surgery.outputs import tensors
 from rezero.surgery.undisturbed import unfused
 
@@ -100,8 +99,8 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
     """
     modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
     if name not in modules:
-        near = difflib.get_close_matches(name, modules, n=5) or [each for each in modules if each][:5]
-        raise UsageError(f"the model has no layer {name!r}; near it are {', '.join(near) or 'none'}")
+        hint = near(name, modules, count=5) or f"; it has {', '.join([each for each in modules if each][:5]) or 'none'}"
+        raise UsageError(f"the model has no layer {name!r}{hint}")
     return modules[name]
 
 

@@ -10,14 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from rezero.errors import UsageError
-from rezero.gate import AnyGate
+from rezero.surgery.backward import Along, Objective, differentiate, projection
 from rezero.surgery.example import as_example
 from rezero.surgery.outputs import tensors
-from rezero.surgery.undisturbed import copied, switched, undisturbed
 
-__all__ = ["Loss", "Pass", "differentiate", "loss_of", "opened"]
-
-Loss = Callable[[nn.Module], Tensor]
+__all__ = ["Pass", "objective_of", "run"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +22,7 @@ class Pass:
     """One forward and backward pass.
 
     Attributes:
-        loss: Its loss.
+        loss: Its loss, or the projection of its outputs.
         gradients: Parameter name to gradient; None for what the loss does not depend on.
         broken: The first module whose output was not finite while its inputs were; None if there is none.
     """
@@ -40,40 +37,43 @@ class Pass:
         return gradient is not None and bool(gradient.any())
 
 
-def loss_of(batch_or_loss_fn: Any) -> Loss:
-    """Make a loss of what a user gives.
+def objective_of(batch_or_loss_fn: Any) -> Objective:
+    """Make what is differentiated of what a user gives.
 
     Args:
         batch_or_loss_fn: A function of the model that returns a loss; or the model's input, several as a tuple, or by
-            name as a dictionary: the loss is then a random projection of all outputs.
+            name as a dictionary: a random projection of all outputs is differentiated then.
 
     Returns:
-        A function of the model.
+        The objective.
     """
     if callable(batch_or_loss_fn) and not isinstance(batch_or_loss_fn, Tensor):
-        function: Loss = batch_or_loss_fn
-        return function
+        return partial(_loss, batch_or_loss_fn)
     named = isinstance(batch_or_loss_fn, Mapping)
     example = as_example(() if named else batch_or_loss_fn, batch_or_loss_fn if named else None)
-
-    def project(model: nn.Module) -> Tensor:
-        args, kwargs = copied(example)
-        outputs = [each for each in tensors(model(*args, **kwargs)) if each.is_floating_point() and each.requires_grad]
-        if not outputs:
-            raise UsageError("no output of the model has a gradient: is it run under no_grad, or frozen as a whole?")
-        generator = torch.Generator().manual_seed(0)
-        directions = [torch.randn(each.shape, generator=generator).to(each) for each in outputs]
-        return torch.stack([(each * d).sum().float() for each, d in zip(outputs, directions, strict=True)]).sum()
-
-    return project
+    return partial(_projection, projection(*example))
 
 
-def differentiate(model: nn.Module, loss: Loss) -> Pass:
+def _loss(loss_fn: Callable[[nn.Module], Any], model: nn.Module) -> Along:
+    value = loss_fn(model)
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+        raise UsageError(f"expected a loss function that returns one number with a gradient, got {_described(value)}")
+    return [value], [torch.ones_like(value)]
+
+
+def _projection(project: Objective, model: nn.Module) -> Along:
+    outputs, directions = project(model)
+    if not outputs:
+        raise UsageError("no output of the model has a gradient: is it run under no_grad, or frozen as a whole?")
+    return outputs, directions
+
+
+def run(model: nn.Module, objective: Objective) -> Pass:
     """Run a model in training, forward and backward, from a fixed seed; it is left as it was.
 
     Args:
         model: The model.
-        loss: Its loss.
+        objective: What is differentiated.
 
     Returns:
         The loss and the gradients.
@@ -81,16 +81,15 @@ def differentiate(model: nn.Module, loss: Loss) -> Pass:
     Raises:
         UsageError: If the loss is no scalar that can be differentiated.
     """
-    parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
-    with undisturbed(model), switched(model, training=True), torch.enable_grad(), _watched(model) as broken:
-        torch.manual_seed(0)
-        value = loss(model)
-        if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
-            raise UsageError(
-                f"expected a loss function that returns one number with a gradient, got {_described(value)}"
-            )
-        found = torch.autograd.grad(value.reshape(()), list(parameters.values()), allow_unused=True)
-    return Pass(float(value.detach()), dict(zip(parameters, found, strict=True)), next(iter(broken), None))
+    broken: list[str] = []
+
+    def watched(model: nn.Module) -> Along:
+        with _watched(model, broken):
+            return objective(model)
+
+    along, gradients = differentiate(model, watched, training=True)
+    loss = sum(float((value.detach() * direction).sum().real) for value, direction in zip(*along, strict=True))
+    return Pass(loss, gradients, next(iter(broken), None))
 
 
 def _described(value: Any) -> str:
@@ -100,9 +99,8 @@ def _described(value: Any) -> str:
 
 
 @contextmanager
-def _watched(model: nn.Module) -> Iterator[list[str]]:
-    """Note the modules whose output is not finite while their inputs are, innermost first."""
-    broken: list[str] = []
+def _watched(model: nn.Module, broken: list[str]) -> Iterator[None]:
+    """Note the first module whose output is not finite while its inputs are, the innermost."""
 
     def look(name: str, _module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if not broken and not _finite(output) and _finite((args, kwargs)):
@@ -111,31 +109,8 @@ def _watched(model: nn.Module) -> Iterator[list[str]]:
     with ExitStack() as stack:
         for name, module in model.named_modules():
             stack.callback(module.register_forward_hook(partial(look, name), with_kwargs=True).remove)
-        yield broken
+        yield
 
 
 def _finite(values: Any) -> bool:
     return all(bool(each.isfinite().all()) for each in tensors(values) if each.is_floating_point())
-
-
-@contextmanager
-def opened(owners: Mapping[str, AnyGate], size: float) -> Iterator[None]:
-    """Set gates that are exactly zero to something small, and put them back.
-
-    Args:
-        owners: Modules that own gates, by any name.
-        size: The value.
-
-    Yields:
-        Nothing.
-    """
-    closed = [each.gate_parameter for each in owners.values() if not bool(each.gate_parameter.any())]
-    try:
-        with torch.no_grad():
-            for parameter in closed:
-                parameter.fill_(size)
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter in closed:
-                parameter.zero_()

@@ -1,12 +1,11 @@
 """Build a model and its example input from a line of text, to look at it without its weights."""
 
-import difflib
 import importlib
 import inspect
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rezero.errors import UsageError
+from rezero.errors import UsageError, near
 from rezero.integrations.examples import example_inputs
 
 __all__ = ["build_model"]
@@ -40,8 +39,8 @@ def build_model(spec: str) -> Built:
     """
     source, colon, name = spec.partition(":")
     if not colon or not source or not name:
-        near = f"; did you mean timm:{spec} or hf:{spec}?" if spec.replace("_", "").replace("-", "").isalnum() else ""
-        raise UsageError(f"expected timm:NAME, hf:TYPE or package.module:function, got {spec!r}{near}")
+        hint = f"; did you mean timm:{spec} or hf:{spec}?" if spec.replace("_", "").replace("-", "").isalnum() else ""
+        raise UsageError(f"expected timm:NAME, hf:TYPE or package.module:function, got {spec!r}{hint}")
     if source == "timm":
         return _from_timm(name)
     if source == "hf":
@@ -58,16 +57,10 @@ def _package(name: str) -> Any:
         raise UsageError(f"{name} can't be imported ({error}): {_REBUILD}") from error
 
 
-def _near(name: str, known: Iterable[str]) -> str:
-    known = sorted(known)
-    alike = [each for each in known if each.startswith(name)] or difflib.get_close_matches(name, known)
-    return f"; did you mean {', '.join(alike[:5])}?" if alike else ""
-
-
 def _from_timm(name: str) -> Built:
     timm = _package("timm")
     if not timm.is_model(name):
-        raise UsageError(f"timm has no model {name!r}{_near(name, timm.list_models())}")
+        raise UsageError(f"timm has no model {name!r}{near(name, timm.list_models(), count=5)}")
     with torch.device("meta"):
         model = timm.create_model(name)
     return model, (torch.empty(1, *model.default_cfg["input_size"], device="meta"),), {}
@@ -83,7 +76,7 @@ def _from_transformers(name: str) -> Built:
             + (f"; try hf:{max(alike, key=len)}" if alike else "")
         )
     if name not in known:
-        raise UsageError(f"transformers has no model type {name!r}{_near(name, known)}")
+        raise UsageError(f"transformers has no model type {name!r}{near(name, known, count=5)}")
     try:
         config = known[name]()
         with torch.device("meta"):
@@ -106,8 +99,8 @@ def _from_function(source: str, name: str) -> Built:
     function = getattr(module, name, None)
     if not callable(function):
         functions = [each for each, value in vars(module).items() if inspect.isfunction(value)]
-        near = _near(name, functions) or (f"; it has {', '.join(functions[:5])}" if functions else "")
-        raise UsageError(f"{source} has no function {name!r}{near}")
+        hint = near(name, functions, count=5) or (f"; it has {', '.join(functions[:5])}" if functions else "")
+        raise UsageError(f"{source} has no function {name!r}{hint}")
     with _explained(f"{source}:{name} can't be called without arguments"):
         inspect.signature(function).bind()
     with _explained(f"{source}:{name} fails"):

@@ -1,11 +1,10 @@
 """The arms of a study: variants of one model that differ in their residual formula."""
 
 from collections.abc import Collection
-from difflib import get_close_matches
 
-from rezero.errors import UsageError
+from rezero.errors import UsageError, near
 
-__all__ = ["near", "parse_arms"]
+__all__ = ["parse_arms"]
 
 
 def parse_arms(text: str, known: Collection[str]) -> tuple[str, ...]:
@@ -36,9 +35,3 @@ def parse_arms(text: str, known: Collection[str]) -> tuple[str, ...]:
         if names.count(name) > 1:
             raise UsageError(f"expected each arm once, got {name!r} {names.count(name)} times")
     return names
-
-
-def near(name: str, known: Collection[str]) -> str:
-    """Return a remark on the known name that was probably meant, or nothing."""
-    matches = get_close_matches(name, known, n=1)
-    return f" (did you mean {matches[0]!r}?)" if matches else ""

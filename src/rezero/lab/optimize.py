@@ -11,8 +11,7 @@ from torch import nn
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
-from rezero.errors import UsageError
-from rezero.lab.arm import near
+from rezero.errors import UsageError, near
 from rezero.optim import param_groups
 
 __all__ = ["build_optimizer", "build_schedule", "check_recipe"]

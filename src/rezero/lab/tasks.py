@@ -10,8 +10,7 @@ from rezero.data.batches import Data, TensorData
 from rezero.data.cifar10 import load_cifar10
 from rezero.data.digits import load_digits
 from rezero.data.text import TextData, load_enwik8, load_text, load_tiny_shakespeare
-from rezero.errors import UsageError
-from rezero.lab.arm import near
+from rezero.errors import UsageError, near
 from rezero.lab.settings import Settings
 from rezero.lab.task import ACCURACY, BITS, Task
 from rezero.layers import MLP, LanguageModel, ResNet

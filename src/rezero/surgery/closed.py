@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from rezero.errors import UsageError
+from rezero.gate import held
 from rezero.surgery.cached import second_step
 from rezero.surgery.contribution import Batch
-from rezero.surgery.gated import Owner, held
+from rezero.surgery.gated import Owner
 from rezero.surgery.outputs import Mode, all_outputs, output_of, same, tensors
 from rezero.surgery.recipe import GateRecipe
 from rezero.surgery.undisturbed import unfused

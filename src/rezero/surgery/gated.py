@@ -1,8 +1,6 @@
 """Classes that modules of other people's models are changed to: the same module, with a gate or passed by."""
 
 import types
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from functools import cache, wraps
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +26,6 @@ __all__ = [
     "Silent",
     "gates_by_name",
     "has_own_forward",
-    "held",
     "restore_class",
     "rezero_attributes",
     "swap_class",
@@ -71,6 +68,16 @@ class Owner(Changed, AnyGate):
         return parameter
 
     @property
+    def gate_init(self) -> float:  # type: ignore[override]
+        """The start of the gate."""
+        return self.rezero_gate.init_value
+
+    @property
+    def gate_activation(self) -> str | None:  # type: ignore[override]
+        """The activation of the gate."""
+        return self.rezero_gate.activation
+
+    @property
     def gate_branches(self) -> int:  # type: ignore[override]
         """How many branches it scales: its own, and those of the layers that share it."""
         return self.rezero_gate.branches
@@ -78,7 +85,7 @@ class Owner(Changed, AnyGate):
     @property
     def gate_scale(self) -> Tensor:  # type: ignore[override]
         """What this layer's branch is multiplied by."""
-        return torch.tanh(self.gate_parameter) if self.rezero_gate.activation == "tanh" else self.gate_parameter
+        return torch.tanh(self.gate_parameter) if self.gate_activation == "tanh" else self.gate_parameter
 
     def extra_repr(self) -> str:
         """Return what ``print(model)`` shows: the layer's own, and the factor of its branch."""
@@ -92,7 +99,7 @@ class Owner(Changed, AnyGate):
 
     def reset_gate(self) -> None:
         """Set the gate back to its start."""
-        nn.init.constant_(self.gate_parameter, self.rezero_gate.init_value)
+        nn.init.constant_(self.gate_parameter, self.gate_init)
 
     def reset_parameters(self) -> None:
         """Draw the layer's weights anew, as its own class does, and set the gate back."""
@@ -116,30 +123,6 @@ def gates_by_name(model: nn.Module) -> dict[str, Owner]:
         for name, module in model.named_modules()
         if isinstance(module, Owner)
     }
-
-
-@contextmanager
-def held(gates: Iterable[Owner], scale: float) -> Iterator[None]:
-    """Let gates scale their branches by 0 or 1; put them back.
-
-    Args:
-        gates: Layers that own a gate.
-        scale: 0 or 1.
-
-    Yields:
-        Nothing.
-    """
-    before = [(gate, gate.gate_parameter.detach().clone()) for gate in gates]
-    try:
-        with torch.no_grad():
-            for gate, _ in before:
-                tanh = gate.rezero_gate.activation == "tanh"
-                gate.gate_parameter.fill_(20 * scale if tanh else scale)  # tanh(20) is 1
-        yield
-    finally:
-        with torch.no_grad():
-            for gate, numbers in before:
-                gate.gate_parameter.copy_(numbers)
 
 
 class _Sharer(Changed):

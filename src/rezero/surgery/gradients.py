@@ -8,19 +8,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import checkpoint
 
 from rezero.errors import UsageError
-from rezero.surgery.gated import Owner, Passed, gates_by_name, held
-from rezero.surgery.outputs import Mode, tensors
+from rezero.gate import held
+from rezero.surgery.backward import Gradients, differentiate, projection
+from rezero.surgery.gated import Owner, Passed, gates_by_name
+from rezero.surgery.outputs import Mode
 from rezero.surgery.sites import Residuals
 from rezero.surgery.skips import silent_branches
 from rezero.surgery.trace import Trace, Value
-from rezero.surgery.undisturbed import copied, switched, undisturbed
 
 __all__ = ["Learning", "check_gradients", "gated_only", "learning"]
 
-Gradients = dict[str, Tensor | None]
 Learning = dict[bool, frozenset[str] | Exception]  # in training: which parameters have a gradient, or what went wrong
 
 
@@ -49,43 +48,7 @@ def _present(gradients: Gradients) -> frozenset[str]:
 
 
 def _gradients(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], *, training: bool) -> Gradients:
-    """Differentiate a random projection of the outputs; None for what they do not depend on at all."""
-    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    with undisturbed(model), switched(model, training=training), torch.enable_grad(), _kept(model):
-        torch.manual_seed(0)
-        args, kwargs = copied((args, kwargs))
-        outputs = [tensor for tensor in tensors(model(*args, **kwargs)) if tensor.requires_grad]
-        if not outputs or not parameters:
-            return dict.fromkeys(parameters)
-        directions = [torch.randn_like(output) for output in outputs]
-        found = torch.autograd.grad(outputs, list(parameters.values()), directions, allow_unused=True)
-    return dict(zip(parameters, found, strict=True))
-
-
-@contextmanager
-def _kept(model: nn.Module) -> Iterator[None]:
-    """Keep activations that a model would recompute: torch.autograd.grad can't see through a reentrant checkpoint."""
-    recomputing: Any = checkpoint.CheckpointFunction
-    checkpoint.CheckpointFunction = _Kept(model)  # type: ignore[misc, assignment]
-    try:
-        yield
-    finally:
-        checkpoint.CheckpointFunction = recomputing  # type: ignore[misc]
-
-
-@dataclass(frozen=True)
-class _Kept:
-    model: nn.Module
-
-    def apply(self, function: Any, _: bool, *args: Any) -> Any:
-        for name, module in self.model.named_modules():
-            if getattr(module, "rezero_reading", False):
-                raise UsageError(
-                    f"{name!r} is gated through its weights while the layer that reads them runs, and a checkpoint "
-                    "inside that layer would recompute it without its gate: checkpoint the layer as a whole, or leave "
-                    "it out with filter_fn"
-                )
-        return function(*args)
+    return differentiate(model, projection(args, kwargs), training=training)[1]
 
 
 def gated_only(traced: Trace, gates: Collection[str]) -> frozenset[str]:

@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from rezero.gate import held
 from rezero.surgery.cached import continued, second_step
-from rezero.surgery.gated import ReadsGated, gates_by_name, held
+from rezero.surgery.gated import ReadsGated, gates_by_name
 from rezero.surgery.gradients import Learning, check_gradients, gated_only, learning
 from rezero.surgery.outputs import MODES, Mode, Outputs, all_outputs, compare, output_of, same
 from rezero.surgery.sites import Residuals
