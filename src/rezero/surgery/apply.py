@@ -10,24 +10,18 @@ from torch import Tensor, nn
 
 from rezero.errors import UsageError
 from rezero.gate import AnyGate, gate_dtype
+from rezero.surgery.changed import Changed, has_own_forward, restore_class, rezero_attributes, swap_class
 from rezero.surgery.fit import misfit
 from rezero.surgery.gated import (
-    Changed,
-    Dropped,
     GatedOutput,
     GatedWeight,
-    Passed,
     ReadsGated,
     ReadsGatedUnfused,
     ReusedScale,
     SharedOutput,
     SharedWeight,
-    Silent,
-    has_own_forward,
-    restore_class,
-    rezero_attributes,
-    swap_class,
 )
+from rezero.surgery.passed import Dropped, Passed, Silent
 from rezero.surgery.recipe import GateRecipe, Recipe, SilentRecipe, Undo
 
 __all__ = [

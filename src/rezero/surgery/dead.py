@@ -9,9 +9,9 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor, nn
 
+from rezero.surgery.changed import Changed, has_own_forward
 from rezero.surgery.contribution import Addend, find_addends
 from rezero.surgery.find import sort_additions
-from rezero.surgery.gated import Changed, has_own_forward
 from rezero.surgery.recipe import SilentRecipe
 from rezero.surgery.trace import Call, Op, Trace, Value
 from rezero.surgery.zeros import Zeros

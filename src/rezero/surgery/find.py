@@ -10,9 +10,9 @@ from rezero.errors import UsageError
 from rezero.gate import AnyGate, gates
 from rezero.surgery import linear
 from rezero.surgery.apply import check_followable
+from rezero.surgery.changed import Changed
 from rezero.surgery.describe import Describer
 from rezero.surgery.example import as_example
-from rezero.surgery.gated import Changed
 from rezero.surgery.place import Placer
 from rezero.surgery.sites import LeftOut, Repeated, Residuals, Site
 from rezero.surgery.streams import replaces, why_no_branch

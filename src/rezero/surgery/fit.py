@@ -6,8 +6,8 @@ from typing import Any
 from torch import nn
 
 from rezero.errors import UsageError
-from rezero.surgery.gated import Passed
 from rezero.surgery.linear import is_norm
+from rezero.surgery.passed import Passed
 from rezero.surgery.recipe import GateRecipe, Recipe, SilentRecipe
 
 __all__ = ["check_intact", "misfit"]

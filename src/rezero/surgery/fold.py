@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from rezero.errors import UsageError
 from rezero.surgery.apply import check_module
+from rezero.surgery.changed import Changed, has_own_forward, restore_class
 from rezero.surgery.fit import check_intact
 from rezero.surgery.gated import (
-    Changed,
     GatedOutput,
     GatedWeight,
     ReadsGated,
@@ -20,8 +20,6 @@ from rezero.surgery.gated import (
     ReusedScale,
     SharedOutput,
     SharedWeight,
-    has_own_forward,
-    restore_class,
 )
 from rezero.surgery.saved import note, recall
 from rezero.surgery.sites import counted

@@ -1,59 +1,28 @@
-"""Classes that modules of other people's models are changed to: the same module, with a gate or passed by."""
+"""Modules of other people's models that have a gate."""
 
-import types
-from functools import cache, wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from rezero.errors import UsageError
 from rezero.gate import AnyGate
 from rezero.kernels import reference
+from rezero.surgery.changed import Changed
 
 __all__ = [
-    "Changed",
-    "Dropped",
     "GatedOutput",
     "GatedWeight",
     "Owner",
-    "Passed",
     "ReadsGated",
     "ReadsGatedUnfused",
     "ReusedScale",
     "SharedOutput",
     "SharedWeight",
-    "Silent",
     "gates_by_name",
-    "has_own_forward",
-    "restore_class",
-    "rezero_attributes",
-    "swap_class",
 ]
 
 if TYPE_CHECKING:
-    from rezero.surgery.recipe import GateRecipe, SilentRecipe
-
-    _Module = nn.Module
-else:  # a mixin, which the class of any module can follow
-    _Module = object
-
-
-class Changed(_Module):
-    """A module of somebody's class, changed by `rezero.convert_`.
-
-    Its class is made on the spot, from one of the classes below and the module's own, so `isinstance` still holds, the
-    keys of the state dict stay, and no hook stands in the way of a compiler.
-    """
-
-    original_class: type[nn.Module]
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        # The class made on the spot can't be found by its name, so a copy or a pickle names what it is made from.
-        reduced: Any = super().__reduce_ex__(max(2, protocol))
-        _, arguments, *rest = reduced
-        change = next(kind for kind in type(self).__mro__ if kind.__module__ == __name__)
-        return _rebuild, (change, self.original_class, tuple(arguments[1:])), *rest
+    from rezero.surgery.recipe import GateRecipe
 
 
 class Owner(Changed, AnyGate):
@@ -269,153 +238,3 @@ class ReadsGatedUnfused(ReadsGated):
     def activation_relu_or_gelu(self) -> int:
         """0, which tells the layer that its activation is unknown to the fused path."""
         return 0
-
-
-class Passed(Changed):
-    """A module that returns its input.
-
-    Its parameters stay, frozen, for the state dict and for those who read them.
-    """
-
-    def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
-        """Return the input.
-
-        Args:
-            x: Any tensor.
-            *_: Ignored.
-            **__: Ignored.
-
-        Returns:
-            ``x``.
-        """
-        return x
-
-
-class _Empty(Changed):
-    _is_hf_initialized = True  # transformers draws no weights for what is marked so
-
-    def reset_parameters(self) -> None:
-        """Do nothing: the parameters are gone."""
-
-    def extra_repr(self) -> str:
-        """Return nothing of what the module's own class shows, which may be gone."""
-        return ""
-
-
-class Dropped(_Empty, Passed):
-    """A module that returns its input and has no parameters."""
-
-
-class Silent(_Empty):
-    """A module that returns zeros, in the shape and the container of what it returned, and computes nothing."""
-
-    rezero_silent: "SilentRecipe"
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return zeros.
-
-        Args:
-            *args: As the module's own class takes them. The first tensor gives shape, dtype and device.
-            **kwargs: Likewise.
-
-        Returns:
-            Zeros, alone or followed by None in place of what else the module returned.
-        """
-        x = next(each for each in (*args, *kwargs.values()) if isinstance(each, Tensor))
-        shape = list(x.shape)
-        if self.rezero_silent.axis is not None:
-            shape[self.rezero_silent.axis] = self.rezero_silent.size
-        zeros = x.new_zeros(shape)
-        return (zeros, *[None] * (self.rezero_silent.items - 1)) if self.rezero_silent.items else zeros
-
-
-_ATTRIBUTES = ("rezero_gate", "rezero_owner", "rezero_moved", "rezero_weights", "rezero_reading", "rezero_silent")
-
-
-@cache
-def _changed_class(change: type[Changed], original: Any) -> type[Changed]:
-    try:
-        made: Any = types.new_class(f"{change.__name__}{original.__name__}", (change, original))
-    except Exception as error:  # somebody's __init_subclass__ may refuse in any way
-        raise UsageError(
-            f"expected a class that a gated one can be derived from, got {original.__name__}: {error}; leave its "
-            "branches out with filter_fn, or put them into a module around it"
-        ) from error
-    made.__module__, made.__doc__ = original.__module__, original.__doc__
-    made.original_class = original
-    made.__init__ = _init_of(original)
-    if hasattr(original, "__deepcopy__"):
-        made.__deepcopy__ = _deepcopy_of(original)
-    return made  # type: ignore[no-any-return]
-
-
-def _init_of(original: Any) -> Any:
-    """Return what lets ``type(layer)(...)`` make a new layer of the original class: it is nobody's branch."""
-
-    @wraps(original.__init__)
-    def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        self.__class__ = original
-        original.__init__(self, *args, **kwargs)
-
-    return init
-
-
-def _deepcopy_of(original: Any) -> Any:
-    """Return what refuses a copy that its own class made anew, and so without the gate."""
-
-    @wraps(original.__deepcopy__)
-    def deepcopy(self: Any, memo: dict[int, Any]) -> Any:
-        twin = original.__deepcopy__(self, memo)
-        if type(twin) is not type(self):
-            raise UsageError(
-                f"{original.__name__}.__deepcopy__ makes a {type(twin).__name__} without what the conversion changed: "
-                "let it copy vars(self), or copy the model before the conversion"
-            )
-        return twin
-
-    return deepcopy
-
-
-def swap_class(module: nn.Module, change: type[Changed]) -> None:
-    """Change a module's class in place.
-
-    Args:
-        module: Any module.
-        change: What becomes of it.
-    """
-    original = module.original_class if isinstance(module, Changed) else type(module)
-    module.__class__ = _changed_class(change, original)  # type: ignore[arg-type]
-
-
-def has_own_forward(module: nn.Module) -> bool:
-    """Return whether a module runs a ``forward`` that is not its class's, as with the hooks of accelerate.
-
-    Args:
-        module: Any module. After accelerate has removed a hook, the class's own is set on it.
-
-    Returns:
-        Whether a change of its class would be passed by.
-    """
-    forward = vars(module).get("forward")
-    return forward is not None and getattr(forward, "__func__", None) is not type(module).forward
-
-
-def restore_class(module: nn.Module) -> None:
-    """Give a changed module its own class back, and take away what the change had added beside its parameters.
-
-    Args:
-        module: A module whose class `swap_class` changed.
-    """
-    module.__class__ = module.original_class  # type: ignore[assignment]
-    for name in ("forward", *_ATTRIBUTES):
-        vars(module).pop(name, None)
-
-
-def rezero_attributes(module: nn.Module) -> dict[str, Any]:
-    """Return what a changed module knows of its change."""
-    return {name: vars(module)[name] for name in _ATTRIBUTES if name in vars(module)}
-
-
-def _rebuild(change: type[Changed], original: type[nn.Module], arguments: tuple[Any, ...]) -> nn.Module:
-    kind = _changed_class(change, original)  # type: ignore[arg-type]
-    return kind.__new__(kind, *arguments)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from rezero.errors import UsageError
 from rezero.gate import held
 from rezero.surgery.backward import Gradients, differentiate, projection
-from rezero.surgery.gated import Owner, Passed, gates_by_name
+from rezero.surgery.gated import Owner, gates_by_name
 from rezero.surgery.outputs import Mode
+from rezero.surgery.passed import Passed
 from rezero.surgery.sites import Residuals
 from rezero.surgery.skips import silent_branches
 from rezero.surgery.trace import Trace, Value
