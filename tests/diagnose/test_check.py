@@ -1,5 +1,7 @@
 """Each fault is built on purpose into blocks of this library, and into converted models of torch and timm."""
 
+import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -183,8 +185,95 @@ def test_a_rate_that_is_too_high_for_the_depth(family: Family) -> None:
     assert not check(model, x, torch.optim.Adam(rezero.param_groups(model, lr=1.0, weight_decay=0.0)))
 
 
+@families
+def test_gates_on_the_meta_device(family: Family) -> None:
+    """Are named, and setting them back after to_empty helps."""
+    model, x = family()
+    state = model.state_dict()
+    model.to("meta")
+    assert names(check(model, x)) == {"on the meta device"}
+    model.to_empty(device="cpu")
+    for name, numbers in model.state_dict().items():
+        numbers.copy_(state[name]) if "alpha" not in name else numbers.fill_(math.nan)
+    assert "not finite" in names(check(model, x))
+    for gate in rezero.gates(model).values():
+        gate.reset_gate()
+    assert not check(model, x)
+
+
+@families
+def test_gates_that_something_sets_back(family: Family) -> None:
+    """Are found after ten steps, and no earlier; without that something they learn."""
+    model, x = family()
+    optimizer = torch.optim.AdamW(groups(model))
+
+    def steps(count: int, *, clamped: bool) -> None:
+        for _ in range(count):
+            optimizer.zero_grad()
+            (model(x) - 1).square().mean().backward()
+            optimizer.step()
+            for parameter in parameters(model) if clamped else ():
+                parameter.data.clamp_(0, 0)
+
+    steps(9, clamped=True)
+    assert not check(model, x, optimizer)
+    steps(1, clamped=True)
+    [finding] = check(model, x, optimizer)
+    assert (finding.name, finding.where) == ("left at zero", tuple(rezero.gates(model)))
+    steps(1, clamped=False)
+    assert not check(model, x, optimizer)
+
+
+@families
+def test_a_rate_of_zero(family: Family) -> None:
+    """Is found where other groups have another one, as they have not during a warm-up."""
+    model, x = family()
+    optimizer = torch.optim.AdamW(groups(model))
+    gated = next(group for group in optimizer.param_groups if group["name"] == "gates")
+    gated["lr"] = 0.0
+    [finding] = check(model, x, optimizer)
+    assert (finding.name, finding.where) == ("learning rate zero", tuple(rezero.gates(model)))
+    gated["lr"] = 1e-3
+    assert not check(model, x, optimizer)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    assert not check(model, x, optimizer)
+
+
+@families
+def test_a_loss_scale_at_its_minimum(family: Family) -> None:
+    """Is found after overflows, and one that has room is not."""
+    model, x = family()
+    optimizer = torch.optim.SGD(groups(model))
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    assert not check(model, x, optimizer, scaler=scaler)
+    for _ in range(2):
+        scaler.scale(model(x).mean() * math.inf).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    [finding] = check(model, x, optimizer, scaler=scaler)
+    assert finding.name == "loss scale at its minimum"
+    assert "fallen to 1," in finding.why
+    assert not check(model, x, optimizer, scaler=torch.amp.GradScaler("cpu"))
+
+
+@families
+def test_a_branch_without_gradient(family: Family) -> None:
+    """The gate learns, what it scales does not; letting the gradient through helps."""
+    model, x = family()
+    name, owner = list(rezero.gates(model).items())[-1]
+    own = list(model.get_submodule(name.rpartition(".")[0] if family is blocks else name).parameters())
+    hooks = [each.register_hook(torch.zeros_like) for each in own if each is not owner.gate_parameter]
+    [finding] = check(model, x)
+    assert (finding.name, finding.where) == ("branch without gradient", (name,))
+    for hook in hooks:
+        hook.remove()
+    assert not check(model, x)
+
+
 def test_copies_of_one_layer() -> None:
-    """As nn.TransformerEncoder makes them; resetting each helps."""
+    """As nn.TransformerEncoder makes them; drawing their weights anew helps."""
     layer = rezero.layers.TransformerEncoderLayer(D, 2, 16, batch_first=True)
     model = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
     [finding] = check(model, X_BTD)
@@ -192,6 +281,101 @@ def test_copies_of_one_layer() -> None:
     for each in model.layers:
         each.reset_parameters()
     assert not check(model, X_BTD)
+
+
+def test_copies_in_converted_models() -> None:
+    """Of torch's encoder, and of a list of blocks; building each layer by itself helps."""
+
+    def build() -> nn.Module:
+        return nn.TransformerEncoderLayer(D, 2, 16, batch_first=True)
+
+    layer = build()
+    model = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+    rezero.convert_(model, X_BTD)
+    [finding] = check(model, X_BTD)
+    assert (finding.name, finding.where) == ("copies of one layer", ("layers.1", "layers.2"))
+    model = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+    model.layers.extend([build(), build()])
+    rezero.convert_(model, X_BTD)
+    assert not check(model, X_BTD)
+    block = blocks()[0][0]
+    copies = nn.Sequential(block, copy.deepcopy(block))
+    assert names(check(copies, X_BTD)) == {"copies of one layer"}
+    copies[1].branch[0].reset_parameters()
+    copies[1].branch[2].reset_parameters()
+    assert not check(copies, X_BTD)
+
+
+class AddsAndCuts(nn.Module):
+    """A block of somebody's with an activation after the addition, or in the branch."""
+
+    def __init__(self, *, after: bool) -> None:
+        super().__init__()
+        self.linear, self.gate, self.after = nn.Linear(D, D), rezero.Gate(), after
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add."""
+        if self.after:
+            return torch.relu(x + self.gate(self.linear(x)))
+        return x + self.gate(torch.relu(self.linear(x)))
+
+
+def resnet(after: str) -> tuple[nn.Module, Tensor]:
+    """Convert a ResNet of timm."""
+    model = timm.create_model("resnet10t", num_classes=4)
+    return rezero.convert_(model, IMAGE, activation_after=after).model, IMAGE  # type: ignore[arg-type]
+
+
+ACTIVATIONS: dict[str, Callable[[bool], tuple[nn.Module, Tensor]]] = {
+    "own code": lambda after: (nn.Sequential(*(AddsAndCuts(after=after) for _ in range(3))), X_BTD),
+    "blocks": lambda after: (
+        nn.Sequential(rezero.ReZero(nn.Linear(D, D)), nn.ReLU() if after else nn.Identity(), rezero.ReZero(nn.Tanh())),
+        X_BTD,
+    ),
+    "resnet": lambda after: resnet("keep" if after else "move"),
+}
+
+
+@pytest.mark.parametrize("make", ACTIVATIONS.values(), ids=ACTIVATIONS)
+def test_an_activation_after_the_addition(make: Callable[[bool], tuple[nn.Module, Tensor]]) -> None:
+    """Is found, and moving it into the branch helps."""
+    places = {"own code": ("0", "1", "2"), "blocks": ("0",), "resnet": tuple(f"layer{i}.0" for i in range(1, 5))}
+    [finding] = check(*make(True))
+    assert finding.name == "activation after the addition"
+    assert finding.where == next(places[name] for name, each in ACTIVATIONS.items() if each is make)
+    assert not check(*make(False))
+
+
+def test_saturated_gates() -> None:
+    """Beyond the reach of tanh; setting them back helps."""
+    gate = rezero.Gate(activation="tanh")
+    model = nn.Sequential(rezero.ReZero(nn.Linear(D, D), gate=gate))
+    nn.init.constant_(gate.alpha, 6.0)
+    assert names(check(model, X_BTD)) == {"saturated"}
+    gate.reset_gate()
+    assert not check(model, X_BTD)
+
+
+def test_what_could_not_be_looked_at_is_said() -> None:
+    """A loss that goes round the model's own forward gives no sight of its additions."""
+    model, x = blocks()
+    [note] = check(model, lambda model: model[0](x).sum() + model[3](model[2](model[1](x))).sum()).notes
+    assert note == "activations after additions were not looked for: the loss does not call the model itself"
+
+
+def test_gates_of_a_checkpointed_model_are_alive() -> None:
+    """Reentrant checkpoints, which torch.autograd.grad can't see through, are no fault."""
+
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = blocks()[0]
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = torch.utils.checkpoint.checkpoint(self.blocks, x, use_reentrant=True)
+            return out
+
+    assert not check(Checkpointed(), X_BTD.clone().requires_grad_())
 
 
 def test_the_model_is_left_as_it_was() -> None:

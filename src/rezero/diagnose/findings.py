@@ -1,12 +1,15 @@
 """What a check finds: where, why, and what to do."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, overload
 
-__all__ = ["Finding", "Report", "Severity"]
+from rezero.gate import AnyGate
+
+__all__ = ["Finding", "Owners", "Report", "Severity", "report", "where"]
 
 Severity = Literal["fault", "risk"]
+Owners = Mapping[str, AnyGate]
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,12 @@ class Report(Sequence[Finding]):
     Attributes:
         findings: The findings.
         gates: Number of gates that were looked at.
+        notes: What could not be looked at, and why.
     """
 
     findings: tuple[Finding, ...]
     gates: int
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.findings)
@@ -59,10 +64,31 @@ class Report(Sequence[Finding]):
 
     def __str__(self) -> str:
         head = f"{self.gates} gate{'s' * (self.gates != 1)}, "
-        if not self.findings:
-            return head + "no findings"
-        return "\n".join([f"{head}{len(self)} finding{'s' * (len(self) != 1)}", *map(str, self)])
+        head += f"{len(self) or 'no'} finding{'s' * (len(self) != 1)}"
+        return "\n".join([head, *map(str, self), *self.notes])
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it in plain types."""
-        return {"gates": self.gates, "findings": [asdict(each) for each in self]}
+        return {"gates": self.gates, "findings": [asdict(each) for each in self], "notes": list(self.notes)}
+
+
+def where(owners: Owners, test: Callable[[AnyGate], bool]) -> tuple[str, ...]:
+    """Name the gates that pass a test."""
+    return tuple(name for name, owner in owners.items() if test(owner))
+
+
+def report(name: str, where: Sequence[str], why: str, advice: str, severity: Severity = "fault") -> Iterator[Finding]:
+    """Make a finding, if it is found anywhere.
+
+    Args:
+        name: As for `Finding`.
+        where: Likewise.
+        why: Likewise.
+        advice: Likewise.
+        severity: Likewise.
+
+    Yields:
+        The finding.
+    """
+    if where:
+        yield Finding(name, tuple(where), why, advice, severity)

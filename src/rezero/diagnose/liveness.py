@@ -13,6 +13,7 @@ from rezero.errors import UsageError
 from rezero.surgery.backward import Along, Objective, differentiate, projection
 from rezero.surgery.example import as_example
 from rezero.surgery.outputs import tensors
+from rezero.surgery.undisturbed import copied
 
 __all__ = ["Pass", "objective_of", "run"]
 
@@ -25,11 +26,13 @@ class Pass:
         loss: Its loss, or the projection of its outputs.
         gradients: Parameter name to gradient; None for what the loss does not depend on.
         broken: The first module whose output was not finite while its inputs were; None if there is none.
+        inputs: What the model was called with first; None if it was not called itself.
     """
 
     loss: float
     gradients: Mapping[str, Tensor | None]
     broken: str | None
+    inputs: tuple[tuple[Any, ...], dict[str, Any]] | None
 
     def moves(self, name: str) -> bool:
         """Return whether a parameter has a gradient that is not zero."""
@@ -82,14 +85,18 @@ def run(model: nn.Module, objective: Objective) -> Pass:
         UsageError: If the loss is no scalar that can be differentiated.
     """
     broken: list[str] = []
+    inputs: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def watched(model: nn.Module) -> Along:
-        with _watched(model, broken):
+        first = model.register_forward_pre_hook(lambda _, *given: inputs.append(copied(given)), with_kwargs=True)
+        with ExitStack() as stack:
+            stack.callback(first.remove)
+            stack.enter_context(_watched(model, broken))
             return objective(model)
 
     along, gradients = differentiate(model, watched, training=True)
     loss = sum(float((value.detach() * direction).sum().real) for value, direction in zip(*along, strict=True))
-    return Pass(loss, gradients, next(iter(broken), None))
+    return Pass(loss, gradients, next(iter(broken), None), next(iter(inputs), None))
 
 
 def _described(value: Any) -> str:

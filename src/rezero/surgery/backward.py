@@ -1,6 +1,6 @@
 """One backward pass of a model, which leaves no trace in it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from rezero.errors import UsageError
 from rezero.surgery.outputs import tensors
 from rezero.surgery.undisturbed import copied, switched, undisturbed
 
-__all__ = ["Along", "Gradients", "Objective", "differentiate", "projection"]
+__all__ = ["Along", "Gradients", "Objective", "differentiate", "projection", "started"]
 
 Gradients = dict[str, Tensor | None]
 Along = tuple[Sequence[Tensor], Sequence[Tensor]]  # tensors, and the direction in which each is differentiated
@@ -58,6 +58,29 @@ def projection(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Objective:
         return outputs, [torch.randn_like(output) for output in outputs]
 
     return project
+
+
+@contextmanager
+def started(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Let parameters that are zero be something else, as they are after a first step; put them back.
+
+    Args:
+        parameters: Any; the others stay as they are.
+
+    Yields:
+        Nothing.
+    """
+    zeros = [each for each in parameters if each.is_floating_point() and not bool(each.any())]
+    generator = torch.Generator().manual_seed(0)
+    try:
+        with torch.no_grad():
+            for parameter in zeros:
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter in zeros:
+                parameter.zero_()
 
 
 @contextmanager

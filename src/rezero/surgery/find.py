@@ -146,7 +146,7 @@ class _Finder:
         self.placer.check_ties(self.sums.values())
         describer = Describer(self.trace, self.places, {found.skip for found in self.sums.values()})
         inside = set().union(*(found.between for found in self.sums.values() if not found.trouble))
-        sites = []
+        sites, own = [], []
         for op, found in self.sums.items():
             if found.trouble and self.filter_fn and not self.filter_fn(op.call.module, op.call.name):
                 self._leave(op, "not wanted by filter_fn")
@@ -160,6 +160,7 @@ class _Finder:
                 self._leave(op, "not wanted by filter_fn")
             elif self._is_gated(site := describer.site(found)):
                 self._leave(op, "gated already")
+                own.append(site)
             else:
                 sites.append(site)
         for op in self.places:
@@ -178,6 +179,7 @@ class _Finder:
             long_skips=self.long_skips,
             repeated=self.placer.repeated,
             gated=[name for name, gate in gates(self.trace.calls[0].module).items() if isinstance(gate, Changed)],
+            own=own,
         )
 
     def _is_gated(self, site: Site) -> bool:

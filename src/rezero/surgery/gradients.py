@@ -1,17 +1,16 @@
 """Hold a converted model's gradients against the original's: closed gates let none through, and each can learn."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from rezero.errors import UsageError
 from rezero.gate import held
-from rezero.surgery.backward import Gradients, differentiate, projection
+from rezero.surgery.backward import Gradients, differentiate, projection, started
 from rezero.surgery.gated import Owner, gates_by_name
 from rezero.surgery.outputs import Mode
 from rezero.surgery.passed import Passed
@@ -212,7 +211,7 @@ class _Check:
             moved = stuck
             while moved:
                 opened = [gate for name, gate in self.gates.items() if name not in stuck]
-                with held(opened, 1.0), _started(self.model, self.gates) if start else nullcontext():
+                with held(opened, 1.0), started(self._others()) if start else nullcontext():
                     gradients = self.differentiate(training=training)
                 moved = {name for name in stuck if _moves(gradients[name])}
                 stuck = stuck - moved
@@ -224,28 +223,11 @@ class _Check:
                 "depend on it"
             )
 
+    def _others(self) -> Iterator[nn.Parameter]:
+        return (parameter for name, parameter in self.model.named_parameters() if name not in self.gates)
+
     def _quiet(self, found: Residuals) -> set[str]:
         """Name the modules of the branches that are zero even with open gates."""
         with held(self.gates.values(), 1.0):
             silent = silent_branches(self.model, self.args, self.kwargs, found)
         return {f"{leaf}." for branch in silent for leaf in (branch.leaf, *branch.leaves)}
-
-
-@contextmanager
-def _started(model: nn.Module, gates: Mapping[str, Owner]) -> Iterator[None]:
-    """Let parameters that are zero be something else, as they are after a first step; put them back."""
-    zeros = [
-        (parameter, parameter.detach().clone())
-        for name, parameter in model.named_parameters()
-        if name not in gates and parameter.is_floating_point() and not bool(parameter.any())
-    ]
-    generator = torch.Generator().manual_seed(0)
-    try:
-        with torch.no_grad():
-            for parameter, _ in zeros:
-                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, numbers in zeros:
-                parameter.copy_(numbers)

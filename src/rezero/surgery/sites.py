@@ -90,6 +90,7 @@ class Residuals(Sequence[Site]):
         long_skips: Whether long skips were.
         repeated: What becomes of modules that are used several times.
         gated: Names of the modules that `rezero.convert_` has gated already.
+        own: Additions whose branches their author has gated.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class Residuals(Sequence[Site]):
         long_skips: bool = False,
         repeated: Repeated = "refuse",
         gated: Sequence[str] = (),
+        own: Sequence[Site] = (),
     ) -> None:
         self._sites = tuple(sites)
         self.left_out = tuple(left_out)
@@ -115,6 +117,7 @@ class Residuals(Sequence[Site]):
         self.long_skips = long_skips
         self.repeated: Repeated = repeated
         self.gated = tuple(gated)
+        self.own = tuple(own)
 
     @overload
     def __getitem__(self, index: int) -> Site: ...

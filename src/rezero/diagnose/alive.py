@@ -1,0 +1,151 @@
+"""What a forward and a backward pass tell of the gates."""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from rezero.diagnose.findings import Finding, Owners, report
+from rezero.diagnose.liveness import Pass, run
+from rezero.diagnose.stepping import Stepping
+from rezero.errors import UsageError
+from rezero.gate import AnyGate, Gate, held
+from rezero.optim import count_branches
+from rezero.surgery.backward import Objective, started
+from rezero.surgery.find import sort_additions, trace_learning
+
+__all__ = ["in_a_pass"]
+
+
+def in_a_pass(
+    model: nn.Module, owners: Owners, objective: Objective, stepping: Stepping | None, notes: list[str]
+) -> Iterator[Finding]:
+    """Run a model as it is, and with closed gates a little open, which shows what lies behind them.
+
+    Args:
+        model: The model.
+        owners: Its gates by name.
+        objective: What is differentiated.
+        stepping: Its optimizer.
+        notes: Gets what could not be looked at.
+
+    Yields:
+        What is wrong.
+    """
+    ajar_at, closed = 1 / max(1, count_branches(model)), [each for each in owners.values() if _is_closed(each)]
+    now = run(model, objective)
+    with held(closed, ajar_at):
+        ajar = run(model, objective)
+    broken = now.broken if now.broken is not None else ajar.broken
+    if broken is not None or not math.isfinite(ajar.loss):
+        hidden = now.broken is None and math.isfinite(now.loss)
+        yield Finding(
+            "not finite",
+            () if broken is None else (broken,),
+            "its output is nan or infinite" + (", which a closed gate hides for now" if hidden else ""),
+            "look at what overflows there: half precision, a division or a logarithm, a norm of a constant",
+            "fault",
+        )
+        return
+    parameters = {id(parameter): name for name, parameter in model.named_parameters()}
+    names = {name: parameters[id(owner.gate_parameter)] for name, owner in owners.items()}
+    passes = [now, ajar]
+    learning = [parameter for name, parameter in model.named_parameters() if now.moves(name)]
+    if any(not each.any() for each in learning) and not all(now.moves(name) for name in names.values()):
+        with started(learning), held(closed, ajar_at):  # a head of zeros lets gradients through after its first step
+            passes.append(run(model, objective))
+    yield from _dead(owners, names, passes)
+    if stepping is not None:
+        yield from stepping.first_step(
+            _branches(model, owners), {name: now.gradients.get(names[name]) for name in names}
+        )
+    yield from _activations(model, owners, now.inputs, notes)
+
+
+def _is_closed(owner: AnyGate) -> bool:
+    return not bool(owner.gate_parameter.any())
+
+
+def _branches(model: nn.Module, owners: Owners) -> Counter[str]:
+    """Count the branches that each gate scales."""
+    known = {id(owner): name for name, owner in owners.items()}
+    branches: Counter[str] = Counter()
+    for _, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, AnyGate):
+            branches[known[id(module)]] += module.gate_branches
+    return branches
+
+
+def _dead(owners: Owners, names: Mapping[str, str], passes: Sequence[Pass]) -> Iterator[Finding]:
+    def moves(parameter: str) -> bool:
+        return any(each.moves(parameter) for each in passes)
+
+    beside = _beside(owners, names, passes[0])
+    dead = [name for name, owner in owners.items() if owner.gate_parameter.requires_grad and not moves(names[name])]
+    twice = [name for name in dead if any(map(moves, beside[name]))]
+    yield from report(
+        "zero twice",
+        [name for name in twice if _is_closed(owners[name])],
+        "gate and branch are both zero on this input, so that neither gets a gradient, for ever",
+        "initialise the branch's last layer as usual, or start the gate elsewhere",
+    )
+    yield from report(
+        "branch is zero",
+        [name for name in twice if not _is_closed(owners[name])],
+        "the branch is zero on this input",
+        "look at its last layer and its activations",
+        "risk",
+    )
+    yield from report(
+        "cut off",
+        [name for name in dead if name not in twice],
+        "the gate gets no gradient, open or closed: what it scales is zero, detached, or does not reach the loss",
+        "look for detach(), no_grad() or .data behind the branch, and whether the loss depends on it; try other input",
+    )
+    yield from report(
+        "branch without gradient",
+        [name for name in owners if name not in dead and beside[name] and not any(map(moves, beside[name]))],
+        "the gate learns, but the branch's own parameters get no gradient even where it is open",
+        "look for detach(), no_grad() or .data in the branch",
+    )
+
+
+def _beside(owners: Owners, names: Mapping[str, str], current: Pass) -> Mapping[str, list[str]]:
+    """Name the trainable parameters beside each gate: of the layer that owns it, or of the block that it is in."""
+    gated, inside = set(names.values()), defaultdict(list)
+    for parameter in current.gradients.keys() - gated:
+        parts = parameter.split(".")
+        for depth in range(len(parts)):
+            inside[".".join(parts[:depth])].append(parameter)
+    homes = {name: name.rpartition(".")[0] if isinstance(owner, Gate) else name for name, owner in owners.items()}
+    return {name: inside[home] for name, home in homes.items()}
+
+
+def _activations(model: nn.Module, owners: Owners, inputs: Any, notes: list[str]) -> Iterator[Finding]:
+    """Look for activations after the addition, through which a closed block is not the identity."""
+    if inputs is None:
+        notes.append("activations after additions were not looked for: the loss does not call the model itself")
+        return
+    try:
+        found = sort_additions(trace_learning(model, *inputs), long_skips=True, repeated="tie")
+    except UsageError as error:
+        notes.append(f"activations after additions were not looked for: {error}")
+        return
+    closed = {name for name, owner in owners.items() if owner.gate_init == 0}
+    homes = {name.rpartition(".")[0] for name in closed if isinstance(owners[name], Gate)}
+    sites = [site for site in found if any(branch.leaf in closed for branch in site.branches)]
+    sites += [site for site in found.own if any(_home(name) in homes for b in site.branches for name in b.scale)]
+    yield from report(
+        "activation after the addition",
+        [site.name for site in sites if site.activation_after is not None],
+        "a closed block is not the identity there, but cuts off what is negative",
+        "move it into the branch: by hand, or with rezero.convert_(..., activation_after='move')",
+        "risk",
+    )
+
+
+def _home(name: str) -> str:
+    """Name the block that the parameter of a gate is in."""
+    return name.rpartition(".")[0].rpartition(".")[0]
