@@ -169,6 +169,46 @@ def test_fused_attention_is_said() -> None:
     assert not jacobian_spectrum(mlp(0), torch.randn(1, 12, dtype=torch.float64)).notes
 
 
+class Checkpointed(nn.Module):
+    """A model that recomputes its activations."""
+
+    def __init__(self, *, reentrant: bool) -> None:
+        super().__init__()
+        self.inner, self.reentrant = mlp(0), reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Recompute."""
+        out: Tensor = torch.utils.checkpoint.checkpoint(self.inner, x, use_reentrant=self.reentrant)
+        return out
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpoints_are_seen_through(reentrant: bool) -> None:
+    """The singular values are those of the model without them."""
+    x = torch.randn(1, 12, dtype=torch.float64)
+    model = Checkpointed(reentrant=reentrant)
+    expected = jacobian_spectrum(model.inner, x)
+    assert torch.equal(jacobian_spectrum(model, x).singular_values, expected.singular_values)
+    ends = jacobian_spectrum(model, x, k=2).singular_values
+    torch.testing.assert_close(ends, jacobian_spectrum(model.inner, x, k=2).singular_values)
+
+
+def test_a_model_may_write_into_its_input() -> None:
+    """As with nn.ReLU(inplace=True); the input stays as it was."""
+    x = torch.tensor([[1.0, -2.0, 3.0]])
+    found = jacobian_spectrum(nn.ReLU(inplace=True), x)
+    assert found.singular_values.tolist() == [[1, 1, 0]]
+    assert x.tolist() == [[1, -2, 3]]
+
+
+class Detached(nn.Module):
+    """A model that lets no gradient through."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Detach."""
+        return x.detach() * 2
+
+
 def linear(x: Any, **options: Any) -> Any:
     return jacobian_spectrum(nn.Linear(4, 4), x, **options)
 
@@ -183,11 +223,12 @@ def linear(x: Any, **options: Any) -> Any:
         (lambda: linear(torch.ones(2, 4), k=4), "expected k from 0 to 3, below the number of singular values, got 4"),
         (lambda: linear(torch.ones(2, 4), k=-1), "expected k from 0 to 3"),
         (lambda: linear(torch.ones(2, 4), between=("", "fc1")), "has no layer 'fc1'"),
+        (lambda: jacobian_spectrum(Detached(), torch.ones(1, 3)), "no derivative by the input: .* or is detached"),
         (lambda: linear(torch.tensor(1.0)), "expected an input with a batch along its first axis"),
         (lambda: jacobian_spectrum(nn.Identity(), torch.ones(1, 3000)), "3000 x 3000, too large for all .* k=10"),
         (lambda: jacobian_spectrum(mlp(0), torch.ones(1, 12).double(), between=("2", "0")), "not called before"),
     ],
-    ids=["whole", "complex", "half", "device", "k", "negative", "layer", "batch", "large", "order"],
+    ids=["whole", "complex", "half", "device", "k", "negative", "layer", "detached", "batch", "large", "order"],
 )
 def test_bad_input(call: Any, error: str) -> None:
     """One clear line each."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rezero.diagnose.density import Density, estimate_density
-from rezero.diagnose.linear_map import LinearMap, linear_maps
+from rezero.diagnose.linear_map import LinearMap, frozen, linear_maps
 from rezero.errors import UsageError
 from rezero.surgery.example import as_example
 from rezero.surgery.outputs import tensors
@@ -132,7 +132,7 @@ def jacobian_spectrum(
     args, kwargs = ((), dict(x)) if isinstance(x, Mapping) else as_example(x, None)
     _check_device(model, (args, kwargs))
     generator = torch.Generator().manual_seed(seed)
-    with undisturbed(model), switched(model, training=False):
+    with undisturbed(model), switched(model, training=False), frozen(model):
         maps = linear_maps(model, args, kwargs, between)
         shape = maps[0].shape
         _check_size(shape, k)

@@ -1,29 +1,31 @@
 """The Jacobian of a network, or of a stretch of it, as a linear map, which is made a matrix only where it fits."""
 
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from rezero.errors import UsageError, near
+from rezero.surgery.backward import kept
 from rezero.surgery.outputs import tensors
 from rezero.surgery.undisturbed import unfused
 
-__all__ = ["LinearMap", "find_layer", "linear_maps"]
+__all__ = ["LinearMap", "find_layer", "frozen", "linear_maps"]
 
 _ROWS = 256  # backward passes at a time
 
 
 class LinearMap:
     """The derivative of a function at one input: an ``m x n`` matrix ``J`` that is not made unless it is asked for.
+
+    ``J^T u`` is a backward pass. It is linear in ``u``, so that its own backward pass gives ``J v``: as fast, where
+    forward derivatives take several times as long, and known to more operations.
 
     Args:
         function: Takes the input, returns a tensor.
@@ -33,12 +35,21 @@ class LinearMap:
         shape: ``(m, n)``: entries of the output, and of the input.
         dtype: That of the input.
         fused: Whether the function uses fused attention, which is computed in its plain form here.
+
+    Raises:
+        UsageError: If the output does not depend on the input, or can't be differentiated.
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor], at: Tensor) -> None:
-        self._function, self._at = function, at
-        with torch.no_grad(), unfused(), sdpa_kernel(SDPBackend.MATH), _SeesAttention() as seen:
-            self._output, self._pull, *_ = vjp(function, at)
+        self._input = at.detach().requires_grad_()
+        with torch.enable_grad(), unfused(), sdpa_kernel(SDPBackend.MATH), _SeesAttention() as seen:
+            self._output = function(self._input.clone())  # which it may write into
+            if not self._output.requires_grad:
+                raise UsageError("the output has no derivative by the input: it does not depend on it, or is detached")
+            self._direction = torch.zeros_like(self._output, requires_grad=True)
+            [self._pulled] = torch.autograd.grad(
+                self._output, self._input, self._direction, create_graph=True, materialize_grads=True
+            )
         self.shape = self._output.numel(), at.numel()
         self.dtype = at.dtype
         self.fused = seen.attention
@@ -49,10 +60,7 @@ class LinearMap:
         Args:
             v: Direction in the input, ``(n,)``.
         """
-        with torch.no_grad(), unfused(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of the rules of derivatives that torch loads here
-            _, out, *_ = jvp(self._function, (self._at,), (v.to(self._at).view_as(self._at),))
-        return torch.reshape(out, (-1,))
+        return self._backward(self._pulled, self._direction, v)
 
     def pull(self, u: Tensor) -> Tensor:
         """Return ``J^T u``, ``(n,)``.
@@ -60,18 +68,30 @@ class LinearMap:
         Args:
             u: Direction in the output, ``(m,)``.
         """
-        with torch.no_grad():
-            [out] = self._pull(u.to(self._output).view_as(self._output))
-        return torch.reshape(out, (-1,))
+        return self._backward(self._output, self._input, u)
 
     def matrix(self) -> Tensor:
         """Return ``J``, ``(m, n)``, by one backward pass an entry of the output, many at a time."""
-        units = torch.eye(self.shape[0], dtype=self.dtype, device=self._at.device)
+        units = torch.eye(self.shape[0], dtype=self.dtype, device=self._input.device)
         try:
-            rows: Tensor = vmap(self.pull, chunk_size=_ROWS)(units)
+            rows = [self._backward(self._output, self._input, each, batched=True) for each in units.split(_ROWS)]
         except RuntimeError:  # an operation without a batched backward pass
-            rows = torch.stack([self.pull(unit) for unit in units])
-        return rows
+            rows = [self.pull(unit)[None] for unit in units]
+        return torch.cat(rows)
+
+    def _backward(self, value: Tensor, by: Tensor, along: Tensor, *, batched: bool = False) -> Tensor:
+        shape = (len(along), *value.shape) if batched else value.shape
+        if not value.requires_grad:  # what does not depend on the input has a derivative of zero
+            return along.new_zeros((*shape[: int(batched)], by.numel()))
+        [found] = torch.autograd.grad(
+            value,
+            by,
+            along.to(value).reshape(shape),
+            retain_graph=True,
+            is_grads_batched=batched,
+            materialize_grads=True,
+        )
+        return found.reshape(len(along), -1) if batched else found.reshape(-1)
 
 
 class _SeesAttention(TorchFunctionMode):
@@ -125,10 +145,32 @@ def linear_maps(
     start, end = find_layer(model, first), find_layer(model, last)
     examples = _batch_size(args, kwargs)
     maps = []
-    for example in range(examples):
-        section = _Section(model, start, end, *tree_map_only(Tensor, partial(_one, example, examples), (args, kwargs)))
-        maps.append(LinearMap(section.run, section.input(first)))
+    with kept(model):
+        for example in range(examples):
+            one = tree_map_only(Tensor, partial(_one, example, examples), (args, kwargs))
+            section = _Section(model, start, end, *one)
+            maps.append(LinearMap(section.run, section.input(first)))
     return maps
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Spare what only the parameters' gradients need, as long as maps of a model are used.
+
+    Args:
+        model: The model.
+
+    Yields:
+        Nothing.
+    """
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in learning:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_()
 
 
 def _one(example: int, examples: int, tensor: Tensor) -> Tensor:

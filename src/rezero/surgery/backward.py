@@ -13,7 +13,7 @@ from rezero.errors import UsageError
 from rezero.surgery.outputs import tensors
 from rezero.surgery.undisturbed import copied, switched, undisturbed
 
-__all__ = ["Along", "Gradients", "Objective", "differentiate", "projection", "started"]
+__all__ = ["Along", "Gradients", "Objective", "differentiate", "kept", "projection", "started"]
 
 Gradients = dict[str, Tensor | None]
 Along = tuple[Sequence[Tensor], Sequence[Tensor]]  # tensors, and the direction in which each is differentiated
@@ -32,7 +32,7 @@ def differentiate(model: nn.Module, objective: Objective, *, training: bool) -> 
         What was differentiated, and the gradients by the parameters' names; None for what it does not depend on at all.
     """
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    with undisturbed(model), switched(model, training=training), torch.enable_grad(), _kept(model):
+    with undisturbed(model), switched(model, training=training), torch.enable_grad(), kept(model):
         torch.manual_seed(0)
         values, directions = objective(model)
         if not values or not parameters:
@@ -84,8 +84,15 @@ def started(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
 
 @contextmanager
-def _kept(model: nn.Module) -> Iterator[None]:
-    """Keep activations that a model would recompute: torch.autograd.grad can't see through a reentrant checkpoint."""
+def kept(model: nn.Module) -> Iterator[None]:
+    """Keep activations that a model would recompute: torch.autograd.grad can't see through a reentrant checkpoint.
+
+    Args:
+        model: The model.
+
+    Yields:
+        Nothing.
+    """
     recomputing: Any = checkpoint.CheckpointFunction
     checkpoint.CheckpointFunction = _Kept(model)  # type: ignore[misc, assignment]
     try:
