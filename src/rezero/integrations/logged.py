@@ -1,0 +1,70 @@
+"""What is logged of the gates: the same names in every tracker."""
+
+import tempfile
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rezero.diagnose import AlphaRecorder
+
+__all__ = ["HEAT_MAP", "HISTOGRAM", "alpha_scalars", "heat_map_png"]
+
+# Trackers draw what precedes the first slash as one section: the summary in one, the gates in another.
+_SUMMARY, _GATES = "rezero", "rezero_alpha"
+HISTOGRAM = f"{_SUMMARY}/alpha"
+HEAT_MAP = f"{_SUMMARY}/alpha_over_depth"
+
+
+def alpha_scalars(alphas: Mapping[str, float], *, max_gates: int) -> dict[str, float]:
+    """Name the scalars that are logged.
+
+    ``rezero/min_abs_alpha``, ``rezero/mean_abs_alpha`` and ``rezero/max_abs_alpha`` sum up all gates: how far the most
+    closed one, the average one and the most open one are. ``rezero_alpha/<gate>`` are the gates themselves.
+
+    Args:
+        alphas: Every gate's alpha (dimensionless) by the gate's name, in the order of the depth.
+        max_gates: How many gates are logged one by one. Of more, so many are taken at even distances over the depth,
+            the first and the last among them; 0 leaves the summary alone.
+
+    Returns:
+        The scalars by their names.
+
+    Raises:
+        ValueError: If ``max_gates`` is negative.
+
+    Example:
+        >>> scalars = alpha_scalars({"0.gate": -0.5, "1.gate": 0.0, "2.gate": 0.25}, max_gates=2)
+        >>> [name for name in scalars if name.startswith("rezero_alpha")]
+        ['rezero_alpha/0.gate', 'rezero_alpha/2.gate']
+        >>> scalars["rezero/mean_abs_alpha"], scalars["rezero/max_abs_alpha"]
+        (0.25, 0.5)
+    """
+    if max_gates < 0:
+        raise ValueError(f"max_gates must not be negative: got {max_gates}; 0 logs the summary alone")
+    sizes = [abs(alpha) for alpha in alphas.values()]
+    summary = {"min": min(sizes), "mean": sum(sizes) / len(sizes), "max": max(sizes)}
+    names, last = list(alphas), max(max_gates - 1, 1)
+    if len(names) > max_gates:
+        names = [names[place * (len(names) - 1) // last] for place in range(max_gates)]
+    return {
+        **{f"{_SUMMARY}/{which}_abs_alpha": size for which, size in summary.items()},
+        **{f"{_GATES}/{name}": alphas[name] for name in names},
+    }
+
+
+def heat_map_png(recorder: "AlphaRecorder") -> BytesIO:
+    """Draw every gate over depth and time, as a PNG."""
+    from rezero.charts import gate_map, save  # the charts load Altair
+
+    history = recorder.history
+    rows = [
+        {"gate": gate, "x": step, "size": abs(alpha)}
+        for step, alphas in zip(history.steps.tolist(), history.alphas.tolist(), strict=True)
+        for gate, alpha in enumerate(alphas, start=1)
+    ]
+    chart = gate_map(rows, x="optimizer step", description="The size of every gate over depth and time")
+    with tempfile.TemporaryDirectory() as folder:
+        (file,) = save(chart, Path(folder, "alphas"), ("png",))
+        return BytesIO(file.read_bytes())

@@ -1,0 +1,36 @@
+"""Alphas in Weights & Biases."""
+
+from rezero.diagnose import AlphaRecorder
+from rezero.integrations.extras import needs
+from rezero.integrations.logged import HEAT_MAP, HISTOGRAM, alpha_scalars, heat_map_png
+
+with needs("Weights & Biases", extra="wandb"):
+    import wandb
+    from PIL import Image
+
+__all__ = ["log_alphas"]
+
+
+def log_alphas(
+    run: wandb.Run, recorder: AlphaRecorder, step: int, *, max_gates: int = 32, heat_map: bool = False
+) -> None:
+    """Log the last record of the alphas to a run of Weights & Biases, online or offline.
+
+    Scalars in two sections: ``rezero`` holds the smallest, mean and largest ``|alpha|`` of all gates, ``rezero_alpha``
+    the gates one by one. The histogram ``rezero/alpha`` shows how all gates are spread.
+
+    Args:
+        run: What ``wandb.init`` returned.
+        recorder: Its last record is logged: call this where it has just made one.
+        step: The optimizer step. Weights & Biases wants steps that never decrease: pass the same ones to ``run.log``
+            for the loss.
+        max_gates: How many gates are logged one by one: of a deeper model, so many at even distances over the depth.
+        heat_map: Whether to add the image ``rezero/alpha_over_depth`` of all records so far. It takes about a second,
+            so ask for it at the end of an epoch or of the training.
+    """
+    alphas = recorder.latest
+    logged: dict[str, object] = {**alpha_scalars(alphas, max_gates=max_gates)}
+    logged[HISTOGRAM] = wandb.Histogram(list(alphas.values()))
+    if heat_map:
+        logged[HEAT_MAP] = wandb.Image(Image.open(heat_map_png(recorder)))
+    run.log(logged, step=step)
