@@ -28,7 +28,7 @@ from rezero.errors import UsageError
 from rezero.integrations import accelerate as for_accelerate
 from rezero.integrations import tensorboard as for_tensorboard
 from rezero.integrations import wandb as for_wandb
-from rezero.integrations.logged import alpha_scalars, heat_map_png
+from rezero.integrations.logged import alpha_scalars, alphas_of, heat_map_png
 
 ALPHAS = [0.5, -0.25, 0.0]  # exact in float32
 SCALARS = {
@@ -84,6 +84,22 @@ def test_a_negative_number_of_gates_is_refused() -> None:
     """The error says what to write for none."""
     with pytest.raises(ValueError, match="max_gates must not be negative: got -1; 0 logs the summary alone"):
         alpha_scalars({"gate": 0.0}, max_gates=-1)
+
+
+def test_a_model_is_read_as_it_is_now() -> None:
+    """Without a recorder, the gates of the moment are taken."""
+    assert list(alphas_of(model_with(ALPHAS)).values()) == ALPHAS
+
+
+def test_what_there_is_not_is_not_logged() -> None:
+    """A recorder without a record, a model without gates and the past of a model are refused, with what to do."""
+    model = model_with(ALPHAS)
+    with pytest.raises(UsageError, match="no record yet: log at the steps that it records, or log the model"):
+        alphas_of(AlphaRecorder(model))
+    with pytest.raises(UsageError, match="no gates: put some in"):
+        alphas_of(nn.Linear(2, 2))
+    with pytest.raises(UsageError, match="got a model: log the recorder"):
+        heat_map_png(model)
 
 
 @pytest.mark.parametrize(
@@ -145,10 +161,8 @@ def pixels(png: bytes) -> np.ndarray:
 
 def test_only_so_many_gates_are_written(tmp_path: Path) -> None:
     """A network of 100 gates adds 32 scalars and the summary."""
-    deep = AlphaRecorder(model_with([0.1] * 100), every=1)
-    deep.step(1)
     with SummaryWriter(tmp_path) as writer:
-        for_tensorboard.log_alphas(writer, deep, 1)
+        for_tensorboard.log_alphas(writer, model_with([0.1] * 100), 1)
     assert len(events(tmp_path).Tags()["scalars"]) == 32 + 3
 
 

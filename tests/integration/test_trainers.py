@@ -14,6 +14,7 @@ import transformers
 from accelerate.state import AcceleratorState
 from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -121,6 +122,18 @@ def test_the_trainer_still_logs_its_loss(tmp_path: Path) -> None:
     losses = [entry["step"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses == list(logged_by(trainer)) == list(range(1, STEPS + 1))
     assert not any(name.startswith("rezero_alpha") for name in logged_by(trainer)[1])
+
+
+def test_the_trainer_reports_the_gates(tmp_path: Path) -> None:
+    """TensorBoard, named by report_to, holds what is in the log history, as the Trainer names it."""
+    trainer = trainer_of(gpt2(), tmp_path, report_to="tensorboard")
+    trainer.add_callback(for_transformers.AlphaCallback(trainer, every=EVERY))
+    trainer.train()
+    (file,) = tmp_path.glob("runs/*/events.*")
+    read = EventAccumulator(str(file))
+    read.Reload()
+    largest = {event.step: event.value for event in read.Scalars("train/rezero/max_abs_alpha")}
+    assert largest == {step: entry["rezero/max_abs_alpha"] for step, entry in logged_by(trainer).items()}
 
 
 def test_the_trainer_trains_as_without(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from torch import nn
 
 from rezero.diagnose import AlphaRecorder
 from rezero.integrations.extras import needs
-from rezero.integrations.logged import alpha_scalars
+from rezero.integrations.logged import alpha_scalars, alphas_of
 
 with needs("Accelerate", extra="lab"):
     from accelerate import Accelerator
@@ -20,17 +20,16 @@ def log_alphas(accelerator: Accelerator, source: AlphaRecorder | nn.Module, step
 
     Args:
         accelerator: The training's. Only its main process logs, so all may call this.
-        source: A recorder, whose last record is logged, or the model itself, prepared, compiled or plain.
+        source: A recorder, whose last record is logged, so call this where it has just made one; or the model,
+            prepared, compiled or plain, whose gates are read now.
         step: The optimizer step.
         max_gates: How many gates are logged one by one: of a deeper model, so many at even distances over the depth.
 
     Raises:
-        UsageError: If a model without gates is given.
+        UsageError: If the model has no gates or the recorder no record.
     """
     if not accelerator.is_main_process:
         return
     if isinstance(source, nn.Module):
-        model = accelerator.unwrap_model(source, keep_torch_compile=False)
-        source = AlphaRecorder(model, every=1)
-        source.step(step)
-    accelerator.log(alpha_scalars(source.latest, max_gates=max_gates), step=step)
+        source = accelerator.unwrap_model(source, keep_torch_compile=False)
+    accelerator.log(alpha_scalars(alphas_of(source), max_gates=max_gates), step=step)

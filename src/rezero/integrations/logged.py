@@ -4,17 +4,39 @@ import tempfile
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from rezero.diagnose import AlphaRecorder
+from torch import nn
 
-__all__ = ["HEAT_MAP", "HISTOGRAM", "alpha_scalars", "heat_map_png"]
+from rezero.diagnose import AlphaRecorder
+from rezero.errors import UsageError
+
+__all__ = ["HEAT_MAP", "HISTOGRAM", "alpha_scalars", "alphas_of", "heat_map_png"]
 
 # Trackers draw what precedes the first slash as one section: the summary in one, the gates in another.
 _SUMMARY, _GATES = "rezero", "rezero_alpha"
 HISTOGRAM = f"{_SUMMARY}/alpha"
 HEAT_MAP = f"{_SUMMARY}/alpha_over_depth"
+
+
+def alphas_of(source: AlphaRecorder | nn.Module) -> dict[str, float]:
+    """Return the last record of a recorder, or what the gates of a model are now.
+
+    Args:
+        source: The recorder or the model.
+
+    Returns:
+        Every gate's alpha (dimensionless) by the gate's name, in the order of the depth.
+
+    Raises:
+        UsageError: If there is no record yet, or the model has no gates.
+    """
+    if isinstance(source, nn.Module):
+        with AlphaRecorder(source, every=1) as recorder:
+            recorder.step()
+            return recorder.latest
+    if not source.latest:
+        raise UsageError("the recorder has no record yet: log at the steps that it records, or log the model")
+    return source.latest
 
 
 def alpha_scalars(alphas: Mapping[str, float], *, max_gates: int) -> dict[str, float]:
@@ -54,11 +76,23 @@ def alpha_scalars(alphas: Mapping[str, float], *, max_gates: int) -> dict[str, f
     }
 
 
-def heat_map_png(recorder: "AlphaRecorder") -> BytesIO:
-    """Draw every gate over depth and time, as a PNG."""
-    from rezero.charts import gate_map, save  # the charts load Altair
+def heat_map_png(source: AlphaRecorder | nn.Module) -> BytesIO:
+    """Draw every gate over depth and time, as a PNG.
 
-    history = recorder.history
+    Args:
+        source: A recorder.
+
+    Returns:
+        The picture.
+
+    Raises:
+        UsageError: If it is a model, which knows no past.
+    """
+    if isinstance(source, nn.Module):
+        raise UsageError("a heat map shows the records of an AlphaRecorder, got a model: log the recorder")
+    from rezero.charts import gate_map, save  # loads Altair
+
+    history = source.history
     rows = [
         {"gate": gate, "x": step, "size": abs(alpha)}
         for step, alphas in zip(history.steps.tolist(), history.alphas.tolist(), strict=True)
