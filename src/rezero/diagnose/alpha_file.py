@@ -78,6 +78,7 @@ class AlphaFile:
                 if self._path.exists() and not self._path.is_file():
                     raise UsageError(f"expected a file for the record of the gates, got something else: {path}")
                 self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._path.open("ab").close()  # fails where nothing can be written; the lock would look taken there
                 lock = self._path.with_name(f"{self._path.name}.lock")
                 stack.enter_context(FileLock(lock, timeout=0, thread_local=False))
                 stack.callback(lock.unlink, missing_ok=True)
@@ -93,12 +94,12 @@ class AlphaFile:
 
     def _resume(self, stack: ExitStack, header: bytes, sizes: Mapping[str, int]) -> None:
         """Open the file and cut off a line that was not written to its end."""
-        content = self._path.read_bytes() if self._path.exists() else b""
+        content = self._path.read_bytes()
         torn_header = header.startswith(content)
         if not torn_header:
             held, self.records, self._ends = _parse(content, self._path)
             _check_same(held, sizes, self._path)
-        self._file: FileIO = stack.enter_context(self._path.open("r+b" if content else "wb", buffering=0))
+        self._file: FileIO = stack.enter_context(self._path.open("r+b", buffering=0))
         if torn_header:
             self._file.truncate(0)
             self._write(header)

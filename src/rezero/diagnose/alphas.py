@@ -95,13 +95,13 @@ class AlphaRecorder:
             )
         self._names = tuple(found)
         self._gates = tuple(found.values())
-        self._sizes = [gate.gate_parameter.numel() for gate in self._gates]
-        self._lengths = torch.tensor(self._sizes)
+        sizes = [gate.gate_parameter.numel() for gate in self._gates]
+        self._lengths = torch.tensor(sizes) if max(sizes) > 1 else None
         self._every, self._gradients = every, gradients
         self._records: list[Record] = []
         self._file: AlphaFile | None = None
         if path is not None:
-            self._file = AlphaFile(Path(path), dict(zip(self._names, self._sizes, strict=True)), every)
+            self._file = AlphaFile(Path(path), dict(zip(self._names, sizes, strict=True)), every)
             self._records = self._file.records
         self._now = self._records[-1].step if self._records else 0
         self._closed = False
@@ -178,17 +178,16 @@ class AlphaRecorder:
     @torch.no_grad()
     def _measure(self, seen: list[Seen]) -> dict[str, Tensor]:
         """Read the gates: everything is put into one tensor, which is fetched once."""
-        scales = [gate.gate_scale for gate in self._gates]
-        device = scales[0].device
-        parts = {"alpha": self._reduce(scales, "mean", device)}
-        if max(self._sizes) > 1:
-            parts |= {"low": self._reduce(scales, "min", device), "high": self._reduce(scales, "max", device)}
+        scales = _flat([gate.gate_scale for gate in self._gates])
+        parts = {"alpha": self._reduce(scales, "mean")}
+        if self._lengths is not None:
+            parts |= {"low": self._reduce(scales, "min"), "high": self._reduce(scales, "max")}
         if self._gradients:
             parameters = [gate.gate_parameter for gate in self._gates]
             gradients = [torch.full_like(each, math.nan) if each.grad is None else each.grad for each in parameters]
-            parts["gradient"] = self._reduce(gradients, "mean", device)
-        norms = [norm.to(device) for each in seen for norm in (each.branch, each.skip)]
-        fetched = torch.cat([*parts.values(), *([torch.stack(norms)] if norms else [])]).cpu().double()
+            parts["gradient"] = self._reduce(_flat(gradients), "mean")
+        norms = [norm.view(1) for each in seen for norm in (each.branch, each.skip)]
+        fetched = _flat([*parts.values(), *norms]).cpu().double()
         rows = dict(zip(parts, fetched.split(len(self._gates)), strict=False))
         if self._ratios is not None:
             pairs = fetched[len(parts) * len(self._gates) :].view(-1, 2).tolist()
@@ -196,14 +195,20 @@ class AlphaRecorder:
             rows["ratio"] = torch.tensor(ratios, dtype=torch.float64)
         return rows
 
-    def _reduce(self, numbers: list[Tensor], how: str, device: torch.device) -> Tensor:
-        """Return one number a gate, ``(L,)``."""
-        flat = torch.cat([each.reshape(-1).to(device) for each in numbers])
-        if max(self._sizes) == 1:
+    def _reduce(self, flat: Tensor, how: str) -> Tensor:
+        """Return one number a gate, ``(L,)``, of the numbers of all gates one after the other."""
+        if self._lengths is None:
             return flat
-        if self._lengths.device != device:
-            self._lengths = self._lengths.to(device)
+        if self._lengths.device != flat.device:
+            self._lengths = self._lengths.to(flat.device)
         return torch.segment_reduce(flat, how, lengths=self._lengths, unsafe=True)
+
+
+def _flat(tensors: list[Tensor]) -> Tensor:
+    """Put tensors one after the other, on the device of the first; gates may lie on several."""
+    device = tensors[0].device
+    here = [each if each.device == device else each.to(device) for each in tensors]
+    return torch.cat([each if each.ndim == 1 else each.reshape(-1) for each in here])
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

@@ -179,6 +179,9 @@ class _Watch(TorchFunctionMode):
     def _follow(self, name: str, tensors: Sequence[Tensor], kwargs: Mapping[str, Any]) -> _Mark | None:
         """Return what the result of a function is."""
         marks = [self._mark(each) for each in tensors]
+        known = [mark for mark in marks if mark is not None]
+        if not known:  # an id that had been another tensor's
+            return None
         if name in ADDITIONS and len(tensors) == 2 and "alpha" not in kwargs:
             return self._add(tensors, marks)
         if name in _WEIGHTED:  # a layer whose weights are scaled
@@ -186,10 +189,9 @@ class _Watch(TorchFunctionMode):
         scales = multiplies(name) or (divides(name) and marks[-1] is None)
         if moves(name) or (len(tensors) == 1 and (scales or divides(name) or name == "tanh")):
             return marks[0]
-        if len(tensors) != 2 or not scales or None not in marks:
+        if not scales or (len(tensors), len(known)) != (2, 1):
             return None
-        [mark] = (mark for mark in marks if mark is not None)
-        return (_Part(mark, None),) if isinstance(mark, int) else mark
+        return (_Part(known[0], None),) if isinstance(known[0], int) else known[0]
 
     def _add(self, tensors: Sequence[Tensor], marks: Sequence[_Mark | None]) -> tuple[_Part, ...] | None:
         """Note the norms of a branch and its skip; several branches are first summed."""
