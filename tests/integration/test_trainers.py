@@ -197,6 +197,16 @@ def test_the_trainer_refuses_a_model_without_gates(tmp_path: Path) -> None:
     assert trainer.state.global_step == 0
 
 
+def test_the_trainers_callback_refuses_what_it_could_not_log(tmp_path: Path) -> None:
+    """A path in the place of the Trainer, or a negative number of gates, is an error before the training."""
+    with pytest.raises(TypeError, match="got str; make it first, then call"):
+        for_transformers.AlphaCallback("alphas.jsonl")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="max_gates must not be negative"):
+        for_transformers.AlphaCallback(trainer_of(plain_gpt2(), tmp_path), max_gates=-1)
+    with pytest.raises(ValueError, match="max_gates must not be negative"):
+        for_lightning.AlphaCallback(max_gates=-1)
+
+
 def test_the_trainers_second_process_records_nothing(tmp_path: Path) -> None:
     """Only the first process records, writes and logs."""
     trainer = trainer_of(gpt2(), tmp_path)

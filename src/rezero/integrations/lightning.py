@@ -5,7 +5,7 @@ from typing import Any
 
 from rezero.diagnose import AlphaRecorder
 from rezero.integrations.extras import needs
-from rezero.integrations.logged import alpha_scalars
+from rezero.integrations.logged import alpha_scalars, check_max_gates
 
 with needs("Lightning", extra="lightning"):
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -32,13 +32,15 @@ class AlphaCallback(Callback):
             in all processes but the first.
 
     Raises:
+        ValueError: If ``max_gates`` is negative, or ``every`` is below 1; the latter when the training begins.
         UsageError: If the module has no gates; when the training begins.
 
     Example:
-        >>> trainer = Trainer(callbacks=[AlphaCallback("alphas.safetensors")])  # doctest: +SKIP
+        >>> trainer = Trainer(callbacks=[AlphaCallback("alphas.jsonl")])  # doctest: +SKIP
     """
 
     def __init__(self, path: str | Path | None = None, *, every: int = 10, max_gates: int = 32) -> None:
+        check_max_gates(max_gates)
         self.path = path
         self.every = every
         self.max_gates = max_gates

@@ -10,7 +10,7 @@ from torch import nn
 from rezero.diagnose import AlphaRecorder
 from rezero.errors import UsageError
 
-__all__ = ["HEAT_MAP", "HISTOGRAM", "alpha_scalars", "alphas_of", "heat_map_png"]
+__all__ = ["HEAT_MAP", "HISTOGRAM", "alpha_scalars", "alphas_of", "check_max_gates", "heat_map_png"]
 
 # Trackers draw what precedes the first slash as one section: the summary in one, the gates in another.
 _SUMMARY, _GATES = "rezero", "rezero_alpha"
@@ -34,9 +34,10 @@ def alphas_of(source: AlphaRecorder | nn.Module) -> dict[str, float]:
         with AlphaRecorder(source, every=1) as recorder:
             recorder.step()
             return recorder.latest
-    if not source.latest:
+    alphas = source.latest
+    if not alphas:
         raise UsageError("the recorder has no record yet: log at the steps that it records, or log the model")
-    return source.latest
+    return alphas
 
 
 def alpha_scalars(alphas: Mapping[str, float], *, max_gates: int) -> dict[str, float]:
@@ -63,8 +64,7 @@ def alpha_scalars(alphas: Mapping[str, float], *, max_gates: int) -> dict[str, f
         >>> scalars["rezero/mean_abs_alpha"], scalars["rezero/max_abs_alpha"]
         (0.25, 0.5)
     """
-    if max_gates < 0:
-        raise ValueError(f"max_gates must not be negative: got {max_gates}; 0 logs the summary alone")
+    check_max_gates(max_gates)
     sizes = [abs(alpha) for alpha in alphas.values()]
     summary = {"min": min(sizes), "mean": sum(sizes) / len(sizes), "max": max(sizes)}
     names, last = list(alphas), max(max_gates - 1, 1)
@@ -74,6 +74,19 @@ def alpha_scalars(alphas: Mapping[str, float], *, max_gates: int) -> dict[str, f
         **{f"{_SUMMARY}/{which}_abs_alpha": size for which, size in summary.items()},
         **{f"{_GATES}/{name}": alphas[name] for name in names},
     }
+
+
+def check_max_gates(max_gates: int) -> None:
+    """Refuse a negative number of gates.
+
+    Args:
+        max_gates: How many gates are logged one by one.
+
+    Raises:
+        ValueError: If it is negative.
+    """
+    if max_gates < 0:
+        raise ValueError(f"max_gates must not be negative: got {max_gates}; 0 logs the summary alone")
 
 
 def heat_map_png(source: AlphaRecorder | nn.Module) -> BytesIO:

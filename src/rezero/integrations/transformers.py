@@ -5,7 +5,7 @@ from typing import Any
 
 from rezero.diagnose import AlphaRecorder
 from rezero.integrations.extras import needs
-from rezero.integrations.logged import alpha_scalars
+from rezero.integrations.logged import alpha_scalars, check_max_gates
 
 with needs("the Trainer of transformers", extra="transformers"):
     from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -34,16 +34,24 @@ class AlphaCallback(TrainerCallback):
             in all processes but the first.
 
     Raises:
+        TypeError: If ``trainer`` is no Trainer.
+        ValueError: If ``max_gates`` is negative, or ``every`` is below 1; the latter when the training begins.
         UsageError: If the model has no gates; when the training begins.
 
     Example:
         >>> trainer = Trainer(model, args, train_dataset=data)  # doctest: +SKIP
-        >>> trainer.add_callback(AlphaCallback(trainer, "alphas.safetensors"))  # doctest: +SKIP
+        >>> trainer.add_callback(AlphaCallback(trainer, "alphas.jsonl"))  # doctest: +SKIP
     """
 
     def __init__(
         self, trainer: Trainer, path: str | Path | None = None, *, every: int = 10, max_gates: int = 0
     ) -> None:
+        if not isinstance(trainer, Trainer):
+            raise TypeError(
+                f"trainer must be a transformers.Trainer: got {type(trainer).__name__}; make it first, then call "
+                "trainer.add_callback(AlphaCallback(trainer))"
+            )
+        check_max_gates(max_gates)
         self.trainer = trainer
         self.path = path
         self.every = every
