@@ -39,7 +39,7 @@ def gate_map(
     places = sorted({row["x"] for row in rows})
     named: dict[str, Any] = {"values": round_places(places)} if len(places) > MANY else {}
     chart: alt.Chart = (
-        alt.Chart(alt.InlineData(values=list(rows)))
+        _chart(rows)
         .mark_rect(stroke=alt.ExprRef(f"scale('color', datum.{field})"), strokeWidth=1)  # covers seams between cells
         .encode(
             x=alt.X("x:O", title=x, axis=alt.Axis(labelAngle=0, labelOverlap=True, format="~g", **named)),
@@ -87,7 +87,7 @@ def gate_lines(rows: Sequence[dict[str, Any]], *, x: str, description: str) -> a
     # The bright end of the scale is left out, which is hard to see on white.
     colours = alt.Scale(scheme=alt.SchemeParams(name="viridis", extent=[0, 0.9]), domain=[1, max(2, depth)])
     lines = (
-        alt.Chart(alt.InlineData(values=list(rows)))
+        _chart(rows)
         .mark_line(strokeWidth=1.8 if depth <= 32 else 1, opacity=0.9, point=len({row["x"] for row in rows}) == 1)
         .encode(
             x=alt.X(
@@ -129,7 +129,7 @@ def gate_profile(rows: Sequence[dict[str, Any]], *, y: str, description: str) ->
         scale=alt.Scale(domain=domain, nice=False, padding=12),
         axis=alt.Axis(values=block_labels(depth), format="d"),
     )
-    base = alt.Chart(alt.InlineData(values=list(rows)))
+    base = _chart(rows)
     spread = base.mark_area(opacity=0.25, color=COLOURS["rezero"]).encode(
         x=horizontal, y=_values("low", y, rows), y2="high:Q"
     )
@@ -147,6 +147,11 @@ def gate_profile(rows: Sequence[dict[str, Any]], *, y: str, description: str) ->
     )
     dressed: alt.LayerChart = dress(alt.layer(_zero(), spread, line), description)
     return dressed
+
+
+def _chart(rows: Sequence[dict[str, Any]]) -> alt.Chart:
+    """Begin a chart of a table; Altair would check each row of its own ``InlineData``, which takes seconds for many."""
+    return alt.Chart({"values": list(rows)})
 
 
 def _values(field: str, title: str, rows: Sequence[dict[str, Any]]) -> alt.Y:
