@@ -6,10 +6,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from rezero.diagnose.alpha_charts import draw_lines, draw_map, draw_profile
 from rezero.diagnose.alpha_file import Record, read_records
 
 __all__ = ["AlphaHistory"]
@@ -104,3 +106,56 @@ class AlphaHistory:
             if table is not None
         }
         return json.dumps(facts, ensure_ascii=False, allow_nan=False)
+
+    def heat_map(self, *, signed: bool | None = None) -> Any:
+        """Draw the gates over depth and time, with the first gate at the bottom.
+
+        Of more than 200 gates or records neighbours share a cell, which shows the one of largest size.
+
+        Args:
+            signed: Whether to show signs, in colours that part at zero, or ``|alpha|``; None shows signs where a gate
+                was negative.
+
+        Returns:
+            An Altair chart, which notebooks show and `rezero.charts.save` writes.
+
+        Raises:
+            ImportError: If Altair, of the extra ``lab``, is not installed.
+            UsageError: If there is no record.
+
+        References:
+            Bachlechner et al. (2020), arXiv:2003.04887, fig. 6.
+        """
+        return draw_map(self, signed=signed)
+
+    def lines(self) -> Any:
+        """Draw each gate as a line over the steps, coloured by its depth.
+
+        Of more than 200 gates or records as many are drawn, evenly spaced, with the first and the last.
+
+        Returns:
+            An Altair chart.
+
+        Raises:
+            ImportError: If Altair, of the extra ``lab``, is not installed.
+            UsageError: If there is no record.
+        """
+        return draw_lines(self)
+
+    def profile(self, *others: "AlphaHistory") -> Any:
+        """Draw the last record over depth; of several runs the median, shaded from the lowest to the highest.
+
+        Of one run the shade goes over the channels of each gate. Of more than 200 gates as many are drawn, evenly
+        spaced, with the first and the last.
+
+        Args:
+            *others: Further runs of the same model, from other seeds.
+
+        Returns:
+            An Altair chart.
+
+        Raises:
+            ImportError: If Altair, of the extra ``lab``, is not installed.
+            UsageError: If there is no record, or the runs are of different models.
+        """
+        return draw_profile((self, *others))
