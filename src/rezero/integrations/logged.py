@@ -103,15 +103,9 @@ def heat_map_png(source: AlphaRecorder | nn.Module) -> BytesIO:
     """
     if isinstance(source, nn.Module):
         raise UsageError("a heat map shows the records of an AlphaRecorder, got a model: log the recorder")
-    from rezero.charts import gate_map, save  # loads Altair
+    chart = source.history.heat_map()
+    from rezero.charts import save  # only now: drawing says what to install where Altair is missing
 
-    history = source.history
-    rows = [
-        {"gate": gate, "x": step, "size": abs(alpha)}
-        for step, alphas in zip(history.steps.tolist(), history.alphas.tolist(), strict=True)
-        for gate, alpha in enumerate(alphas, start=1)
-    ]
-    chart = gate_map(rows, x="optimizer step", description="The size of every gate over depth and time")
     with tempfile.TemporaryDirectory() as folder:
         (file,) = save(chart, Path(folder, "alphas"), ("png",))
         return BytesIO(file.read_bytes())
