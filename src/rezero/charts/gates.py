@@ -39,7 +39,7 @@ def gate_map(
     places = sorted({row["x"] for row in rows})
     named: dict[str, Any] = {"values": round_places(places)} if len(places) > MANY else {}
     chart: alt.Chart = (
-        _chart(rows)
+        alt.Chart()
         .mark_rect(stroke=alt.ExprRef(f"scale('color', datum.{field})"), strokeWidth=1)  # covers seams between cells
         .encode(
             x=alt.X("x:O", title=x, axis=alt.Axis(labelAngle=0, labelOverlap=True, format="~g", **named)),
@@ -61,7 +61,7 @@ def gate_map(
             ],
         )
     )
-    dressed: alt.Chart = dress(chart, description)
+    dressed: alt.Chart = _filled(dress(chart, description), rows)
     return dressed
 
 
@@ -87,7 +87,7 @@ def gate_lines(rows: Sequence[dict[str, Any]], *, x: str, description: str) -> a
     # The bright end of the scale is left out, which is hard to see on white.
     colours = alt.Scale(scheme=alt.SchemeParams(name="viridis", extent=[0, 0.9]), domain=[1, max(2, depth)])
     lines = (
-        _chart(rows)
+        alt.Chart()
         .mark_line(strokeWidth=1.8 if depth <= 32 else 1, opacity=0.9, point=len({row["x"] for row in rows}) == 1)
         .encode(
             x=alt.X(
@@ -106,7 +106,7 @@ def gate_lines(rows: Sequence[dict[str, Any]], *, x: str, description: str) -> a
             ],
         )
     )
-    dressed: alt.LayerChart = dress(alt.layer(_zero(), lines), description)
+    dressed: alt.LayerChart = _filled(dress(alt.layer(_zero(), lines), description), rows)
     return dressed
 
 
@@ -129,7 +129,7 @@ def gate_profile(rows: Sequence[dict[str, Any]], *, y: str, description: str) ->
         scale=alt.Scale(domain=domain, nice=False, padding=12),
         axis=alt.Axis(values=block_labels(depth), format="d"),
     )
-    base = _chart(rows)
+    base = alt.Chart()
     spread = base.mark_area(opacity=0.25, color=COLOURS["rezero"]).encode(
         x=horizontal, y=_values("low", y, rows), y2="high:Q"
     )
@@ -145,13 +145,8 @@ def gate_profile(rows: Sequence[dict[str, Any]], *, y: str, description: str) ->
             *(alt.Tooltip(f"{name}:Q", format=".3g") for name in ("median", "low", "high")),
         ],
     )
-    dressed: alt.LayerChart = dress(alt.layer(_zero(), spread, line), description)
+    dressed: alt.LayerChart = _filled(dress(alt.layer(_zero(), spread, line), description), rows)
     return dressed
-
-
-def _chart(rows: Sequence[dict[str, Any]]) -> alt.Chart:
-    """Begin a chart of a table; Altair would check each row of its own ``InlineData``, which takes seconds for many."""
-    return alt.Chart({"values": list(rows)})
 
 
 def _values(field: str, title: str, rows: Sequence[dict[str, Any]]) -> alt.Y:
@@ -165,3 +160,9 @@ def _zero() -> alt.Chart:
     """Draw a line at zero, where a block is the identity."""
     rule: alt.Chart = alt.Chart(alt.InlineData(values=[{"zero": 0}])).mark_rule(color="#999999").encode(y="zero:Q")
     return rule
+
+
+def _filled(chart: Any, rows: Sequence[dict[str, Any]]) -> Any:
+    """Give a chart its table at last, and as plain data: Altair copies and checks every row, which takes seconds."""
+    chart.data = {"values": list(rows)}
+    return chart
