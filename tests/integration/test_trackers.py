@@ -3,6 +3,7 @@
 import importlib
 import io
 import json
+import math
 import struct
 import sys
 from collections.abc import Iterator
@@ -164,6 +165,22 @@ def test_only_so_many_gates_are_written(tmp_path: Path) -> None:
     with SummaryWriter(tmp_path) as writer:
         for_tensorboard.log_alphas(writer, model_with([0.1] * 100), 1)
     assert len(events(tmp_path).Tags()["scalars"]) == 32 + 3
+
+
+@pytest.mark.parametrize("alphas", [[0.5, math.nan, -math.inf], [math.nan] * 3], ids=["some", "all"])
+def test_gates_that_are_not_finite_stop_no_training(run: wandb.Run, alphas: list[float], tmp_path: Path) -> None:
+    """Where gates are nan the summary is nan too, and the histograms hold the others."""
+    model = model_with([0.0] * 3)
+    with torch.no_grad():
+        for gate, alpha in zip(rezero.gates(model).values(), alphas, strict=True):
+            gate.gate_parameter.fill_(alpha)
+    with SummaryWriter(tmp_path) as writer:
+        for_tensorboard.log_alphas(writer, model, 1)
+    for_wandb.log_alphas(run, model, 1)
+    read = events(tmp_path)
+    assert math.isnan(read.Scalars("rezero/max_abs_alpha")[0].value)
+    shown = [event.histogram_value.num for tag in read.Tags()["histograms"] for event in read.Histograms(tag)]
+    assert shown == [1] * math.isfinite(alphas[0])
 
 
 # Weights & Biases

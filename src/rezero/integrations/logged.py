@@ -1,16 +1,18 @@
 """What is logged of the gates: the same names in every tracker."""
 
+import math
 import tempfile
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from rezero.diagnose import AlphaRecorder
 from rezero.errors import UsageError
 
-__all__ = ["HEAT_MAP", "HISTOGRAM", "alpha_scalars", "alphas_of", "check_max_gates", "heat_map_png"]
+__all__ = ["HEAT_MAP", "HISTOGRAM", "alpha_scalars", "alphas_of", "check_max_gates", "finite_alphas", "heat_map_png"]
 
 # Trackers draw what precedes the first slash as one section: the summary in one, the gates in another.
 _SUMMARY, _GATES = "rezero", "rezero_alpha"
@@ -43,8 +45,8 @@ def alphas_of(source: AlphaRecorder | nn.Module) -> dict[str, float]:
 def alpha_scalars(alphas: Mapping[str, float], *, max_gates: int) -> dict[str, float]:
     """Name the scalars that are logged.
 
-    ``rezero/min_abs_alpha``, ``rezero/mean_abs_alpha`` and ``rezero/max_abs_alpha`` sum up all gates: how far the most
-    closed one, the average one and the most open one are. ``rezero_alpha/<gate>`` are the gates themselves.
+    ``rezero/min_abs_alpha``, ``rezero/mean_abs_alpha`` and ``rezero/max_abs_alpha`` sum up the sizes of all gates, and
+    are nan if one is. ``rezero_alpha/<gate>`` are the gates themselves.
 
     Args:
         alphas: Every gate's alpha (dimensionless) by the gate's name, in the order of the depth.
@@ -65,8 +67,8 @@ def alpha_scalars(alphas: Mapping[str, float], *, max_gates: int) -> dict[str, f
         (0.25, 0.5)
     """
     check_max_gates(max_gates)
-    sizes = [abs(alpha) for alpha in alphas.values()]
-    summary = {"min": min(sizes), "mean": sum(sizes) / len(sizes), "max": max(sizes)}
+    sizes = torch.tensor(list(alphas.values()), dtype=torch.float64).abs()
+    summary = {"min": sizes.min().item(), "mean": sizes.mean().item(), "max": sizes.max().item()}
     names, last = list(alphas), max(max_gates - 1, 1)
     if len(names) > max_gates:
         names = [names[place * (len(names) - 1) // last] for place in range(max_gates)]
@@ -74,6 +76,11 @@ def alpha_scalars(alphas: Mapping[str, float], *, max_gates: int) -> dict[str, f
         **{f"{_SUMMARY}/{which}_abs_alpha": size for which, size in summary.items()},
         **{f"{_GATES}/{name}": alphas[name] for name in names},
     }
+
+
+def finite_alphas(alphas: Mapping[str, float]) -> list[float]:
+    """Return what a histogram can show: trackers refuse nan and infinity there."""
+    return [alpha for alpha in alphas.values() if math.isfinite(alpha)]
 
 
 def check_max_gates(max_gates: int) -> None:

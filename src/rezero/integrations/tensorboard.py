@@ -4,7 +4,7 @@ from torch import nn
 
 from rezero.diagnose import AlphaRecorder
 from rezero.integrations.extras import needs
-from rezero.integrations.logged import HEAT_MAP, HISTOGRAM, alpha_scalars, alphas_of, heat_map_png
+from rezero.integrations.logged import HEAT_MAP, HISTOGRAM, alpha_scalars, alphas_of, finite_alphas, heat_map_png
 
 with needs("TensorBoard", extra="tensorboard"):
     import numpy as np
@@ -46,7 +46,8 @@ def log_alphas(
     alphas = alphas_of(source)
     for name, value in alpha_scalars(alphas, max_gates=max_gates).items():
         writer.add_scalar(name, value, step)
-    writer.add_histogram(HISTOGRAM, np.array(list(alphas.values())), step)
+    if finite := finite_alphas(alphas):
+        writer.add_histogram(HISTOGRAM, np.array(finite), step)
     if heat_map:
         picture = Image.open(heat_map_png(source)).convert("RGB")
         writer.add_image(HEAT_MAP, np.asarray(picture), step, dataformats="HWC")

@@ -4,7 +4,7 @@ from torch import nn
 
 from rezero.diagnose import AlphaRecorder
 from rezero.integrations.extras import needs
-from rezero.integrations.logged import HEAT_MAP, HISTOGRAM, alpha_scalars, alphas_of, heat_map_png
+from rezero.integrations.logged import HEAT_MAP, HISTOGRAM, alpha_scalars, alphas_of, finite_alphas, heat_map_png
 
 with needs("Weights & Biases", extra="wandb"):
     import wandb
@@ -36,7 +36,8 @@ def log_alphas(
     """
     alphas = alphas_of(source)
     logged: dict[str, object] = {**alpha_scalars(alphas, max_gates=max_gates)}
-    logged[HISTOGRAM] = wandb.Histogram(list(alphas.values()))
+    if finite := finite_alphas(alphas):
+        logged[HISTOGRAM] = wandb.Histogram(finite)
     if heat_map:
         logged[HEAT_MAP] = wandb.Image(Image.open(heat_map_png(source)))
     run.log(logged, step=step)
