@@ -17,6 +17,7 @@ import tests.operators  # noqa: F401 - before anything imports torchvision
 from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
 
+PAGES = ["README.md", "docs/*.md", "docs/reference/*.md"]
 COMMANDS = ["docs/quickstart.md", "docs/studies.md"]
 PROGRAMS = {"rezero": [sys.executable, "-m", "rezero"], "torchrun": [sys.executable, "-m", "torch.distributed.run"]}
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -51,7 +52,7 @@ def run_commands(example: Example) -> str | None:
     return None
 
 
-only_python = Sybil([PythonCodeBlockParser(), SkipParser()], patterns=["README.md", "docs/*.md"], excludes=COMMANDS)
+only_python = Sybil([PythonCodeBlockParser(), SkipParser()], patterns=PAGES, excludes=COMMANDS)
 commands_too = Sybil(
     [PythonCodeBlockParser(), CodeBlockParser("console", run_commands), SkipParser()],
     patterns=COMMANDS,

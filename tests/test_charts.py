@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from rezero.charts import curves, gate_map, save
+from rezero.charts import curves, gate_lines, gate_map, gate_profile, save
 from rezero.charts.look import COLOURS, OTHER_COLOURS, Ending
 from rezero.layers.residuals import RESIDUALS
 
@@ -35,7 +35,23 @@ def alpha_chart() -> Any:
     return gate_map(cells, x="epoch", description="Size of every gate.")
 
 
-CHARTS = {"log": loss_chart, "linear": lambda: loss_chart(log=False), "alpha": alpha_chart}
+def line_chart() -> Any:
+    points = [{"gate": gate, "x": x, "alpha": gate * x - 3} for gate in (1, 2, 3) for x in (10, 20)]
+    return gate_lines(points, x="step", description="Every gate.")
+
+
+def profile_chart() -> Any:
+    points = [{"gate": gate, "median": gate, "low": gate - 1, "high": gate + 1} for gate in (1, 2, 3)]
+    return gate_profile(points, y="alpha", description="Every gate.")
+
+
+CHARTS = {
+    "log": loss_chart,
+    "linear": lambda: loss_chart(log=False),
+    "alpha": alpha_chart,
+    "lines": line_chart,
+    "profile": profile_chart,
+}
 
 
 @pytest.mark.parametrize("make", CHARTS.values(), ids=CHARTS)
@@ -180,6 +196,29 @@ def test_cells_of_a_gate_map_leave_no_seams(tmp_path: Path) -> None:
     cells = re.findall(r'aria-roledescription="rect mark"[^>]* fill="(rgb[^"]+)" stroke="([^"]+)"', svg)
     assert len(cells) == 6
     assert all(fill == stroke for fill, stroke in cells)
+
+
+def test_signed_cells_part_at_zero(tmp_path: Path) -> None:
+    """Values of one size and different signs have different colours, and the scale reaches as far on both sides."""
+    cells = [{"gate": gate, "x": 1, "alpha": alpha} for gate, alpha in enumerate((-0.2, 0.0, 0.2, 0.5), 1)]
+    chart = gate_map(cells, x="step", description="", signed=True, gate="gate")
+    assert chart.to_dict()["encoding"]["color"]["scale"] == {"scheme": "blueorange", "domain": [-0.5, 0.5]}
+    svg = save(chart, tmp_path / "chart")[0].read_text(encoding="utf-8")
+    fills = re.findall(r'aria-roledescription="rect mark"[^>]* fill="rgb\((\d+), (\d+), (\d+)\)"', svg)
+    (red, _, blue), middle, (warm, _, cold), _ = (tuple(map(int, fill)) for fill in fills)
+    assert (blue > red, warm > cold) == (True, True)
+    assert max(middle) - min(middle) < 10
+
+
+@pytest.mark.parametrize("count", [20, 21, 100, 200], ids=str)
+def test_of_many_times_round_ones_are_named(tmp_path: Path, count: int) -> None:
+    """A map names at most ten of many, all of them multiples of one round step."""
+    cells = [{"gate": 1, "x": 10 * (i + 1), "size": 0.1} for i in range(count)]
+    svg = save(gate_map(cells, x="step", description=""), tmp_path / "chart")[0].read_text(encoding="utf-8")
+    named = sorted(map(int, labels_of(svg, "x")))
+    steps = {b - a for a, b in itertools.pairwise(named)}
+    assert len(steps) == 1
+    assert 3 <= len(named) <= (20 if count == 20 else 10)
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 12, 16, 17, 54, 61, 64, 110, 500, 1000], ids=str)

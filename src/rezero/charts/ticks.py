@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["block_labels", "log_ticks", "value_ticks"]
+__all__ = ["block_labels", "log_ticks", "round_places", "value_ticks"]
 
 
 def value_ticks(rows: Sequence[dict[str, Any]], *, log: bool, percent: bool) -> list[float]:
@@ -39,3 +39,15 @@ def block_labels(count: int) -> list[int]:
     """Choose which blocks of so many are named: the first, the last, and round numbers between."""
     step = next(step for power in range(10) for step in (10**power, 2 * 10**power, 5 * 10**power) if count <= 16 * step)
     return sorted({1, count, *range(step, count - step // 2, step)}) if count else []
+
+
+def round_places(places: Sequence[float]) -> list[float]:
+    """Choose some of many rising numbers, at most ten: the multiples of the roundest step, and the first if it is 0."""
+    step = next(
+        factor * 10.0**power
+        for power in range(-12, 308)
+        for factor in (1, 2, 5)
+        if places[-1] - places[0] <= 9 * factor * 10.0**power
+    )
+    found = [place for place in places if math.isclose(place, step * round(place / step), abs_tol=1e-9 * step)]
+    return found if len(found) > 2 else [places[0], places[len(places) // 2], places[-1]]

@@ -1,5 +1,7 @@
 """Look into a network: is it alive, does the signal get through, what is being learned?"""
 
+from rezero.diagnose.alpha_history import AlphaHistory
+from rezero.diagnose.alphas import AlphaRecorder
 from rezero.diagnose.check import check
 from rezero.diagnose.density import Density
 from rezero.diagnose.findings import Finding, Report
@@ -14,4 +16,7 @@ __all__ = [  # noqa: RUF022 - grouped by the question they answer
     "jacobian_spectrum",
     "Spectrum",
     "Density",
+    # what is being learned?
+    "AlphaRecorder",
+    "AlphaHistory",
 ]

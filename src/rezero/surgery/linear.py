@@ -12,6 +12,7 @@ __all__ = [
     "averages",
     "cancels",
     "changes_resolution",
+    "divides",
     "is_activation",
     "is_addition",
     "is_matrix",
@@ -19,6 +20,8 @@ __all__ = [
     "is_product",
     "is_subtraction",
     "mixes",
+    "moves",
+    "multiplies",
     "other_additions",
     "path",
     "queries",
@@ -30,7 +33,8 @@ __all__ = [
 
 _ADD = frozenset(name for name in ADDITIONS if "sub" not in name)
 _PRODUCT = {"mul", "rmul", "imul", "multiply"}
-_SCALE = _PRODUCT | {"div", "truediv", "itruediv", "true_divide", "divide", "neg", "negative"}
+_QUOTIENT = {"div", "truediv", "itruediv", "true_divide", "divide"}
+_SCALE = _PRODUCT | _QUOTIENT | {"neg", "negative"}
 _MOVE = frozenset(
     """
     view view_as reshape reshape_as permute transpose swapaxes swapdims movedim moveaxis t adjoint contiguous flatten
@@ -242,6 +246,21 @@ def rejoins(op: Op, total: Value) -> bool:
     ends = [user for value in op.outputs for user in value.users]
     moved = _plain(op) in _MOVE and not any(value.escapes for value in op.outputs)
     return moved and bool(ends) and all(rejoins(user, total) for user in ends)
+
+
+def moves(name: str) -> bool:
+    """Return whether the function of this name only moves, converts or drops the numbers of its first tensor."""
+    return name in _MOVE
+
+
+def multiplies(name: str) -> bool:
+    """Return whether the function of this name multiplies its inputs, number by number, or changes their sign."""
+    return name in _SCALE - _QUOTIENT
+
+
+def divides(name: str) -> bool:
+    """Return whether the function of this name divides its first input by its second, number by number."""
+    return name in _QUOTIENT
 
 
 def is_product(op: Op) -> bool:
