@@ -154,15 +154,17 @@ class _Watch(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = (*args, *kwargs.values()) if kwargs else args
+        name = getattr(function, "__name__", "")
+        given = (
+            () if name == "__get__" else (*args, *kwargs.values()) if kwargs else args
+        )  # a shape, a dtype: very many
         for each in given:
             if id(each) in self._marks or id(each) in self._gates:
                 break
         else:
             return function(*args, **kwargs)
-        tensors = [each for each in given if isinstance(each, Tensor)]
         # Before the call, which may write into what it adds.
-        mark = self._follow(getattr(function, "__name__", "").strip("_"), tensors, kwargs)
+        mark = self._follow(name.strip("_"), [each for each in given if isinstance(each, Tensor)], kwargs)
         result = function(*args, **kwargs)
         for tensor in result if isinstance(result, tuple | list) else (result,):
             self._marks.pop(id(tensor), None)
