@@ -98,7 +98,7 @@ def ratios_of(gates: Sequence[int], norms: Sequence[tuple[float, float]], count:
     squares: dict[int, tuple[float, float]] = {}
     for gate, (branch, skip) in zip(gates, norms, strict=True):
         before = squares.get(gate, (0.0, 0.0))
-        squares[gate] = before[0] + branch**2, before[1] + skip**2
+        squares[gate] = before[0] + branch * branch, before[1] + skip * skip  # ** would raise at 1e200
     return [_ratio(*squares.get(gate, (math.nan, math.nan))) for gate in range(count)]
 
 
@@ -155,9 +155,9 @@ class _Watch(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(function, "__name__", "")
-        given = (
-            () if name == "__get__" else (*args, *kwargs.values()) if kwargs else args
-        )  # a shape, a dtype: very many
+        if name == "__get__":  # a shape or a dtype: most of all calls
+            return function(*args, **kwargs)
+        given = (*args, *kwargs.values())
         for each in given:
             if id(each) in self._marks or id(each) in self._gates:
                 break
