@@ -270,6 +270,17 @@ def test_an_addition_that_is_not_seen_is_nan() -> None:
     assert recorder.history.ratios.isnan().all()
 
 
+def test_numbers_that_overflow_are_no_trouble() -> None:
+    """A training that diverges goes on being recorded."""
+    model = nn.Sequential(rezero.ReZero(nn.Linear(4, 4)).double())
+    model[0].gate.alpha.data.fill_(1e200)
+    with AlphaRecorder(model, every=1, gradients=True, ratios=True) as recorder:
+        model(torch.full((2, 4), 1e200, dtype=torch.float64)).sum().backward()
+        recorder.step()
+    assert recorder.history.ratios is not None
+    assert not recorder.history.ratios.isfinite().any()
+
+
 def test_only_passes_with_gradients_count() -> None:
     """An evaluation between two steps changes no ratio; a second pass with gradients does."""
     model, x = blocks()

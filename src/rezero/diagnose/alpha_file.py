@@ -101,11 +101,10 @@ class AlphaFile:
             _check_same(held, sizes, self._path)
         self._file: FileIO = stack.enter_context(self._path.open("r+b", buffering=0))
         if torn_header:
-            self._file.truncate(0)
+            self._cut(0)
             self._write(header)
             self._ends = [len(header)]
-        self._file.truncate(self._ends[-1])
-        self._file.seek(self._ends[-1])
+        self._cut(self._ends[-1])
 
     def append(self, record: Record) -> None:
         """Write a record, and hand it to the operating system.
@@ -118,8 +117,7 @@ class AlphaFile:
             self._write(line)
         except OSError as error:
             with suppress(OSError):
-                self._file.truncate(self._ends[-1])
-                self._file.seek(self._ends[-1])
+                self._cut(self._ends[-1])
             raise UsageError(
                 f"cannot write to {self._path} ({error}); the {len(self.records)} records before are kept: make room, "
                 "then go on"
@@ -132,14 +130,25 @@ class AlphaFile:
 
         Args:
             count: How many stay.
+
+        Raises:
+            UsageError: If the file can't be cut.
         """
+        try:
+            self._cut(self._ends[count])
+        except OSError as error:
+            raise UsageError(
+                f"cannot write to {self._path} ({error}); it is as it was: mend that, then go on"
+            ) from error
         del self.records[count:], self._ends[count + 1 :]
-        self._file.truncate(self._ends[-1])
-        self._file.seek(self._ends[-1])
 
     def close(self) -> None:
         """Close the file and let others have it."""
         self._closing.close()
+
+    def _cut(self, length: int) -> None:
+        self._file.truncate(length)
+        self._file.seek(length)
 
     def _write(self, line: bytes) -> None:
         rest = memoryview(line)

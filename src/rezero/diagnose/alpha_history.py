@@ -124,7 +124,7 @@ class AlphaHistory:
             UsageError: If there is no record.
 
         References:
-            Bachlechner et al. (2020), arXiv:2003.04887, fig. 6.
+            Bachlechner et al. (2020), arXiv:2003.04887, sec. 5 (the map of a Transformer).
         """
         return draw_map(self, signed=signed)
 

@@ -27,7 +27,10 @@ class AlphaRecorder:
     r"""Records every gate of a model while it trains, in memory and, if asked, in a file that survives a kill.
 
     Call ``step()`` once after each step of the optimizer. The model is left as it is; all that a record costs is
-    reading its gates, with one synchronisation of the device. Steps between records cost nothing.
+    reading its gates, with one synchronisation of the device: below 0.5 % of a step, also with 64 small layers and
+    ``every=1``. Steps between records cost nothing. Watching ``ratios`` makes a recorded step longer, by 3 to 5 % for a
+    Transformer of 12 layers and by 40 % for a network of 64 small ones: ``every=10`` and ``every=100`` keep that below
+    0.5 % on average.
 
     The file holds a line of JSON about the gates and then one a record, each handed to the operating system at once, so
     that a killed process loses at most the last ``every`` steps. A recorder of the same gates goes on with a file that

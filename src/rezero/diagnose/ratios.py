@@ -98,7 +98,7 @@ def ratios_of(gates: Sequence[int], norms: Sequence[tuple[float, float]], count:
     squares: dict[int, tuple[float, float]] = {}
     for gate, (branch, skip) in zip(gates, norms, strict=True):
         before = squares.get(gate, (0.0, 0.0))
-        squares[gate] = before[0] + branch**2, before[1] + skip**2
+        squares[gate] = before[0] + branch * branch, before[1] + skip * skip  # ** would raise at 1e200
     return [_ratio(*squares.get(gate, (math.nan, math.nan))) for gate in range(count)]
 
 
@@ -154,15 +154,17 @@ class _Watch(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = (*args, *kwargs.values()) if kwargs else args
+        name = getattr(function, "__name__", "")
+        if name == "__get__":  # a shape or a dtype: most of all calls
+            return function(*args, **kwargs)
+        given = (*args, *kwargs.values())
         for each in given:
             if id(each) in self._marks or id(each) in self._gates:
                 break
         else:
             return function(*args, **kwargs)
-        tensors = [each for each in given if isinstance(each, Tensor)]
         # Before the call, which may write into what it adds.
-        mark = self._follow(getattr(function, "__name__", "").strip("_"), tensors, kwargs)
+        mark = self._follow(name.strip("_"), [each for each in given if isinstance(each, Tensor)], kwargs)
         result = function(*args, **kwargs)
         for tensor in result if isinstance(result, tuple | list) else (result,):
             self._marks.pop(id(tensor), None)
