@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 import struct
 from pathlib import Path
@@ -10,7 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from rezero.charts import curves, gate_lines, gate_map, gate_profile, save
+from rezero.charts import curves, density_line, gate_lines, gate_map, gate_profile, histogram, save
 from rezero.charts.look import COLOURS, OTHER_COLOURS, Ending
 from rezero.layers.residuals import RESIDUALS
 
@@ -45,7 +46,18 @@ def profile_chart() -> Any:
     return gate_profile(points, y="alpha", description="Every gate.")
 
 
+def spectrum_chart() -> Any:
+    sets = {"12 layers": [0.5, 1.0, 2.0], "24 layers": [0.0, 0.1, 1.0, 8.0]}
+    return histogram({"pre-norm": sets, "rezero": {"12 layers": [1.0, 1.0]}}, description="Singular values.")
+
+
+def density_chart() -> Any:
+    return density_line([0.0, 1.0, 2.0], [0.1, 0.8, 0.1], [0.2, 0.1, 0.0], description="Their density.")
+
+
 CHARTS = {
+    "spectra": spectrum_chart,
+    "density": density_chart,
     "log": loss_chart,
     "linear": lambda: loss_chart(log=False),
     "alpha": alpha_chart,
@@ -79,6 +91,18 @@ def test_a_page_needs_no_network(tmp_path: Path) -> None:
     """All scripts are in it."""
     [page] = save(alpha_chart(), tmp_path / "alpha", ("html",))
     assert re.findall(r"<script[^>]+src=", page.read_text(encoding="utf-8")) == []
+
+
+def test_a_histogram_counts_every_value() -> None:
+    """Bars are shares of all values, and what lies below the axis is told in the panel's title."""
+    first, second = spectrum_chart().to_dict()["vconcat"]
+    assert first["title"]["text"] == "pre-norm (below 8e-06: 25.0% of 24 layers)"
+    assert second["title"]["text"] == "rezero"
+    for panel, expected in ((first, {"12 layers": 1, "24 layers": 0.75}), (second, {"12 layers": 1})):
+        bins = panel["layer"][0]["data"]["values"]
+        width = math.log10(bins[1]["x"] / bins[0]["x"])
+        for name, share in expected.items():
+            assert sum(row["share"] for row in bins if row["set"] == name) * width == pytest.approx(share)
 
 
 def test_other_data_give_other_bytes(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """The Jacobians of encoders at the start, as the paper measured them."""
 
+import json
+from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
 
-from rezero.papers.isometry import ARMS, PUBLISHED, measure
+from rezero.papers.isometry import ARMS, PUBLISHED, measure, write
 
 
 def test_the_published_mean_squares_are_met() -> None:
@@ -23,3 +25,14 @@ def test_every_singular_value_is_there() -> None:
     for each in measure((2,), range(2)):
         assert each.singular_values.shape == (64,)
         assert float(each.singular_values.square().mean()) == pytest.approx(each.mean_squared)
+
+
+def test_what_is_written_is_what_was_measured(tmp_path: Path) -> None:
+    """Numbers with how they came about, and a picture."""
+    found = list(measure((2,), range(2)))
+    write(found, tmp_path, {"command": "this test"})
+    held = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+    assert held["command"] == "this test"
+    assert [row["arm"] for row in held["rows"]] == list(ARMS)
+    assert held["rows"][2]["mean_squared"] == pytest.approx(mean(each.mean_squared for each in found[4:]))
+    assert (tmp_path / "singular_values.svg").read_text(encoding="utf-8").startswith("<svg")

@@ -3,5 +3,6 @@
 from rezero.charts.curves import curves
 from rezero.charts.gates import gate_lines, gate_map, gate_profile
 from rezero.charts.look import save
+from rezero.charts.spectra import density_line, histogram
 
-__all__ = ["curves", "gate_lines", "gate_map", "gate_profile", "save"]
+__all__ = ["curves", "density_line", "gate_lines", "gate_map", "gate_profile", "histogram", "save"]

@@ -1,6 +1,5 @@
 """What an `AlphaRecorder` has seen: the gates of a model over its training."""
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -97,15 +96,14 @@ class AlphaHistory:
         """
         return cls.of(*read_records(Path(path)))
 
-    def to_json(self) -> str:
-        """Return everything as one object of JSON, with null for nan."""
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it in plain types, None for nan."""
         tables = {name: getattr(self, name) for name in ("alphas", "lows", "highs", "gradients", "ratios")}
-        facts = {"names": self.names, "steps": self.steps.tolist()} | {
+        return {"names": list(self.names), "steps": self.steps.tolist()} | {
             name: [[value if math.isfinite(value) else None for value in row] for row in table.tolist()]
             for name, table in tables.items()
             if table is not None
         }
-        return json.dumps(facts, ensure_ascii=False, allow_nan=False)
 
     def heat_map(self, *, signed: bool | None = None) -> Any:
         """Draw the gates over depth and time, with the first gate at the bottom.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,20 @@ class Density:
     error: Tensor
     width: float
     vectors: int
+
+    def chart(self) -> Any:
+        """Draw the density with the bars of 95%.
+
+        Returns:
+            An Altair chart, which notebooks show and `rezero.charts.save` writes.
+        """
+        from scipy import stats
+
+        from rezero.charts.spectra import density_line
+
+        bar = float(stats.t.ppf(0.975, self.vectors - 1)) * self.error
+        description = "The estimated density of the singular values, with bars of 95%."
+        return density_line(self.at.tolist(), self.density.tolist(), bar.tolist(), description=description)
 
 
 def estimate_density(

@@ -57,6 +57,22 @@ class Spectrum:
         """Root mean square distance of the computed singular values from 1, ``(B,)``: 0 for a perfect isometry."""
         return (self.singular_values - 1).square().mean(1).sqrt()
 
+    def chart(self) -> Any:
+        """Draw the histogram of the computed singular values on a log axis, those of all examples together.
+
+        Returns:
+            An Altair chart, which notebooks show and `rezero.charts.save` writes.
+
+        References:
+            Bachlechner et al. (2020), arXiv:2003.04887, fig. 5.
+        """
+        from rezero.charts.spectra import histogram
+
+        values = self.singular_values.flatten().tolist()
+        which = "all" if self.singular_values.shape[1] == self.count else f"{len(values)}"
+        title = f"{which} singular values of {len(self.singular_values)} Jacobians of {self.shape[0]} x {self.shape[1]}"
+        return histogram({title: {"": values}}, description="How the singular values are distributed.")
+
     def __str__(self) -> str:
         s, (m, n) = self.singular_values, self.shape
         which = "all" if s.shape[1] == self.count else f"{s.shape[1]} of"
