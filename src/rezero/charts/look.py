@@ -8,7 +8,7 @@ from typing import Any, Literal
 import altair as alt
 import vl_convert
 
-__all__ = ["COLOURS", "DASHES", "OTHER_COLOURS", "SHAPES", "Ending", "dress", "save"]
+__all__ = ["COLOURS", "DASHES", "OTHER_COLOURS", "SHAPES", "Ending", "colours", "dress", "dress_panels", "save"]
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; an arm has the same one in every chart.
 COLOURS = {
@@ -29,6 +29,12 @@ SHAPES = ("circle", "square", "triangle-up", "diamond")
 _FONT = "system-ui, -apple-system, 'Segoe UI', 'Liberation Sans', Arial, sans-serif"
 
 
+def colours(arms: Sequence[str]) -> list[str]:
+    """Give each arm its colour, and others colours of their own, in the order in which they are named."""
+    others = iter(OTHER_COLOURS * len(arms))
+    return [COLOURS.get(arm) or next(others) for arm in arms]
+
+
 def dress(chart: Any, description: str) -> Any:
     """Give a chart the look of all.
 
@@ -39,14 +45,24 @@ def dress(chart: Any, description: str) -> Any:
     Returns:
         The chart, as wide as where it is shown.
     """
+    sized = chart.properties(
+        width="container", height=360, autosize=alt.AutoSizeParams(type="fit-x", contains="padding")
+    )
+    return dress_panels(sized, description)
+
+
+def dress_panels(chart: Any, description: str) -> Any:
+    """Give charts side by side, which have widths of their own, the look of all.
+
+    Args:
+        chart: A concatenation of Altair charts.
+        description: What it shows, for readers who do not see it.
+
+    Returns:
+        The chart.
+    """
     return (
-        chart.properties(
-            width="container",
-            height=360,
-            description=description,
-            background="white",
-            autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
-        )
+        chart.properties(description=description, background="white")
         .configure(font=_FONT)
         .configure_view(stroke=None)
         .configure_axis(labelFontSize=13, titleFontSize=13, titleFontWeight="normal", gridColor="#e6e6e6", domain=False)
@@ -68,7 +84,9 @@ def save(chart: alt.TopLevelMixin, stem: Path, endings: Sequence[Ending] = ("svg
     Returns:
         The files, in the order of ``endings``.
     """
-    svg = _renumber(vl_convert.vegalite_to_svg({**chart.to_dict(), "width": 720}))
+    spec = chart.to_dict()
+    width = {"width": 720} if spec.get("width") == "container" else {}
+    svg = _renumber(vl_convert.vegalite_to_svg({**spec, **width}))
     made = {
         "svg": lambda: svg.encode(),
         "png": lambda: vl_convert.svg_to_png(svg, scale=2.0),

@@ -4,6 +4,8 @@ from rezero.diagnose.check import check
 from rezero.diagnose.density import Density
 from rezero.diagnose.findings import Finding, Report
 from rezero.diagnose.jacobian import Spectrum, jacobian_spectrum
+from rezero.diagnose.mean_field import MeanField, relu_mean_field
+from rezero.diagnose.propagation import Propagation, Signal, propagation
 
 __all__ = [  # noqa: RUF022 - grouped by the question they answer
     # is it alive?
@@ -14,4 +16,9 @@ __all__ = [  # noqa: RUF022 - grouped by the question they answer
     "jacobian_spectrum",
     "Spectrum",
     "Density",
+    "propagation",
+    "Propagation",
+    "Signal",
+    "relu_mean_field",
+    "MeanField",
 ]

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from rezero.diagnose.density import Density, estimate_density
+from rezero.diagnose.example import check_devices
 from rezero.diagnose.linear_map import LinearMap, linear_maps
 from rezero.errors import UsageError
 from rezero.surgery.example import as_example
-from rezero.surgery.outputs import tensors
 from rezero.surgery.undisturbed import switched, undisturbed
 
 __all__ = ["Spectrum", "jacobian_spectrum"]
@@ -130,7 +130,7 @@ def jacobian_spectrum(
     if which not in {"both", "largest", "smallest"}:
         raise ValueError(f"which must be 'both', 'largest' or 'smallest': got {which!r}")
     args, kwargs = ((), dict(x)) if isinstance(x, Mapping) else as_example(x, None)
-    _check_device(model, (args, kwargs))
+    check_devices(model, (args, kwargs), "singular values")
     generator = torch.Generator().manual_seed(seed)
     with undisturbed(model), switched(model, training=False):
         maps = linear_maps(model, args, kwargs, between)
@@ -214,15 +214,6 @@ def _hutchinson(linear_map: LinearMap, probes: int, generator: torch.Generator) 
 
 
 # Bad input, and what is said of good one
-
-
-def _check_device(model: nn.Module, given: Any) -> None:
-    home = next((parameter.device for parameter in model.parameters()), None)
-    for tensor in tensors(given):
-        if home is not None and tensor.device != home:
-            raise UsageError(f"the input is on {tensor.device}, the model on {home}: move one of them with .to()")
-    if home is not None and home.type == "meta":
-        raise UsageError("the model is on the meta device: without numbers it has no singular values")
 
 
 def _check_size(shape: tuple[int, int], k: int | None) -> None:

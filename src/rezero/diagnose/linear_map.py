@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
+from rezero.diagnose.example import batch_size
 from rezero.errors import UsageError
 from rezero.surgery.outputs import tensors
 from rezero.surgery.undisturbed import unfused
@@ -124,7 +125,7 @@ def linear_maps(
     """
     first, last = ("", "") if between is None else between
     start, end = find_layer(model, first), find_layer(model, last)
-    examples = _batch_size(args, kwargs)
+    examples = batch_size((args, kwargs))
     maps = []
     for example in range(examples):
         section = _Section(model, start, end, *tree_map_only(Tensor, partial(_one, example, examples), (args, kwargs)))
@@ -134,13 +135,6 @@ def linear_maps(
 
 def _one(example: int, examples: int, tensor: Tensor) -> Tensor:
     return tensor[example : example + 1] if tensor.ndim and len(tensor) == examples else tensor
-
-
-def _batch_size(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
-    given = [each for each in tensors((args, kwargs)) if each.ndim]
-    if not given:
-        raise UsageError("expected an input with a batch along its first axis, got no such tensor")
-    return len(given[0])
 
 
 class _Reached(Exception):  # noqa: N818 - no error, the rest of the model is not needed

@@ -15,7 +15,7 @@ from rezero.surgery.example import as_example
 from rezero.surgery.outputs import tensors
 from rezero.surgery.undisturbed import copied, switched, undisturbed
 
-__all__ = ["Loss", "Pass", "differentiate", "loss_of", "opened"]
+__all__ = ["Loss", "Pass", "differentiate", "loss_of", "opened", "scalar"]
 
 Loss = Callable[[nn.Module], Tensor]
 
@@ -84,19 +84,29 @@ def differentiate(model: nn.Module, loss: Loss) -> Pass:
     parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
     with undisturbed(model), switched(model, training=True), torch.enable_grad(), _watched(model) as broken:
         torch.manual_seed(0)
-        value = loss(model)
-        if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
-            raise UsageError(
-                f"expected a loss function that returns one number with a gradient, got {_described(value)}"
-            )
-        found = torch.autograd.grad(value.reshape(()), list(parameters.values()), allow_unused=True)
+        value = scalar(loss(model))
+        found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
     return Pass(float(value.detach()), dict(zip(parameters, found, strict=True)), next(iter(broken), None))
 
 
-def _described(value: Any) -> str:
+def scalar(value: Any) -> Tensor:
+    """Return what a loss function returned, if it can be differentiated.
+
+    Args:
+        value: What it returned.
+
+    Returns:
+        The loss, 0-d.
+
+    Raises:
+        UsageError: If it is no tensor of one number with a gradient.
+    """
+    if isinstance(value, Tensor) and value.numel() == 1 and value.requires_grad:
+        return value.reshape(())
+    got = type(value).__name__
     if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)} {'with' if value.requires_grad else 'without'} a gradient"
-    return type(value).__name__
+        got = f"a tensor of shape {tuple(value.shape)} {'with' if value.requires_grad else 'without'} a gradient"
+    raise UsageError(f"expected a loss function that returns one number with a gradient, got {got}")
 
 
 @contextmanager
