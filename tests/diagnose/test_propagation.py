@@ -87,7 +87,7 @@ THEORY: dict[str, tuple[Callable[[int, int], nn.Module], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", THEORY)
 def test_wide_networks_do_what_theory_says(name: str) -> None:
-    """Over 8 networks of width 512 and 8 layers: signals and gradients within 5% of the mean field, cosines within 0.02."""
+    """Of 8 networks 512 wide: signals and gradients lie within 5% of the mean field, cosines within 0.02."""
     make, options = THEORY[name]
     depth, width, networks = 8, 512, 8
     measured, expected = torch.zeros(2, 3, depth + 1)

@@ -3,18 +3,21 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import altair as alt
 
 from rezero.charts.look import DASHES, colours, dress_panels
 from rezero.charts.ticks import value_ticks
+from rezero.diagnose.depth_verdict import LARGE
 
 if TYPE_CHECKING:
+    from rezero.diagnose.depth_check import DepthCheck
     from rezero.diagnose.mean_field import MeanField
     from rezero.diagnose.propagation import Propagation
 
-__all__ = ["Panel", "depth_panels", "propagation_chart"]
+__all__ = ["Panel", "depth_check_chart", "depth_panels", "propagation_chart"]
 
 _WIDTH, _HEIGHT = 280, 200
 _THEORY = "theory of infinite width"
@@ -170,3 +173,38 @@ def propagation_chart(
 
 def _row(line: str, kind: str, x: float, value: float) -> dict[str, Any]:
     return {"line": line, "kind": kind, "x": x, "median": value, "low": value, "high": value}
+
+
+def depth_check_chart(check: "DepthCheck") -> alt.ConcatChart:
+    """Draw what the first and the last step do at every depth, a colour a rule.
+
+    Args:
+        check: What was measured.
+
+    Returns:
+        The chart: change of the output and loss after either step, and after the first the signal and the gates' step.
+    """
+    asked: list[tuple[str, int, str, float | None]] = [
+        *(("change", step, "change of the output, relative (dashed: e)", LARGE) for step in sorted({1, check.steps})),
+        *(("loss", step, "loss", None) for step in sorted({1, check.steps})),
+        ("activation", 1, "signal behind the last block", None),
+        ("gate_update", 1, "root mean square of the gates' step", None),
+    ]
+    panels = []
+    for name, step, title, limit in asked:
+        found = {(rule, depth): check.values(name, rule, depth, step) for rule in check.rules for depth in check.depths}
+        rows = [
+            {"line": rule, "kind": "", "x": depth, "median": median(each), "low": min(each), "high": max(each)}
+            for (rule, depth), each in found.items()
+            if each
+        ]
+        if rows:
+            panels.append(Panel(f"step {step}: {title}", rows, log=True, limit=limit))
+    return depth_panels(
+        panels,
+        x="depth",
+        lines=check.rules,
+        kinds=[""],
+        log=True,
+        description="How far the first steps change the output, the loss, the signal and the gates, against depth.",
+    )

@@ -2,6 +2,8 @@
 
 from rezero.diagnose.check import check
 from rezero.diagnose.density import Density
+from rezero.diagnose.depth_check import DepthCheck, Measurement, depth_check
+from rezero.diagnose.depth_verdict import Verdict
 from rezero.diagnose.findings import Finding, Report
 from rezero.diagnose.jacobian import Spectrum, jacobian_spectrum
 from rezero.diagnose.mean_field import MeanField, relu_mean_field
@@ -21,4 +23,9 @@ __all__ = [  # noqa: RUF022 - grouped by the question they answer
     "Signal",
     "relu_mean_field",
     "MeanField",
+    # does a rule hold over depth?
+    "depth_check",
+    "DepthCheck",
+    "Measurement",
+    "Verdict",
 ]
