@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Panel", "depth_check_chart", "depth_panels", "propagation_chart"]
 
 _WIDTH, _HEIGHT = 280, 200
+_POINTS = 100  # more of them hide the line
 _THEORY = "theory of infinite width"
 
 
@@ -30,10 +31,11 @@ class Panel:
     Attributes:
         title: Title of its axis, with the unit.
         rows: Points with the keys ``line`` and ``kind`` (which colour, which dash), ``x``, ``median``, ``low`` and
-            ``high``; a value that is not finite is marked at the upper edge.
+            ``high``; where one of those is not finite the upper edge is marked instead.
         log: Whether its axis is logarithmic.
         percent: Whether it is a fraction that is shown in percent.
         limit: A value that is marked across the panel.
+        limit_name: What it is called.
     """
 
     title: str
@@ -41,6 +43,7 @@ class Panel:
     log: bool = False
     percent: bool = False
     limit: float | None = None
+    limit_name: str = ""
 
 
 def depth_panels(
@@ -86,35 +89,37 @@ def _panel(panel: Panel, horizontal: alt.X, colour: alt.Color, dash: alt.StrokeD
     finite = [row for row in panel.rows if all(math.isfinite(row[name]) for name in ("low", "median", "high"))]
     marked = [] if panel.limit is None else [{"low": panel.limit, "median": panel.limit, "high": panel.limit}]
     ticks = value_ticks([*finite, *marked], log=panel.log, percent=panel.percent)
+    beyond = [{"line": row["line"], "x": row["x"], "median": ticks[-1]} for row in panel.rows if row not in finite]
     scale = alt.Scale(
         type="log" if panel.log else "linear", domain=[ticks[0], ticks[-1]], nice=False, zero=False, clamp=panel.log
     )
     axis = alt.Axis(values=ticks, format=".6~%" if panel.percent else ".6~g")
-    title = alt.Title(panel.title, anchor="start", fontSize=13, fontWeight="normal")
     vertical = alt.Y("median:Q", title=None, scale=scale, axis=axis)
-    base = alt.Chart(alt.InlineData(values=finite))
+    place = {"x": horizontal, "y": vertical, "color": colour}
     tooltip = [alt.Tooltip("line:N"), alt.Tooltip("x:Q", title="depth"), alt.Tooltip("median:Q", format=".3g")]
-    points = len(finite) <= 100 and {"size": 22, "filled": True}
-    spread = base.mark_area(opacity=0.15).encode(
-        x=horizontal, y=alt.Y("low:Q", title=None, scale=scale, axis=axis), y2="high:Q", color=colour
-    )
-    layers: list[alt.Chart] = [
-        *([spread] if any(row["low"] < row["high"] for row in finite) else []),
-        base.mark_line(strokeWidth=2.2, point=points or False).encode(
-            x=horizontal, y=vertical, color=colour, strokeDash=dash, tooltip=tooltip
-        ),
-    ]
-    beyond = [{**row, "median": ticks[-1]} for row in panel.rows if row not in finite]
+    base = alt.Chart(alt.InlineData(values=finite))
+    layers: list[alt.Chart] = []
+    if any(row["low"] < row["high"] for row in finite):
+        low = alt.Y("low:Q", title=None, scale=scale, axis=axis)
+        layers.append(base.mark_area(opacity=0.15).encode(x=horizontal, y=low, y2="high:Q", color=colour))
+    points = alt.OverlayMarkDef(size=22, filled=True) if len(finite) <= _POINTS else False
+    layers.append(base.mark_line(strokeWidth=2.2, point=points).encode(**place, strokeDash=dash, tooltip=tooltip))
     if beyond:
-        layers.append(
-            alt.Chart(alt.InlineData(values=beyond))
-            .mark_point(shape="triangle-up", size=110, filled=True, opacity=1)
-            .encode(x=horizontal, y=vertical, color=colour, tooltip=tooltip[:2])
+        mark = alt.Chart(alt.InlineData(values=beyond)).mark_point(
+            shape="triangle-up", size=110, filled=True, opacity=1
         )
+        layers.append(mark.encode(**place, tooltip=tooltip[:2]))
     if panel.limit is not None:
         rule = alt.Chart(alt.InlineData(values=[{"median": panel.limit}])).mark_rule(strokeDash=[4, 4], color="#333333")
         layers.append(rule.encode(y=vertical))
-    return alt.LayerChart(layer=layers, width=_WIDTH, height=_HEIGHT, title=title)
+    return alt.LayerChart(layer=layers, width=_WIDTH, height=_HEIGHT, title=_title(panel, beyond=bool(beyond)))
+
+
+def _title(panel: Panel, *, beyond: bool) -> alt.Title:
+    """Put the quantity over its panel, with the meaning of the marks in it."""
+    notes = [f"dashed: {panel.limit_name}"] * (panel.limit is not None) + ["▲ not finite"] * beyond
+    text = panel.title + (f" ({', '.join(notes)})" if notes else "")
+    return alt.Title(text, anchor="start", fontSize=13, fontWeight="normal")
 
 
 def _depth_axis(places: Iterable[float], title: str, *, log: bool) -> alt.X:
@@ -185,7 +190,7 @@ def depth_check_chart(check: "DepthCheck") -> alt.ConcatChart:
         The chart: change of the output and loss after either step, and after the first the signal and the gates' step.
     """
     asked: list[tuple[str, int, str, float | None]] = [
-        *(("change", step, "change of the output, relative (dashed: e)", LARGE) for step in sorted({1, check.steps})),
+        *(("change", step, "relative change of the output", LARGE) for step in sorted({1, check.steps})),
         *(("loss", step, "loss", None) for step in sorted({1, check.steps})),
         ("activation", 1, "signal behind the last block", None),
         ("gate_update", 1, "root mean square of the gates' step", None),
@@ -193,13 +198,14 @@ def depth_check_chart(check: "DepthCheck") -> alt.ConcatChart:
     panels = []
     for name, step, title, limit in asked:
         found = {(rule, depth): check.values(name, rule, depth, step) for rule in check.rules for depth in check.depths}
-        rows = [
+        rows: list[dict[str, Any]] = [
             {"line": rule, "kind": "", "x": depth, "median": median(each), "low": min(each), "high": max(each)}
             for (rule, depth), each in found.items()
             if each
         ]
         if rows:
-            panels.append(Panel(f"step {step}: {title}", rows, log=True, limit=limit))
+            log = all(row["low"] >= 0 for row in rows)  # a loss may be negative
+            panels.append(Panel(f"step {step}: {title}", rows, log=log, limit=limit, limit_name="e"))
     return depth_panels(
         panels,
         x="depth",

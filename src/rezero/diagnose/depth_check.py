@@ -136,7 +136,7 @@ class DepthCheck:
         found = self.values(quantity, rule, depth, step)
         return median(found) if found else None
 
-    def jump(self, rule: str, depth: int) -> float:
+    def jump(self, rule: str, depth: int) -> float | None:
         """Return the loss after the first step divided by that at the start, medians over the seeds.
 
         Args:
@@ -144,10 +144,12 @@ class DepthCheck:
             depth: The depth.
 
         Returns:
-            The ratio, infinite where one of them is.
+            The ratio, infinite where one of them is; None for a loss that is not above zero at the start.
         """
         before, after = (self.median("loss", rule, depth, step) for step in (0, 1))
-        return math.inf if not before or after is None or math.isinf(before) else after / before
+        if before is None or after is None or math.isinf(before) or math.isinf(after):
+            return math.inf
+        return after / before if before > 0 else None
 
     def chart(self) -> "TopLevelMixin":
         """Draw the quantities against depth, a colour a rule: medians, and shaded from the lowest to the highest seed.
@@ -233,7 +235,8 @@ def depth_check(
         ...     x,
         ...     lambda y: nn.functional.cross_entropy(y, targets),
         ...     optimizer=lambda model: torch.optim.Adagrad(rezero.param_groups(model, lr=0.01, weight_decay=0)),
-        ...     depths=(128, 256, 512),
+        ...     depths=(32, 64, 128),
+        ...     seeds=(0,),
         ... )
         >>> found.verdicts[0].kind
         'steady'

@@ -49,16 +49,18 @@ class Verdict:
     depths: tuple[int, int]
 
     def __str__(self) -> str:
+        if self.largest is None and self.lost is None:
+            return f"{self.rule}: the first step changes nothing"
         low, high = self.depths
         parts = []
         if self.kind in {"grows", "shrinks"} or (self.kind == "explodes" and (self.slope or 0) > STEADY):
             parts.append(f"follows depth^{self.slope:.1f}")
         if self.kind == "steady" and self.spread is not None:
-            parts.append(f"stays within a factor of {self.spread:.2g} from depth {low:,} to {high:,}")
+            parts.append(f"stays within a factor of {self.spread:.1f} from depth {low:,} to {high:,}")
         if self.exceeds is not None:
             parts.append(f"exceeds e times the output at depth {self.exceeds:,}")
         if self.exceeds is not None and self.largest is not None:
-            parts.append(f"reaches {self.largest:.2g} times")
+            parts.append(f"reaches {self.largest:.2g} times" + (" before" if self.lost is not None else ""))
         text = f"{self.rule} {self.kind}"
         if parts:
             text += f": the first step's change of the output {_listed(parts)}"
@@ -73,13 +75,13 @@ class Verdict:
         return {**asdict(self), "depths": list(self.depths), "words": str(self)}
 
 
-def judge(rule: str, changes: Mapping[int, float | None], jumps: Mapping[int, float]) -> Verdict:
+def judge(rule: str, changes: Mapping[int, float | None], jumps: Mapping[int, float | None]) -> Verdict:
     """Judge a rule.
 
     Args:
         rule: Its name.
         changes: Depth to the change of the output by the first step; None where it can't be told.
-        jumps: Depth to the loss after the first step, divided by that at the start.
+        jumps: Depth to the loss after the first step divided by that at the start; None where it can't be told.
 
     Returns:
         The verdict.
@@ -99,7 +101,7 @@ def judge(rule: str, changes: Mapping[int, float | None], jumps: Mapping[int, fl
         slope,
         max(finite.values()) / min(finite.values()) if finite else None,
         exceeds,
-        _first(depth for depth, each in jumps.items() if each > JUMP),
+        _first(depth for depth, each in jumps.items() if each is not None and each > JUMP),
         lost,
         max(finite.values(), default=None),
         (min(changes), max(changes)),
