@@ -2,7 +2,8 @@
 
 from rezero.diagnose.check import check
 from rezero.diagnose.density import Density
-from rezero.diagnose.depth_check import DepthCheck, Measurement, depth_check
+from rezero.diagnose.depth_check import DepthCheck, depth_check
+from rezero.diagnose.depth_trial import Measurement
 from rezero.diagnose.depth_verdict import Verdict
 from rezero.diagnose.findings import Finding, Report
 from rezero.diagnose.jacobian import Spectrum, jacobian_spectrum

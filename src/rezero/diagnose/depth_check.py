@@ -1,69 +1,30 @@
 """Does a rule of initialisation and learning rates hold over depth? A few steps of networks from shallow to deep."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
 from statistics import median
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from rezero.diagnose.blocks import block_names
+from rezero.diagnose.depth_trial import Build, MakeOptimizer, Measurement, Rule, Trial
 from rezero.diagnose.depth_verdict import Verdict, judge
-from rezero.diagnose.example import check_devices
-from rezero.diagnose.liveness import scalar
-from rezero.diagnose.signal import first_real, root_mean_square
+from rezero.diagnose.example import read_input
+from rezero.diagnose.plain import plain
 from rezero.errors import UsageError
-from rezero.gate import gates
-from rezero.surgery.example import as_example
 from rezero.surgery.outputs import tensors
-from rezero.surgery.undisturbed import copied
 
 if TYPE_CHECKING:
     from altair import TopLevelMixin
 
-__all__ = ["DepthCheck", "Measurement", "depth_check"]
+__all__ = ["DepthCheck", "depth_check"]
 
-Build = Callable[[int], nn.Module]
-MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
 Tell = Callable[[float, str], None]
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One network after one step; what is not finite is so in it.
-
-    Attributes:
-        rule: Name of the rule.
-        depth: What the network was built with.
-        seed: Of its weights.
-        step: Number of steps made; 0 is the start.
-        loss: The loss.
-        activation: Root mean square of an entry of the last block's output.
-        change: Root mean square of the change of the model's output since the start, divided by that of the output at
-            the start; None where that was zero.
-        update: Root mean square of the step of all trainable parameters but the gates; 0 at the start.
-        gate_update: Root mean square of the step of the gates; None without gates.
-    """
-
-    rule: str
-    depth: int
-    seed: int
-    step: int
-    loss: float
-    activation: float
-    change: float | None
-    update: float
-    gate_update: float | None
-
-    @property
-    def finite(self) -> bool:
-        """Whether loss, activation and output are finite."""
-        return all(map(math.isfinite, (self.loss, self.activation, self.change or 0.0)))
 
 
 @dataclass(frozen=True)
@@ -169,7 +130,7 @@ class DepthCheck:
             "steps": self.steps,
             "seeds": list(self.seeds),
             "verdicts": [each.to_json() for each in self.verdicts],
-            "measurements": [_plain(asdict(each)) for each in self.measurements],
+            "measurements": [plain(asdict(each)) for each in self.measurements],
         }
 
     def __str__(self) -> str:
@@ -233,7 +194,7 @@ def depth_check(
         >>> found = depth_check(
         ...     lambda depth: MLP(8, 32, depth, 2),
         ...     x,
-        ...     lambda y: nn.functional.cross_entropy(y, targets),
+        ...     lambda y: torch.nn.functional.cross_entropy(y, targets),
         ...     optimizer=lambda model: torch.optim.Adagrad(rezero.param_groups(model, lr=0.01, weight_decay=0)),
         ...     depths=(32, 64, 128),
         ...     seeds=(0,),
@@ -243,18 +204,18 @@ def depth_check(
     """
     chosen = _rules(rules, optimizer)
     _check_numbers(depths, steps, seeds)
-    example = ((), dict(x)) if hasattr(x, "keys") else as_example(x, None)
+    example = read_input(x)
     devices = sorted({each.device.index for each in tensors(example) if each.is_cuda})
     done, total = 0.0, float(len(chosen) * len(seeds) * (steps + 1) * sum(depths))
     found: list[Measurement] = []
     with torch.random.fork_rng(devices), _bar(tell) as tells:
         for name, rule in chosen.items():
-            _rehearse(_Trial(name, rule, depths[0], seeds[0], example, loss_fn))
+            _rehearse(Trial(name, rule, depths[0], seeds[0], example, loss_fn))
         for name, rule in chosen.items():
             for depth in depths:
                 for seed in seeds:
                     tells(done / total, f"{name}, depth {depth:,}, seed {seed}")
-                    for each in _Trial(name, rule, depth, seed, example, loss_fn).run(steps):
+                    for each in Trial(name, rule, depth, seed, example, loss_fn).run(steps):
                         found.append(each)
                         tells((done + depth * (each.step + 1)) / total, f"{name}, depth {depth:,}, seed {seed}")
                     done += depth * (steps + 1)
@@ -262,99 +223,7 @@ def depth_check(
     return DepthCheck(tuple(chosen), tuple(depths), steps, tuple(seeds), tuple(found))
 
 
-class _Rule(NamedTuple):
-    build: Build
-    optimizer: MakeOptimizer
-
-
-class _Trial:
-    """One network and its steps."""
-
-    def __init__(
-        self, name: str, rule: _Rule, depth: int, seed: int, example: Any, loss_fn: Callable[[Any], Tensor]
-    ) -> None:
-        self.name, self.depth, self.seed = name, depth, seed
-        self._example, self._loss_fn = example, loss_fn
-        torch.manual_seed(seed)
-        model = rule.build(depth)
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"{name}: expected build({depth}) to return an nn.Module, got {type(model).__name__}")
-        check_devices(model, example, "signals to measure")
-        optimizer = rule.optimizer(model)
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(f"{name}: expected a torch optimizer of the model, got {type(optimizer).__name__}")
-        self._model, self._optimizer = model, optimizer
-        owned = {id(each.gate_parameter) for each in gates(model).values()}
-        trained = [each for each in model.parameters() if each.requires_grad]
-        self._gates = [each for each in trained if id(each) in owned]
-        self._others = [each for each in trained if id(each) not in owned]
-        self._last = _last_block(model)
-
-    def forward(self) -> tuple[Tensor, Tensor, float]:
-        """Return loss, output, and the size of the last block's output."""
-        seen: list[Tensor | None] = []
-        hook = self._last.register_forward_hook(lambda _module, _args, output: seen.append(first_real(output)))
-        try:
-            torch.manual_seed(self.seed)
-            args, kwargs = copied(self._example)
-            output = self._model(*args, **kwargs)
-        finally:
-            hook.remove()
-        returned = first_real(output)
-        signal = next((each for each in reversed(seen) if each is not None), returned)
-        if returned is None or signal is None:
-            raise UsageError(f"{self.name}: the model returns no real numbers")
-        return scalar(self._loss_fn(output)), returned.detach(), root_mean_square(signal)
-
-    def run(self, steps: int) -> Iterator[Measurement]:
-        """Make the steps, and yield what is there after each, as long as it is finite."""
-        loss, start, activation = self.forward()
-        size = root_mean_square(start)
-        none = 0.0 if self._gates else None
-        row = self._row(0, loss, activation, 0.0 if size else None, 0.0, none)
-        if not math.isfinite(size):
-            row = self._row(0, loss, activation, math.inf, 0.0, none)
-        yield row
-        for step in range(1, steps + 1):
-            if not row.finite:
-                return
-            others, owned = _numbers(self._others), _numbers(self._gates)
-            self._optimizer.zero_grad()
-            loss.backward()
-            self._optimizer.step()
-            update, gate_update = _distance(self._others, others), _distance(self._gates, owned)
-            loss, output, activation = self.forward()
-            change = root_mean_square(output.double() - start.double()) / size if size else None
-            row = self._row(step, loss, activation, change, update or 0.0, gate_update)
-            yield row
-
-    def _row(
-        self, step: int, loss: Tensor, activation: float, change: float | None, update: float, gates: float | None
-    ) -> Measurement:
-        return Measurement(
-            self.name, self.depth, self.seed, step, float(loss.detach()), activation, change, update, gates
-        )
-
-
-def _numbers(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Return all entries of parameters, copied."""
-    with torch.no_grad():
-        return torch.cat([each.reshape(-1) for each in parameters]) if parameters else torch.empty(0)
-
-
-def _distance(parameters: Sequence[nn.Parameter], before: Tensor) -> float | None:
-    return root_mean_square(_numbers(parameters) - before) if parameters else None
-
-
-def _last_block(model: nn.Module) -> nn.Module:
-    """Return the last block of a model, or itself if it has none."""
-    try:
-        return model.get_submodule(block_names(model)[-1])
-    except UsageError:
-        return model
-
-
-def _rehearse(trial: _Trial) -> None:
+def _rehearse(trial: Trial) -> None:
     """Look at the shallowest network, before anything is measured."""
     [row] = trial.run(0)
     if not row.finite:
@@ -369,14 +238,14 @@ def _rehearse(trial: _Trial) -> None:
         )
 
 
-def _rules(rules: Any, optimizer: MakeOptimizer | None) -> dict[str, _Rule]:
+def _rules(rules: Any, optimizer: MakeOptimizer | None) -> dict[str, Rule]:
     if not isinstance(rules, Mapping):
         if not callable(rules) or not callable(optimizer):
             raise TypeError(
                 "expected a function build(depth) and a function optimizer(model), got "
                 f"{type(rules).__name__} and {type(optimizer).__name__}"
             )
-        return {"model": _Rule(rules, optimizer)}
+        return {"model": Rule(rules, optimizer)}
     if optimizer is not None:
         raise TypeError("expected the optimizer of each rule beside its build, in the mapping, got optimizer= too")
     if not rules:
@@ -384,7 +253,7 @@ def _rules(rules: Any, optimizer: MakeOptimizer | None) -> dict[str, _Rule]:
     for name, pair in rules.items():
         if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(map(callable, pair))):
             raise TypeError(f"expected rule {name!r} to be a pair of functions (build, optimizer), got {pair!r}")
-    return {name: _Rule(*pair) for name, pair in rules.items()}
+    return {name: Rule(*pair) for name, pair in rules.items()}
 
 
 def _check_numbers(depths: Sequence[int], steps: int, seeds: Sequence[int]) -> None:
@@ -405,9 +274,3 @@ def _bar(tell: Tell | None) -> AbstractContextManager[Tell]:
     except ImportError:  # rich comes with the lab extra
         return nullcontext(lambda _share, _doing: None)
     return share_bar("depth check")
-
-
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
-    }

@@ -1,13 +1,27 @@
 """What a diagnosis asks of the example input that it is given."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from rezero.errors import UsageError
+from rezero.surgery.example import as_example
 from rezero.surgery.outputs import tensors
 
-__all__ = ["batch_size", "check_devices"]
+__all__ = ["batch_size", "check_devices", "read_input"]
+
+
+def read_input(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Read a model's input: one argument, several as a tuple, or by name as a dictionary.
+
+    Args:
+        x: The input.
+
+    Returns:
+        Arguments in order, and by name.
+    """
+    return ((), dict(x)) if isinstance(x, Mapping) else as_example(x, None)
 
 
 def batch_size(given: Any) -> int:

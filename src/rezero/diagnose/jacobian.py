@@ -1,6 +1,5 @@
 """The singular values of a network's Jacobian: does a signal, and its gradient, get through?"""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -8,10 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from rezero.diagnose.density import Density, estimate_density
-from rezero.diagnose.example import check_devices
+from rezero.diagnose.example import check_devices, read_input
 from rezero.diagnose.linear_map import LinearMap, linear_maps
 from rezero.errors import UsageError
-from rezero.surgery.example import as_example
 from rezero.surgery.undisturbed import switched, undisturbed
 
 __all__ = ["Spectrum", "jacobian_spectrum"]
@@ -129,7 +127,7 @@ def jacobian_spectrum(
         raise ValueError(f"of must be 'input-output', or give two layers as between=(first, last): got {of!r}")
     if which not in {"both", "largest", "smallest"}:
         raise ValueError(f"which must be 'both', 'largest' or 'smallest': got {which!r}")
-    args, kwargs = ((), dict(x)) if isinstance(x, Mapping) else as_example(x, None)
+    args, kwargs = read_input(x)
     check_devices(model, (args, kwargs), "singular values")
     generator = torch.Generator().manual_seed(seed)
     with undisturbed(model), switched(model, training=False):

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rezero.diagnose.example import read_input
 from rezero.errors import UsageError
 from rezero.gate import AnyGate
-from rezero.surgery.example import as_example
 from rezero.surgery.outputs import tensors
 from rezero.surgery.undisturbed import copied, switched, undisturbed
 
@@ -53,8 +53,7 @@ def loss_of(batch_or_loss_fn: Any) -> Loss:
     if callable(batch_or_loss_fn) and not isinstance(batch_or_loss_fn, Tensor):
         function: Loss = batch_or_loss_fn
         return function
-    named = isinstance(batch_or_loss_fn, Mapping)
-    example = as_example(() if named else batch_or_loss_fn, batch_or_loss_fn if named else None)
+    example = read_input(batch_or_loss_fn)
 
     def project(model: nn.Module) -> Tensor:
         args, kwargs = copied(example)

@@ -1,6 +1,5 @@
 """How a signal and its gradient go through a network, layer by layer."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -14,13 +13,13 @@ from torch.utils._pytree import tree_map_only
 
 from rezero.diagnose.attention import Entropy, WatchesAttention
 from rezero.diagnose.blocks import block_names
-from rezero.diagnose.example import batch_size, check_devices
+from rezero.diagnose.example import batch_size, check_devices, read_input
 from rezero.diagnose.linear_map import find_layer
 from rezero.diagnose.liveness import scalar
 from rezero.diagnose.mean_field import MeanField, relu_mean_field
+from rezero.diagnose.plain import plain
 from rezero.diagnose.signal import first_real, root_mean_square
 from rezero.errors import UsageError
-from rezero.surgery.example import as_example
 from rezero.surgery.undisturbed import copied, switched, undisturbed, unfused
 
 if TYPE_CHECKING:
@@ -118,8 +117,8 @@ class Propagation:
     def to_json(self) -> dict[str, Any]:
         """Return all of it in plain types; what is not finite is None."""
         return {
-            "start": None if self.start is None else _plain(self.start),
-            "layers": [_plain(each) for each in self.layers],
+            "start": None if self.start is None else plain(asdict(self.start)),
+            "layers": [plain(asdict(each)) for each in self.layers],
         }
 
     def __str__(self) -> str:
@@ -190,12 +189,12 @@ def propagation(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module: got {type(model).__name__}")
-    example = ((), dict(x)) if isinstance(x, Mapping) else as_example(x, None)
+    example = read_input(x)
     check_devices(model, example, "signals to measure")
     examples = batch_size(example)
     if examples < 2:
         raise UsageError("expected at least two examples, for the cosine between them, got a batch of 1")
-    names = block_names(model) if layers is None else list(layers)
+    names = block_names(model) if layers is None else [layers] if isinstance(layers, str) else list(layers)
     if not names:
         raise UsageError("expected at least one layer, got none")
     known = dict(model.named_modules(remove_duplicate=False))
@@ -326,13 +325,6 @@ def _projected(output: Any, seed: int) -> Tensor:
         raise UsageError("the model returns nothing that has a gradient: does it run under no_grad, or detach?")
     direction = torch.randn(returned.shape, generator=torch.Generator().manual_seed(seed))
     return (returned.float() * direction.to(returned.device)).sum()
-
-
-def _plain(signal: Signal) -> dict[str, Any]:
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in asdict(signal).items()
-    }
 
 
 def _cells(signal: Signal, *, attends: bool) -> list[str]:
