@@ -329,13 +329,15 @@ def test_a_model_without_a_list_has_its_gated_blocks() -> None:
 
 
 def test_the_table_is_short() -> None:
-    """Twelve rows of a hundred, with the first and the last."""
+    """Twelve rows of a hundred, with the first and the last; a model that is its own only layer has a name too."""
     lines = str(propagation(MLP(4, 4, 100, 2), torch.randn(2, 4))).splitlines()
     assert lines[0] == "100 layers"
     assert lines[1].split() == ["depth", "layer", "norm", "cosine", "gradient"]
     assert lines[2].split()[:2] == ["0", "(input)"]
     assert lines[-1].split()[:2] == ["100", "blocks.99"]
     assert len(lines) == 14
+    whole = propagation(MLP(4, 4, 2, 2), torch.randn(2, 4), layers="")
+    assert [line.split()[1] for line in str(whole).splitlines()[2:]] == ["(input)", "(model)"]
 
 
 def test_charts_are_drawn(tmp_path: Any) -> None:

@@ -185,7 +185,7 @@ def depth_check(
 
     References:
         Yang et al. (2022), arXiv:2203.03466, app. D.1 (coordinate checks, over width); Bachlechner et al. (2020),
-        arXiv:2003.04887, sec. 3.
+        arXiv:2003.04887 (the first step at ``alpha = 0``).
 
     Example:
         >>> import rezero

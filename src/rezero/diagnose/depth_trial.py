@@ -136,10 +136,8 @@ class Trial:
         """
         loss, start, activation = self.forward()
         size = root_mean_square(start)
-        none = 0.0 if self._gates else None
-        row = self._row(0, loss, activation, 0.0 if size else None, 0.0, none)
-        if not math.isfinite(size):
-            row = self._row(0, loss, activation, math.inf, 0.0, none)
+        change = None if size == 0 else 0.0 if math.isfinite(size) else math.inf
+        row = self._row(0, loss, activation, change, 0.0, 0.0 if self._gates else None)
         yield row
         for step in range(1, steps + 1):
             if not row.finite:

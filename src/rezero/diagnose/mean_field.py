@@ -68,9 +68,9 @@ def relu_mean_field(
         ValueError: If ``depth`` is below 1, or a start is out of range.
 
     References:
-        Cho and Saul (2009), Kernel Methods for Deep Learning, eq. 6 (the kernel); He et al. (2015), arXiv:1502.01852
-        (``v = 2``); Poole et al. (2016), arXiv:1606.05340, eq. 3 to 5 (mean field); Yang and Schoenholz (2017),
-        arXiv:1712.08969 (with skips); Bachlechner et al. (2020), arXiv:2003.04887, sec. 3 (small ``alpha``).
+        Cho and Saul (2009), Kernel Methods for Deep Learning (the kernel, of degree 1); He et al. (2015),
+        arXiv:1502.01852 (``v = 2``); Poole et al. (2016), arXiv:1606.05340 (mean field); Yang and Schoenholz (2017),
+        arXiv:1712.08969 (with skips); Bachlechner et al. (2020), arXiv:2003.04887 (small ``alpha``).
 
     Example:
         >>> theory = relu_mean_field(100, skip=True, alpha=0.1)

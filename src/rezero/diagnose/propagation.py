@@ -204,7 +204,7 @@ def propagation(
         args, kwargs = tree_map_only(Tensor, _followed, copied(example))
         with _Recorder(chosen, examples) as recorder:
             output = model(*args, **kwargs)
-        called = {row.name for row in recorder.rows}
+        called = {row.name for row in recorder.rows if row.depth}
         missing = [name for name in chosen.values() if name not in called]
         if missing and (layers is not None or not called):
             raise UsageError(f"layer {missing[-1]!r} is not called: choose others with layers=[...]")
@@ -233,7 +233,12 @@ class _Row:
 
 
 class _Recorder:
-    """Measures what the layers return while a model runs, and keeps the way back to it."""
+    """Measures what the layers return while a model runs, and keeps the way back to it.
+
+    Args:
+        layers: Modules and their names.
+        examples: Size of the batch.
+    """
 
     def __init__(self, layers: Mapping[nn.Module, str], examples: int) -> None:
         self._layers, self._examples = layers, examples
@@ -333,4 +338,5 @@ def _cells(signal: Signal, *, attends: bool) -> list[str]:
 
     numbers = [shown(value) for value in (signal.norm, signal.cosine, signal.gradient)]
     spread = [shown(signal.entropy), shown(signal.entropy_share, ".0%")] if attends else []
-    return [str(signal.depth), signal.name or "(input)", *numbers, *spread]
+    name = (signal.name or "(model)") if signal.depth else "(input)"
+    return [str(signal.depth), name, *numbers, *spread]
