@@ -93,7 +93,8 @@ def _panel(panel: Panel, horizontal: alt.X, colour: alt.Color, dash: alt.StrokeD
     scale = alt.Scale(
         type="log" if panel.log else "linear", domain=[ticks[0], ticks[-1]], nice=False, zero=False, clamp=panel.log
     )
-    axis = alt.Axis(values=ticks, format=".6~%" if panel.percent else ".6~g")
+    wide = panel.log and ticks[-1] >= 1e6 * ticks[0]
+    axis = alt.Axis(values=ticks, format=".6~%" if panel.percent else "~e" if wide else ".6~g")
     vertical = alt.Y("median:Q", title=None, scale=scale, axis=axis)
     place = {"x": horizontal, "y": vertical, "color": colour}
     tooltip = [alt.Tooltip("line:N"), alt.Tooltip("x:Q", title="depth"), alt.Tooltip("median:Q", format=".3g")]
