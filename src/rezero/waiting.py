@@ -4,9 +4,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
-__all__ = ["busy", "bytes_bar"]
+__all__ = ["busy", "bytes_bar", "share_bar"]
 
 
 @contextmanager
@@ -43,3 +51,20 @@ def bytes_bar(name: str) -> Iterator[Callable[[int, int | None], None]]:
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(name, total=None)
         yield lambda there, total: bar.update(task, completed=there, total=total)
+
+
+@contextmanager
+def share_bar(name: str) -> Iterator[Callable[[float, str], None]]:
+    """Show how much of a measurement is done, where that is a terminal.
+
+    Args:
+        name: What is measured.
+
+    Yields:
+        A function to be told the share that is done, from 0 to 1, and what is done next.
+    """
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(name, total=1.0)
+        yield lambda share, doing: bar.update(task, completed=share, description=f"{name}: {doing}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import altair as alt
 
-from rezero.charts.look import COLOURS, DASHES, OTHER_COLOURS, SHAPES, dress
+from rezero.charts.look import DASHES, SHAPES, colours, dress
 from rezero.charts.ticks import value_ticks
 
 __all__ = ["curves"]
@@ -35,10 +35,8 @@ def curves(
     """
     counts = Counter(row["arm"] for row in rows)
     lines = max(counts.values(), default=0) > 1
-    others = iter(OTHER_COLOURS * len(arms))
-    colours = [COLOURS.get(arm) or next(others) for arm in arms]
     legend = _legend(lines=lines) if arms else None  # a legend of nothing has no place
-    colour = alt.Color("arm:N", scale=alt.Scale(domain=list(arms), range=colours), legend=legend)
+    colour = alt.Color("arm:N", scale=alt.Scale(domain=list(arms), range=colours(arms)), legend=legend)
     style, styles = (alt.StrokeDash, DASHES) if lines else (alt.Shape, SHAPES)
     named = [styles[i % len(styles)] for i in range(len(arms))]
     horizontal, ticks = _horizontal(rows, x), value_ticks(rows, log=log, percent=percent)

@@ -1,6 +1,5 @@
 """The singular values of a network's Jacobian: does a signal, and its gradient, get through?"""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -8,10 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from rezero.diagnose.density import Density, estimate_density
+from rezero.diagnose.example import check_devices, read_input
 from rezero.diagnose.linear_map import LinearMap, frozen, linear_maps
 from rezero.errors import UsageError
-from rezero.surgery.example import as_example
-from rezero.surgery.outputs import tensors
 from rezero.surgery.undisturbed import switched, undisturbed
 
 __all__ = ["Spectrum", "jacobian_spectrum"]
@@ -145,8 +143,8 @@ def jacobian_spectrum(
         raise ValueError(f"of must be 'input-output', or give two layers as between=(first, last): got {of!r}")
     if which not in {"both", "largest", "smallest"}:
         raise ValueError(f"which must be 'both', 'largest' or 'smallest': got {which!r}")
-    args, kwargs = ((), dict(x)) if isinstance(x, Mapping) else as_example(x, None)
-    _check_device(model, (args, kwargs))
+    args, kwargs = read_input(x)
+    check_devices(model, (args, kwargs), "singular values")
     generator = torch.Generator().manual_seed(seed)
     with undisturbed(model), switched(model, training=False), frozen(model):
         maps = linear_maps(model, args, kwargs, between)
@@ -232,15 +230,6 @@ def _hutchinson(linear_map: LinearMap, probes: int, generator: torch.Generator) 
 # Bad input, and what is said of good one
 
 
-def _check_device(model: nn.Module, given: Any) -> None:
-    home = next((parameter.device for parameter in model.parameters()), None)
-    for tensor in tensors(given):
-        if home is not None and tensor.device != home:
-            raise UsageError(f"the input is on {tensor.device}, the model on {home}: move one of them with .to()")
-    if home is not None and home.type == "meta":
-        raise UsageError("the model is on the meta device: without numbers it has no singular values")
-
-
 def _check_size(shape: tuple[int, int], k: int | None) -> None:
     count = min(shape)
     if k is None and count > _WHOLE:
@@ -254,5 +243,5 @@ def _check_size(shape: tuple[int, int], k: int | None) -> None:
 
 def _notes(maps: list[LinearMap]) -> tuple[str, ...]:
     if any(each.fused for each in maps):
-        return ("fused attention has no forward derivative, it was computed in its plain form",)
+        return ("fused attention has no second derivative, it was computed in its plain form",)
     return ()

@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
+from rezero.diagnose.example import batch_size
 from rezero.errors import UsageError, near
 from rezero.surgery.backward import kept
 from rezero.surgery.outputs import tensors
@@ -19,6 +20,7 @@ from rezero.surgery.undisturbed import unfused
 __all__ = ["LinearMap", "find_layer", "frozen", "linear_maps"]
 
 _ROWS = 256  # backward passes at a time
+_FUSED = (nn.functional.scaled_dot_product_attention, nn.functional.multi_head_attention_forward)
 
 
 class LinearMap:
@@ -100,7 +102,7 @@ class _SeesAttention(TorchFunctionMode):
         self.attention = False
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.attention |= function is nn.functional.scaled_dot_product_attention
+        self.attention |= function in _FUSED
         return function(*args, **(kwargs or {}))
 
 
@@ -143,7 +145,7 @@ def linear_maps(
     """
     first, last = ("", "") if between is None else between
     start, end = find_layer(model, first), find_layer(model, last)
-    examples = _batch_size(args, kwargs)
+    examples = batch_size((args, kwargs))
     maps = []
     with kept(model):
         for example in range(examples):
@@ -175,13 +177,6 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 def _one(example: int, examples: int, tensor: Tensor) -> Tensor:
     return tensor[example : example + 1] if tensor.ndim and len(tensor) == examples else tensor
-
-
-def _batch_size(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
-    given = [each for each in tensors((args, kwargs)) if each.ndim]
-    if not given:
-        raise UsageError("expected an input with a batch along its first axis, got no such tensor")
-    return len(given[0])
 
 
 class _Reached(Exception):  # noqa: N818 - no error, the rest of the model is not needed

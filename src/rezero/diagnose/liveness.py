@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rezero.diagnose.example import read_input
 from rezero.errors import UsageError
 from rezero.surgery.backward import Along, Objective, differentiate, projection
-from rezero.surgery.example import as_example
 from rezero.surgery.outputs import tensors
 from rezero.surgery.undisturbed import copied
 
-__all__ = ["Pass", "objective_of", "run"]
+__all__ = ["Pass", "objective_of", "run", "scalar"]
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,11 @@ def objective_of(batch_or_loss_fn: Any) -> Objective:
     """
     if callable(batch_or_loss_fn) and not isinstance(batch_or_loss_fn, Tensor):
         return partial(_loss, batch_or_loss_fn)
-    named = isinstance(batch_or_loss_fn, Mapping)
-    example = as_example(() if named else batch_or_loss_fn, batch_or_loss_fn if named else None)
-    return partial(_projection, projection(*example))
+    return partial(_projection, projection(*read_input(batch_or_loss_fn)))
 
 
 def _loss(loss_fn: Callable[[nn.Module], Any], model: nn.Module) -> Along:
-    value = loss_fn(model)
-    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
-        raise UsageError(f"expected a loss function that returns one number with a gradient, got {_described(value)}")
+    value = scalar(loss_fn(model))
     return [value], [torch.ones_like(value)]
 
 
@@ -99,10 +95,24 @@ def run(model: nn.Module, objective: Objective) -> Pass:
     return Pass(loss, gradients, next(iter(broken), None), next(iter(inputs), None))
 
 
-def _described(value: Any) -> str:
+def scalar(value: Any) -> Tensor:
+    """Return what a loss function returned, if it can be differentiated.
+
+    Args:
+        value: What it returned.
+
+    Returns:
+        The loss, 0-d.
+
+    Raises:
+        UsageError: If it is no tensor of one number with a gradient.
+    """
+    if isinstance(value, Tensor) and value.numel() == 1 and value.requires_grad:
+        return value.reshape(())
+    got = type(value).__name__
     if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)} {'with' if value.requires_grad else 'without'} a gradient"
-    return type(value).__name__
+        got = f"a tensor of shape {tuple(value.shape)} {'with' if value.requires_grad else 'without'} a gradient"
+    raise UsageError(f"expected a loss function that returns one number with a gradient, got {got}")
 
 
 @contextmanager
