@@ -4,6 +4,7 @@
 
 import os
 import platform
+import re
 import shlex
 import sqlite3
 import subprocess
@@ -42,6 +43,13 @@ def _read_whole_number(_: object, tokens: Sequence[Token]) -> int:
         return int(text)
     except ValueError as error:
         raise ValueError(f'expected a whole number, got "{text}"') from error
+
+
+def _read_how_many(_: object, tokens: Sequence[Token]) -> str:
+    text = tokens[0].value
+    if text != "all" and not text.isdecimal():
+        raise ValueError(f'expected a number, or all, got "{text}"')
+    return text
 
 
 def _read_path(_: object, tokens: Sequence[Token]) -> Path:
@@ -271,6 +279,51 @@ def inspect(spec: str, /, *, json: bool = False) -> None:
     print(f"{spec}: {additions} with {branches}, {counted(total, 'parameter')}")
     removed = f"{lost:,} lost with {counted(len(found.removable), 'norm')}" if found.removable else "no norm to remove"
     print(f"{counted(gained, 'parameter')} gained by gates; {removed}")
+
+
+@app.command
+def diagnose(
+    spec: str,
+    /,
+    *,
+    output: Annotated[Place | None, Parameter(name=["--output", "-o"])] = None,
+    singular_values: Annotated[str, Parameter(converter=_read_how_many)] = "0",
+    seed: Whole = 0,
+) -> None:
+    """Check the gates of a model, and draw how signals and gradients go through it.
+
+    The model is built with its initial weights. If it has no gates it is looked at without, then converted and looked
+    at again. The folder gets check.txt, diagnosis.json and the charts as SVG, PNG and HTML.
+
+    Args:
+        spec: As for inspect. A function returns a model with weights, also a trained one, with example arguments.
+        output: Folder; by default rezero-diagnosis/MODEL.
+        singular_values: How many of the largest singular values between the first and the last block are computed, or
+            all, which takes as many backward passes as the last block has outputs.
+        seed: Of the initial weights.
+    """
+    import torch
+
+    from rezero.diagnose.diagnosis import diagnose as look
+    from rezero.integrations.models import build_model
+    from rezero.waiting import busy
+
+    torch.manual_seed(seed or 0)
+    with busy(f"building {spec}"):
+        model, args, kwargs = build_model(spec, "cpu")
+    found = look(
+        model, args, kwargs, singular_values=None if singular_values == "all" else int(singular_values), busy=busy
+    )
+    folder = output or Path("rezero-diagnosis") / re.sub(r"[^\w.-]+", "-", spec)
+    files = found.write(folder, {"model": spec, **provenance()})
+    if found.converted:
+        print(f"{spec} has no gates of its own: {len(found.alphas.names)} were put in")
+    print(found.report)
+    for name, signals in found.signals.items():
+        print(f"\n{name}: {signals}")
+    for name, spectrum in found.spectra.items():
+        print(f"\n{name}: {spectrum}")
+    print(f"\n{len(files)} files in {folder}")
 
 
 def _open(folder: Path, study: "Study | None" = None) -> Any:

@@ -55,6 +55,17 @@ class Spectrum:
         """Root mean square distance of the computed singular values from 1, ``(B,)``: 0 for a perfect isometry."""
         return (self.singular_values - 1).square().mean(1).sqrt()
 
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it in plain types, but for the density."""
+        return {
+            "shape": list(self.shape),
+            "singular_values": self.singular_values.tolist(),
+            "residuals": self.residuals.tolist(),
+            "mean_squared": self.mean_squared.tolist(),
+            "mean_squared_error": self.mean_squared_error.tolist(),
+            "notes": list(self.notes),
+        }
+
     def chart(self) -> Any:
         """Draw the histogram of the computed singular values on a log axis, those of all examples together.
 

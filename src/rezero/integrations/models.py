@@ -23,13 +23,14 @@ _REBUILD = "install torchvision and torch from the same release and build"
 Built = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 
 
-def build_model(spec: str) -> Built:
-    """Build a model on the meta device, where it takes no memory.
+def build_model(spec: str, device: str = "meta") -> Built:
+    """Build a model, by default on the meta device, where it takes no memory.
 
     Args:
         spec: ``timm:NAME``, ``hf:TYPE`` for the default configuration of a model type of transformers, or
             ``package.module:function``, a function without arguments that returns a model, or a tuple of a model, its
             arguments and its keyword arguments.
+        device: Where timm's and transformers' models are built; a function decides for itself.
 
     Returns:
         The model, example arguments and example keyword arguments.
@@ -42,9 +43,9 @@ def build_model(spec: str) -> Built:
         hint = f"; did you mean timm:{spec} or hf:{spec}?" if spec.replace("_", "").replace("-", "").isalnum() else ""
         raise UsageError(f"expected timm:NAME, hf:TYPE or package.module:function, got {spec!r}{hint}")
     if source == "timm":
-        return _from_timm(name)
+        return _from_timm(name, device)
     if source == "hf":
-        return _from_transformers(name)
+        return _from_transformers(name, device)
     return _from_function(source, name)
 
 
@@ -57,16 +58,16 @@ def _package(name: str) -> Any:
         raise UsageError(f"{name} can't be imported ({error}): {_REBUILD}") from error
 
 
-def _from_timm(name: str) -> Built:
+def _from_timm(name: str, device: str) -> Built:
     timm = _package("timm")
     if not timm.is_model(name):
         raise UsageError(f"timm has no model {name!r}{near(name, timm.list_models(), count=5)}")
-    with torch.device("meta"):
+    with torch.device(device):
         model = timm.create_model(name)
-    return model, (torch.empty(1, *model.default_cfg["input_size"], device="meta"),), {}
+    return model, (torch.randn(1, *model.default_cfg["input_size"], device=device),), {}
 
 
-def _from_transformers(name: str) -> Built:
+def _from_transformers(name: str, device: str) -> Built:
     transformers = _package("transformers")
     known = transformers.CONFIG_MAPPING
     if "/" in name:
@@ -79,7 +80,7 @@ def _from_transformers(name: str) -> Built:
         raise UsageError(f"transformers has no model type {name!r}{near(name, known, count=5)}")
     try:
         config = known[name]()
-        with torch.device("meta"):
+        with torch.device(device):
             model = transformers.AutoModel.from_config(config)
     except Exception as error:
         cause = error.__cause__ or error  # an import that failed hides the reason
