@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rezero import functional, layers, transformer
+    from rezero import diagnose, functional, layers, transformer
     from rezero.gate import Gate, gates
     from rezero.optim import param_groups
     from rezero.residual import ReZero
@@ -39,6 +39,7 @@ __all__ = [  # noqa: RUF022 - grouped by what a reader looks for, not by alphabe
     "Folded",
     # training
     "param_groups",
+    "diagnose",
     # modules
     "functional",
     "layers",
