@@ -48,6 +48,7 @@ bench: setup
 	$(BIN)/python benchmarks/block.py
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/recorder.py
+	$(BIN)/python benchmarks/diagnose.py
 	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/import_time.py
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 benchmarks/processes.py
