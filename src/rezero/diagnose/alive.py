@@ -84,19 +84,12 @@ def _dead(owners: Owners, names: Mapping[str, str], passes: Sequence[Pass]) -> I
 
     beside = _beside(owners, names, passes[0])
     dead = [name for name, owner in owners.items() if owner.gate_parameter.requires_grad and not moves(names[name])]
-    twice = [name for name in dead if any(map(moves, beside[name]))]
+    twice = [name for name in dead if _is_closed(owners[name]) and any(map(moves, beside[name]))]
     yield from report(
         "zero twice",
-        [name for name in twice if _is_closed(owners[name])],
+        twice,
         "gate and branch are both zero on this input, so that neither gets a gradient, for ever",
         "initialise the branch's last layer as usual, or start the gate elsewhere",
-    )
-    yield from report(
-        "branch is zero",
-        [name for name in twice if not _is_closed(owners[name])],
-        "the branch is zero on this input",
-        "look at its last layer and its activations",
-        "risk",
     )
     yield from report(
         "cut off",
