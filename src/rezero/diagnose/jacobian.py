@@ -1,6 +1,5 @@
 """The singular values of a network's Jacobian: does a signal, and its gradient, get through?"""
 
-import operator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +10,7 @@ from rezero.diagnose.density import Density, estimate_density
 from rezero.diagnose.example import check_devices, read_input
 from rezero.diagnose.linear_map import LinearMap, frozen, linear_maps
 from rezero.diagnose.untouched import check_model, untouched, written
+from rezero.diagnose.whole import whole
 from rezero.errors import UsageError
 from rezero.surgery.undisturbed import copied, switched, undisturbed
 
@@ -151,8 +151,8 @@ def jacobian_spectrum(
     check_model(model)
     if between is not None and (isinstance(between, str) or len(between) != 2):
         raise ValueError(f"between must be the names of two layers, (first, last): got {between!r}")
-    k = None if k is None else _whole("k", k)
-    density, probes, seed = _whole("density", density), _whole("probes", probes), _whole("seed", seed)
+    k = None if k is None else whole("k", k)
+    density, probes, seed = whole("density", density), whole("probes", probes), whole("seed", seed)
     if density < 0 or density == 1 or probes < 2:
         raise UsageError(
             "expected density and probes of 2 random vectors or more, below which there is no standard error, or a "
@@ -250,18 +250,6 @@ def _hutchinson(linear_map: LinearMap, probes: int, generator: torch.Generator) 
 
 
 # Bad input, and what is said of good one
-
-
-def _whole(name: str, value: Any) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool):
-        raise TypeError(f"{name} must be a whole number: got {value!r}")
-    if not -(2**63) <= number < 2**63:
-        raise UsageError(f"{name} must fit into 64 bits: got {number}")
-    return number
 
 
 def _check_size(shape: tuple[int, int], k: int | None) -> None:

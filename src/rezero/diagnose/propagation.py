@@ -20,6 +20,7 @@ from rezero.diagnose.mean_field import MeanField, relu_mean_field
 from rezero.diagnose.plain import plain
 from rezero.diagnose.signal import first_real, root_mean_square
 from rezero.diagnose.untouched import check_model, told, untouched, written
+from rezero.diagnose.whole import whole
 from rezero.errors import UsageError
 from rezero.surgery.undisturbed import copied, switched, undisturbed, unfused
 
@@ -174,7 +175,7 @@ def propagation(
         One row a call of a layer.
 
     Raises:
-        TypeError: If ``model`` is not a module.
+        TypeError: If ``model`` is no module, or a number is not whole.
         UsageError: If the model can't be run; if a layer is unknown, is not called or returns no real numbers; if the
             batch has one example, lies on another device than the model or has no numbers; if the loss is no scalar
             with a gradient.
@@ -190,6 +191,7 @@ def propagation(
         True
     """
     check_model(model)
+    seed = whole("seed", seed)
     example = read_input(x)
     check_devices(model, example, "signals to measure")
     examples = batch_size(example)
