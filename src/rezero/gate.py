@@ -193,12 +193,13 @@ def held(owners: Iterable[AnyGate], scale: float) -> Iterator[None]:
         with torch.no_grad():
             for owner, _ in before:
                 bounded = owner.gate_activation == "tanh"
-                owner.gate_parameter.fill_(_atanh(scale) if bounded else scale)
+                # Through data, so that a backward pass that waits does not take the gate for changed.
+                owner.gate_parameter.data.fill_(_atanh(scale) if bounded else scale)
         yield
     finally:
         with torch.no_grad():
             for owner, numbers in before:
-                owner.gate_parameter.copy_(numbers)
+                owner.gate_parameter.data.copy_(numbers)
 
 
 def _atanh(scale: float) -> float:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -659,3 +660,99 @@ def test_a_closed_recorder_can_be_read() -> None:
         recorder.step()
     with pytest.raises(ValueError, match="step must be 0 or more: got -1"):
         AlphaRecorder(tiny()).step(-1)
+
+
+def test_a_step_number_that_no_history_could_hold_is_refused_before_it_is_written(tmp_path: Path) -> None:
+    """The file can still be read."""
+    with AlphaRecorder(blocks()[0], tmp_path / "a.jsonl", every=1) as recorder:
+        recorder.step(2**63 - 1)
+        with pytest.raises(ValueError, match="step must fit into 64 bits: got 9223372036854775808"):
+            recorder.step(2**63)
+    assert AlphaHistory.read(tmp_path / "a.jsonl").steps.tolist() == [2**63 - 1]
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers() -> None:
+    """As for ``every`` so for ``step``."""
+    recorder = AlphaRecorder(blocks()[0], every=np.int64(2))
+    recorder.step(np.int64(4))
+    assert recorder.history.steps.tolist() == [4]
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (Path.unlink, "deleted"),
+        (lambda path: os.truncate(path, 5), "changed"),
+        (lambda path: path.write_bytes(path.read_bytes() * 2), "changed"),
+    ],
+    ids=["deleted", "cut", "grown"],
+)
+def test_a_file_that_others_change_is_not_written_to(tmp_path: Path, change: Any, what: str) -> None:
+    """The next record says so, rather than being lost or making the file unreadable; the history is whole."""
+    path = tmp_path / "a.jsonl"
+    with AlphaRecorder(blocks()[0], path, every=1) as recorder:
+        recorder.step()
+        change(path)
+        left = path.read_bytes() if path.exists() else None
+        with pytest.raises(UsageError, match=f"was {what} by something else since the last record; the 1 records"):
+            recorder.step()
+        with pytest.raises(UsageError, match=f"was {what} by something else"):
+            recorder.step(1)
+        assert recorder.history.steps.tolist() == [1]
+    assert left == (path.read_bytes() if path.exists() else None)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"step": 1', b'"step": 1.5'),
+        (b'"step": 1', b'"step": -1'),
+        (b'"step": 1', b'"step": ' + b"9" * 30),
+        (b"0.5", b"9" * 400),
+        (b"[0.5", b"[" * 100_000),
+    ],
+    ids=["half step", "negative step", "large step", "large number", "deep"],
+)
+def test_a_damaged_number_is_told(tmp_path: Path, old: bytes, new: bytes) -> None:
+    """With its line, whether the file is read or gone on with."""
+    path = tmp_path / "a.jsonl"
+    with AlphaRecorder(blocks()[0], path, every=1) as recorder:
+        recorder.step()
+    path.write_bytes(path.read_bytes().replace(old, new))
+    with pytest.raises(UsageError, match="damaged in line 2"):
+        AlphaHistory.read(path)
+    with pytest.raises(UsageError, match="damaged in line 2"):
+        AlphaRecorder(blocks()[0], path, every=1)
+
+
+def test_names_that_no_file_can_have(tmp_path: Path) -> None:
+    """Links in a circle and names with a zero are refused in one line."""
+    (tmp_path / "one").symlink_to(tmp_path / "two")
+    (tmp_path / "two").symlink_to(tmp_path / "one")
+    for path in (tmp_path / "one", tmp_path / "a\0b"):
+        with pytest.raises(UsageError, match="cannot write to"):
+            AlphaRecorder(blocks()[0], path)
+        with pytest.raises(UsageError, match="cannot read"):
+            AlphaHistory.read(path)
+
+
+def test_a_gate_of_another_shape_is_noticed() -> None:
+    """Rather than its numbers being taken for those of the gates behind it."""
+    model = nn.Sequential(*(rezero.ReZero(nn.Linear(4, 4)) for _ in range(3)))
+    recorder = AlphaRecorder(model, every=1)
+    recorder.step()
+    model[0].gate.alpha = nn.Parameter(torch.ones(4))
+    with pytest.raises(UsageError, match="had 3 numbers when the recorder was made, and have 6 now"):
+        recorder.step()
+    assert recorder.history.steps.tolist() == [1]
+
+
+@pytest.mark.parametrize("copies", [copy.deepcopy, pickle.dumps], ids=["copy", "pickle"])
+def test_a_recorder_with_a_file_or_ratios_is_not_copied(tmp_path: Path, copies: Any) -> None:
+    """It says what can be; one in memory can."""
+    model = blocks()[0]
+    with AlphaRecorder(model, tmp_path / "a.jsonl") as filed, AlphaRecorder(model, ratios=True) as watching:
+        for recorder in (filed, watching):
+            with pytest.raises(TypeError, match="copy its history"):
+                copies(recorder)
+    copies(AlphaRecorder(model))

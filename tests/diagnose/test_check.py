@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import timm
+import timm.optim
 import torch
 from torch import Tensor, nn
 
@@ -448,3 +449,116 @@ def test_bad_input(call: Any, kind: Any, message: str) -> None:
     """One clear line each."""
     with pytest.raises(kind, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("x", "error"),
+    [
+        (None, "can't be run on the example input in 0 .*NoneType"),
+        (torch.ones(2, 3, D + 1), "can't be run on the example input in .*cannot be multiplied"),
+        ({"foo": X_BTD}, "can't be run on the example input.*unexpected keyword argument 'foo'"),
+        (torch.ones(0, 3, D), "expected a batch of one example or more, got an empty one"),
+        (lambda model: model(X_BTD).sum() + 0j, "expected a loss .*, got a complex tensor of shape"),
+    ],
+    ids=["none", "width", "name", "empty", "complex"],
+)
+def test_what_the_model_cannot_be_run_on(x: Any, error: str) -> None:
+    """One line, with where it fails; an empty batch is not taken for gates that are cut off."""
+    with pytest.raises(UsageError, match=error):
+        check(blocks()[0], x)
+
+
+def test_a_loss_function_that_goes_backward_itself() -> None:
+    """It is told so, and the gradients that it left are taken away."""
+
+    def loss_fn(model: nn.Module) -> Tensor:
+        loss = model(X_BTD).square().sum()
+        loss.backward()
+        return loss
+
+    model = blocks()[0]
+    with pytest.raises(UsageError, match="calls backward itself"):
+        check(model, loss_fn)
+    assert all(each.grad is None for each in model.parameters())
+
+
+def test_a_loss_function_that_trains_the_model_leaves_it_as_it_was() -> None:
+    """Its numbers, and what of it is trained."""
+
+    def loss_fn(model: nn.Module) -> Tensor:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(1)
+        return model(X_BTD).square().sum()
+
+    model = blocks()[0]
+    before = copy.deepcopy(model.state_dict())
+    check(model, loss_fn)
+    with pytest.raises(UsageError, match="without a gradient"):
+        check(model, lambda model: model.requires_grad_(False)(X_BTD).sum())
+    assert all(torch.equal(before[name], each) and each.requires_grad for name, each in model.named_parameters())
+
+
+def test_a_backward_pass_that_waits_is_not_disturbed() -> None:
+    """Between a forward and its backward pass, though gates are opened meanwhile."""
+    model, x = blocks()
+    loss = model(x).square().sum()
+    check(model, x)
+    loss.backward()
+    assert all(each.grad is not None for each in parameters(model))
+
+
+def test_inference_mode_around_it_changes_nothing() -> None:
+    """Neither for the model nor for an input that was made in it."""
+    model, _ = blocks()
+    with torch.inference_mode():
+        assert not check(model, torch.randn(2, 3, D))
+
+
+def test_nan_in_the_input_is_not_blamed_on_the_model() -> None:
+    """The finding names the data."""
+    model, x = blocks()
+    assert "input holds nan" in check(model, x * math.nan)[0].why
+
+
+@pytest.mark.parametrize(
+    "made", [lambda p: torch.optim.LBFGS(p), lambda p: timm.optim.Lion(p, lr=1e-3)], ids=["L-BFGS", "Lion"]
+)
+def test_steps_of_optimizers_that_count_none_are_no_other_initialisation(made: Any) -> None:
+    """L-BFGS keeps its state beside the first parameter only, Lion keeps a momentum without a count."""
+    model, x = blocks()
+    optimizer = made(list(model.parameters()))
+
+    def again() -> Tensor:
+        optimizer.zero_grad()
+        loss = (model(x) - 1).square().mean()
+        loss.backward()
+        return loss
+
+    for _ in range(3):
+        optimizer.step(again)
+    assert any(each.any() for each in parameters(model))
+    assert not check(model, x, optimizer)
+
+
+def test_a_scheduler_in_place_of_its_optimizer_is_read_as_that() -> None:
+    """And so is the optimizer inside a wrapper, whose class says how it steps."""
+    model, x = blocks()
+    optimizer = torch.optim.Adam(model.parameters(), lr=5.0)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    assert names(check(model, x, scheduler)) == names(check(model, x, optimizer)) == {"learning rate of the gates"}
+
+
+@pytest.mark.parametrize(
+    "optimizer", ["adam", torch.optim.Adam, [], nn.Linear(1, 1)], ids=["name", "class", "list", "module"]
+)
+def test_what_is_no_optimizer(optimizer: Any) -> None:
+    """One clear line."""
+    with pytest.raises(TypeError, match="optimizer must be a torch optimizer that has been made: got"):
+        check(*blocks(), optimizer)
+
+
+def test_what_is_no_scaler() -> None:
+    """One clear line."""
+    with pytest.raises(TypeError, match=r"scaler must be a torch\.amp\.GradScaler: got float"):
+        check(*blocks(), scaler=2.0)

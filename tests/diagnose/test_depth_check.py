@@ -250,3 +250,73 @@ def test_bad_input(call: Any, kind: type[Exception], error: str) -> None:
     """One clear line each, before any step."""
     with pytest.raises(kind, match=error):
         call()
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"depths": (1.5, 2)}, "each depth must be a whole number: got 1.5"),
+        ({"depths": "12"}, "expected several numbers, each a depth"),
+        ({"depths": 4}, "expected several numbers, each a depth"),
+        ({"steps": 1.5}, "steps must be a whole number: got 1.5"),
+        ({"seeds": (True,)}, "each seed must be a whole number: got True"),
+        ({"loss_fn": 3}, "expected loss_fn to be a function of a model's output, got int"),
+        ({"rules": {1: (powers, adagrad)}, "optimizer": None}, "expected rules by their names, got 1"),
+    ],
+    ids=["half depth", "word", "one depth", "half step", "bool", "loss", "rule"],
+)
+def test_what_is_of_another_type(options: dict[str, Any], error: str) -> None:
+    """One clear line each, before anything is built."""
+    given = {"rules": powers, "x": ONES, "loss_fn": upwards, "optimizer": adagrad, "depths": (1, 2)} | options
+    with pytest.raises(TypeError, match=error):
+        depth_check(**given)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"x": ONES.float()}, "can't be run on the example input in .*dtype"),
+        ({"optimizer": lambda model: torch.optim.LBFGS(model.parameters())}, "takes no closure, got LBFGS"),
+        ({"seeds": (2**70,)}, "each seed must fit into 64 bits"),
+        ({"rules": lambda _: nn.LazyLinear(2), "optimizer": lambda _: sgd(nn.Linear(1, 1))}, "has no shape yet"),
+    ],
+    ids=["dtype", "closure", "seed", "lazy"],
+)
+def test_what_cannot_be_trained(options: dict[str, Any], error: str) -> None:
+    """One clear line each."""
+    linear = {"rules": lambda depth: nn.Sequential(*(nn.Linear(3, 3).double() for _ in range(depth)))}
+    given = {"x": ONES, "loss_fn": upwards, "optimizer": sgd, "depths": (1, 2), "tell": lambda *_: None}
+    with pytest.raises(UsageError, match=error):
+        depth_check(**given | linear | options)
+
+
+def test_an_error_of_build_says_at_which_depth() -> None:
+    """In a note to the error, which is the user's own."""
+
+    def build(depth: int) -> nn.Module:
+        if depth > 1:
+            raise KeyError("deep")
+        return powers(depth)
+
+    with pytest.raises(KeyError, match="deep") as caught:
+        depth_check(build, ONES, upwards, optimizer=adagrad, depths=(1, 2), seeds=(0,))
+    assert caught.value.__notes__ == ["in build(2) of the rule 'model' of a depth check"]
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference_mode"])
+def test_a_mode_around_it_changes_nothing(mode: Any) -> None:
+    """The networks are trained all the same."""
+    with mode():
+        found = check()
+    assert found == check()
+
+
+def test_values_that_were_not_measured() -> None:
+    """Near names are told, and what there is."""
+    found = check()
+    with pytest.raises(UsageError, match=r"got 'chnge' .did you mean 'change'"):
+        found.values("chnge", "model", 16, 1)
+    with pytest.raises(UsageError, match="expected one of the rules model, got 'modl'"):
+        found.median("change", "modl", 16, 1)
+    with pytest.raises(UsageError, match="expected one of the depths 16, 64, got 3"):
+        found.jump("model", 3)

@@ -214,6 +214,13 @@ def linear(x: Any, **options: Any) -> Any:
     return jacobian_spectrum(nn.Linear(4, 4), x, **options)
 
 
+def filled(value: float) -> nn.Module:
+    """Make a layer whose weights are all one number."""
+    layer = nn.Linear(4, 4)
+    nn.init.constant_(layer.weight, value)
+    return layer
+
+
 @pytest.mark.parametrize(
     ("call", "error"),
     [
@@ -221,6 +228,14 @@ def linear(x: Any, **options: Any) -> Any:
         (lambda: linear(torch.ones(2, 4, dtype=torch.complex64)), "is complex .*: expected real numbers"),
         (lambda: jacobian_spectrum(nn.Linear(4, 4).half(), torch.ones(2, 4).half()), "float16, too coarse"),
         (lambda: linear(torch.ones(2, 4, device="meta")), "the input is on meta, the model on cpu"),
+        (lambda: linear(torch.ones(0, 4)), "expected a batch of one example or more, got an empty one"),
+        (lambda: linear(torch.ones(2, 5)), "can't be run on the example input in .*cannot be multiplied"),
+        (lambda: linear(torch.full((2, 4), torch.nan)), "the input is nan or infinite"),
+        (lambda: jacobian_spectrum(filled(torch.nan), torch.ones(2, 4)), "is not finite in torch.float32"),
+        (lambda: jacobian_spectrum(filled(1e30), torch.ones(2, 4), k=1), "is not finite .*double"),
+        (lambda: linear(torch.ones(2, 4), density=1), "2 random vectors or more"),
+        (lambda: linear(torch.ones(2, 4), k=1, probes=1), "2 random vectors or more"),
+        (lambda: jacobian_spectrum(nn.LazyLinear(2), torch.ones(2, 4)), "'weight' has no shape yet"),
         (lambda: linear(torch.ones(2, 4), k=4), "expected k from 0 to 3, below the number of singular values, got 4"),
         (lambda: linear(torch.ones(2, 4), k=-1), "expected k from 0 to 3"),
         (lambda: linear(torch.ones(2, 4), between=("", "fc1")), "has no layer 'fc1'"),
@@ -229,9 +244,107 @@ def linear(x: Any, **options: Any) -> Any:
         (lambda: jacobian_spectrum(nn.Identity(), torch.ones(1, 3000)), "3000 x 3000, too large for all .* k=10"),
         (lambda: jacobian_spectrum(mlp(0), torch.ones(1, 12).double(), between=("2", "0")), "not called before"),
     ],
-    ids=["whole", "complex", "half", "device", "k", "negative", "layer", "detached", "batch", "large", "order"],
+    ids=[
+        *(
+            "whole",
+            "complex",
+            "half",
+            "device",
+            "empty",
+            "width",
+            "nan",
+            "nan weights",
+            "overflow",
+            "density",
+            "probes",
+        ),
+        *("lazy", "k", "negative", "layer", "detached", "batch", "large", "order"),
+    ],
 )
 def test_bad_input(call: Any, error: str) -> None:
     """One clear line each."""
     with pytest.raises(UsageError, match=error):
         call()
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda: jacobian_spectrum(torch.relu, torch.ones(2, 4)), "model must be an nn.Module: got builtin"),
+        (lambda: linear(torch.ones(2, 4), k=1.5), "k must be a whole number: got 1.5"),
+        (lambda: linear(torch.ones(2, 4), k=True), "k must be a whole number: got True"),
+        (lambda: linear(torch.ones(2, 4), density=0.5), "density must be a whole number: got 0.5"),
+        (lambda: linear(torch.ones(2, 4), seed=None), "seed must be a whole number: got None"),
+        (lambda: linear(torch.ones(2, 4), between=(0, 1)), "expected the name of a layer, .* got 0"),
+    ],
+    ids=["function", "float", "bool", "density", "seed", "places"],
+)
+def test_what_is_of_another_type(call: Any, error: str) -> None:
+    """One clear line each, before anything is run."""
+    with pytest.raises(TypeError, match=error):
+        call()
+
+
+def test_between_is_a_pair() -> None:
+    """Not a word, whose letters would be names."""
+    with pytest.raises(ValueError, match="between must be the names of two layers"):
+        linear(torch.ones(2, 4), between="01")
+
+
+def test_a_map_to_zero_has_singular_values_of_zero() -> None:
+    """By ARPACK too, which takes no start that is mapped to zero."""
+    layer = nn.Linear(9, 9)
+    nn.init.zeros_(layer.weight)
+    found = jacobian_spectrum(layer, torch.randn(2, 9), k=2)
+    assert torch.equal(found.singular_values, torch.zeros(2, 4, dtype=torch.float64))
+
+
+def test_the_null_space_of_a_layer_norm_hides_nothing() -> None:
+    """It maps constants to zero, and 10 more directions are found as from the matrix."""
+    x = torch.randn(1, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    whole = jacobian_spectrum(nn.LayerNorm(12).double(), x).singular_values[0]
+    found = jacobian_spectrum(nn.LayerNorm(12).double(), x, k=3).singular_values[0]
+    torch.testing.assert_close(found, torch.cat([whole[:3], whole[-3:]]), rtol=1e-6, atol=1e-6)
+
+
+def test_no_singular_value_is_there_twice() -> None:
+    """Where both ends would overlap, the smallest end is the rest."""
+    layer, x = nn.Linear(4, 4).double(), torch.randn(1, 4, dtype=torch.float64)
+    found, whole = jacobian_spectrum(layer, x, k=3), jacobian_spectrum(layer, x)
+    torch.testing.assert_close(found.singular_values, whole.singular_values)
+
+
+def test_inference_mode_around_it_changes_nothing() -> None:
+    """Neither for the model nor for an input that was made in it."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+    with torch.inference_mode():
+        x = torch.randn(2, 4)
+        found = jacobian_spectrum(model, x)
+    assert torch.equal(found.singular_values, jacobian_spectrum(model, x.clone()).singular_values)
+
+
+def test_a_model_that_catches_errors_is_watched_all_the_same() -> None:
+    """What stops the pass at the last layer is no error that it could catch."""
+
+    class Catches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            try:
+                return self.inner(x)
+            except Exception:
+                return x
+
+    model, x = Catches(), torch.randn(1, 4)
+    found = jacobian_spectrum(model, x, between=("inner", "inner")).singular_values[0]
+    torch.testing.assert_close(found, torch.linalg.svdvals(model.inner.weight.double()), rtol=1e-5, atol=1e-6)
+
+
+def test_an_embedding_with_a_largest_norm_is_put_back() -> None:
+    """It writes into its table when it looks something up."""
+    model = nn.Sequential(nn.Embedding(5, 4, max_norm=0.1), nn.Linear(4, 4))
+    before = model[0].weight.detach().clone()
+    jacobian_spectrum(model, torch.tensor([[1], [2]]), between=("1", "1"))
+    assert torch.equal(model[0].weight, before)

@@ -375,7 +375,7 @@ def measure(x: Any = None, **options: Any) -> Any:
 @pytest.mark.parametrize(
     ("call", "error"),
     [
-        (lambda: measure(layers=["blocks.7"]), "has no layer 'blocks.7'; near it are blocks"),
+        (lambda: measure(layers=["blocks.7"]), r"has no layer 'blocks.7' \(did you mean 'blocks"),
         (lambda: measure(layers=[]), "expected at least one layer, got none"),
         (lambda: measure(torch.ones(1, 4)), "expected at least two examples, .* got a batch of 1"),
         (lambda: measure(torch.tensor(1.0)), "expected an input with a batch along its first axis"),
@@ -403,3 +403,44 @@ def test_not_a_module() -> None:
         relu_mean_field(0, skip=True)
     with pytest.raises(ValueError, match="cosine must lie from -1 to 1"):
         relu_mean_field(1, skip=True, cosine=2.0)
+
+
+@pytest.mark.parametrize(
+    ("depth", "options", "error"),
+    [
+        (5000, {}, "grow beyond what floating point can hold within 5,000 layers of alpha 1"),
+        (1, {"norm": 1e200}, "grow beyond"),
+        (1, {"alpha": float("nan")}, "alpha must be finite: got nan"),
+        (1, {"mean": float("inf")}, "mean must be finite: got inf"),
+    ],
+    ids=["deep", "large", "nan", "infinite"],
+)
+def test_theory_of_what_no_number_can_hold(depth: int, options: dict[str, float], error: str) -> None:
+    """Neither nan nor an error of Python's own."""
+    with pytest.raises(ValueError, match=error):
+        relu_mean_field(depth, skip=True, **options)
+
+
+def test_numbers_that_are_not_whole() -> None:
+    """One clear line each."""
+    with pytest.raises(TypeError, match=r"depth must be a whole number: got 1\.5"):
+        relu_mean_field(1.5, skip=True)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="seed must be a whole number: got None"):
+        measure(seed=None)
+
+
+def test_inference_mode_around_it_changes_nothing() -> None:
+    """Neither for the model nor for an input that was made in it."""
+    model = MLP(4, 4, 2, 2)
+    with torch.inference_mode():
+        x = torch.randn(3, 4)
+        found = propagation(model, x)
+    assert found == propagation(model, x.clone())
+
+
+def test_what_the_model_cannot_be_run_on() -> None:
+    """Where and why is told in one line, and an empty batch is told as that."""
+    with pytest.raises(UsageError, match=r"can't be run on the example input in .*cannot be multiplied"):
+        measure(torch.ones(2, 9))
+    with pytest.raises(UsageError, match="one example or more, got an empty one"):
+        measure(torch.ones(0, 4))

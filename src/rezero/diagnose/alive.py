@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from rezero.diagnose.findings import Finding, Owners, report
-from rezero.diagnose.liveness import Pass, run
+from rezero.diagnose.liveness import Pass, is_finite, run
 from rezero.diagnose.stepping import Stepping
 from rezero.errors import UsageError
 from rezero.gate import AnyGate, Gate, held
@@ -41,6 +41,9 @@ def in_a_pass(
     broken = now.broken if now.broken is not None else ajar.broken
     if broken is not None or not math.isfinite(ajar.loss):
         hidden = now.broken is None and math.isfinite(now.loss)
+        if broken is None and not is_finite(now.inputs):
+            yield Finding("not finite", (), "the model's input holds nan or infinity", "look at the data", "fault")
+            return
         yield Finding(
             "not finite",
             () if broken is None else (broken,),

@@ -77,8 +77,8 @@ def draw_profile(histories: Sequence["AlphaHistory"]) -> Any:
 
 def _charts(*histories: "AlphaHistory") -> ModuleType:
     """Load what draws, once it is sure that there is something to draw."""
-    if not all(len(each.steps) for each in histories):
-        raise UsageError("there is nothing to draw: expected one record or more, the history has none")
+    if not all(len(each.steps) and each.names for each in histories):
+        raise UsageError("there is nothing to draw: expected one record or more of gates, the history has none")
     try:
         from rezero import charts
     except ImportError as error:

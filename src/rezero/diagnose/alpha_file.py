@@ -16,9 +16,10 @@ from torch import Tensor
 
 from rezero.errors import UsageError
 
-__all__ = ["FIELDS", "AlphaFile", "Record", "read_records"]
+__all__ = ["FIELDS", "LAST_STEP", "AlphaFile", "Record", "read_records"]
 
 FIELDS = ("alpha", "low", "high", "gradient", "ratio")
+LAST_STEP = 2**63 - 1
 _FORMAT, _VERSION = "rezero alphas", 1
 
 
@@ -69,7 +70,10 @@ class AlphaFile:
             from filelock import FileLock, Timeout
         except ImportError as error:
             raise ImportError("a recorder with a file needs filelock: pip install 'rezero-torch[lab]'") from error
-        self._path = path.resolve()
+        try:
+            self._path = path.resolve()
+        except (OSError, RuntimeError, ValueError) as error:  # links in a circle, or a zero in the name
+            raise UsageError(f"cannot write to {str(path)!r}: {error}; choose another place") from error
         self.records: list[Record] = []
         self._ends: list[int] = []  # the file's length after its header, and after each record
         header = _encode({"format": _FORMAT, "version": _VERSION, "every": every, "gates": dict(sizes)})
@@ -105,14 +109,16 @@ class AlphaFile:
             self._write(header)
             self._ends = [len(header)]
         self._cut(self._ends[-1])
+        self._linked = os.fstat(self._file.fileno()).st_nlink > 0  # some file systems count no names
 
     def append(self, record: Record) -> None:
         """Write a record, and hand it to the operating system.
 
         Raises:
-            UsageError: If it can't be written; the file then is as it was.
+            UsageError: If it can't be written; the file then is as it was. If it was changed or deleted meanwhile.
         """
         line = record.line()
+        self._check_there()
         try:
             self._write(line)
         except OSError as error:
@@ -132,8 +138,9 @@ class AlphaFile:
             count: How many stay.
 
         Raises:
-            UsageError: If the file can't be cut.
+            UsageError: If the file can't be cut, or was changed or deleted meanwhile.
         """
+        self._check_there()
         try:
             self._cut(self._ends[count])
         except OSError as error:
@@ -145,6 +152,15 @@ class AlphaFile:
     def close(self) -> None:
         """Close the file and let others have it."""
         self._closing.close()
+
+    def _check_there(self) -> None:
+        """Refuse to go on with a file that others have changed: what is written would be lost, or could not be read."""
+        now = os.fstat(self._file.fileno())
+        if now.st_size != self._ends[-1] or (self._linked and not now.st_nlink):
+            raise UsageError(
+                f"{self._path} was {'changed' if now.st_nlink else 'deleted'} by something else since the last record; "
+                f"the {len(self.records)} records are in the recorder's history: make a new recorder, with another file"
+            )
 
     def _cut(self, length: int) -> None:
         self._file.truncate(length)
@@ -170,7 +186,7 @@ def read_records(path: Path) -> tuple[tuple[str, ...], list[Record]]:
     """
     try:
         content = path.read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a zero in the name is the latter
         raise UsageError(f"cannot read {path}: {error}") from error
     sizes, records, _ = _parse(content, path)
     return tuple(sizes), records
@@ -187,7 +203,7 @@ def _parse(content: bytes, path: Path) -> tuple[dict[str, int], list[Record], li
             record = _record(json.loads(line), len(sizes))
             if records and record.step <= records[-1].step:
                 raise ValueError(f"step {record.step} comes after {records[-1].step}")
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise UsageError(
                 f"{path} is damaged in line {number} ({error}): choose another file, or mend it"
             ) from error
@@ -201,7 +217,7 @@ def _read_header(line: bytes, path: Path) -> dict[str, int]:
         header = json.loads(line)
         is_ours = header["format"] == _FORMAT
         version, sizes = header["version"], {str(name): int(size) for name, size in header["gates"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         is_ours = False
     if not is_ours:
         raise UsageError(f"{path} is no record of gates, which AlphaRecorder writes: choose another file")
@@ -220,7 +236,10 @@ def _record(facts: Any, count: int) -> Record:
     }
     if any(each.shape != (count,) for each in values.values()) or "alpha" not in values:
         raise ValueError(f"expected {count} numbers of each kind")
-    return Record(int(facts["step"]), values)
+    step = facts["step"]
+    if type(step) is not int or not 0 <= step <= LAST_STEP:
+        raise ValueError(f"expected the number of a step, got {step!r}")
+    return Record(step, values)
 
 
 def _check_same(held: Mapping[str, int], sizes: Mapping[str, int], path: Path) -> None:

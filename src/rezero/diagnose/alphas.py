@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from rezero.diagnose.alpha_file import AlphaFile, Record
+from rezero.diagnose.alpha_file import LAST_STEP, AlphaFile, Record
 from rezero.diagnose.alpha_history import AlphaHistory
 from rezero.diagnose.ratios import Ratios, Seen, ratios_of
 from rezero.errors import UsageError
@@ -37,7 +37,8 @@ class AlphaRecorder:
     is there. If training goes on from an earlier checkpoint, give the steps their numbers: ``step(s)`` first drops the
     records of step ``s`` and later ones.
 
-    Where several processes train together, record in one of them. A compiled model runs uncompiled in the steps whose
+    Gates that the model gets or loses later are not noticed: make a new recorder then. Where several processes train
+    together, record in one of them. A compiled model runs uncompiled in the steps whose
     ratios are recorded.
 
     Args:
@@ -81,14 +82,15 @@ class AlphaRecorder:
         model: nn.Module,
         path: str | os.PathLike[str] | None = None,
         *,
-        every: int = 10,
+        every: SupportsIndex = 10,
         gradients: bool = False,
         ratios: bool = False,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be an nn.Module: got {type(model).__name__}")
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        if isinstance(every, bool) or not hasattr(every, "__index__") or operator.index(every) < 1:
             raise ValueError(f"every must be a whole number of steps, 1 or more: got {every!r}")
+        every = operator.index(every)
         found = {name.replace("_orig_mod.", ""): gate for name, gate in gates(_unwrapped(model)).items()}
         if not found:
             raise UsageError("the model has no gates: put some in with rezero.convert_ or rezero.ReZero")
@@ -99,6 +101,7 @@ class AlphaRecorder:
         self._names = tuple(found)
         self._gates = tuple(found.values())
         sizes = [gate.gate_parameter.numel() for gate in self._gates]
+        self._count = sum(sizes)
         self._lengths = torch.tensor(sizes) if max(sizes) > 1 else None
         self._every, self._gradients = every, gradients
         self._records: list[Record] = []
@@ -120,14 +123,18 @@ class AlphaRecorder:
                 Records that are not before it are dropped. Step 0 is the start, if you call it before the first one.
 
         Raises:
-            ValueError: If the number is negative.
-            UsageError: If the recorder is closed, or the file can't be written; what it holds is kept.
+            TypeError: If the number is not whole.
+            ValueError: If it is negative, or too large for 64 bits.
+            UsageError: If the recorder is closed, or a gate has got another shape; if the file can't be written, and
+                what it holds is kept, or was changed or deleted meanwhile.
         """
         if self._closed:
             raise UsageError("the recorder is closed: make a new one, which goes on with the same file")
         now = self._now + 1 if step is None else operator.index(step)
         if now < 0:
             raise ValueError(f"step must be 0 or more: got {now}")
+        if now > LAST_STEP:
+            raise ValueError(f"step must fit into 64 bits: got {now}")
         stride = max(1, now - self._now)
         self._now = now
         self._drop_from(now)
@@ -163,6 +170,14 @@ class AlphaRecorder:
     ) -> None:
         self.close()
 
+    def __getstate__(self) -> object:
+        if self._file is not None or self._ratios is not None:
+            raise TypeError(
+                "a recorder with a file or ratios holds on to the file and the model, and can't be copied or pickled: "
+                "copy its history, and leave the recorder out"
+            )
+        return self.__dict__
+
     def _drop_from(self, step: int) -> None:
         if not self._records or self._records[-1].step < step:
             return
@@ -182,6 +197,11 @@ class AlphaRecorder:
     def _measure(self, seen: list[Seen]) -> dict[str, Tensor]:
         """Read the gates: everything is put into one tensor, which is fetched once."""
         scales = _flat([gate.gate_scale for gate in self._gates])
+        if len(scales) != self._count:
+            raise UsageError(
+                f"the gates had {self._count} numbers when the recorder was made, and have {len(scales)} now: make a "
+                "new recorder after a change of the model"
+            )
         parts = {"alpha": self._reduce(scales, "mean")}
         if self._lengths is not None:
             parts |= {"low": self._reduce(scales, "min"), "high": self._reduce(scales, "max")}

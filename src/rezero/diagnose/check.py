@@ -9,6 +9,7 @@ from rezero.diagnose.findings import Report
 from rezero.diagnose.liveness import objective_of
 from rezero.diagnose.stepping import Stepping, in_the_scaler
 from rezero.diagnose.stored import in_store
+from rezero.diagnose.untouched import check_model
 from rezero.errors import UsageError
 from rezero.gate import gates
 
@@ -33,8 +34,8 @@ def check(model: nn.Module, batch_or_loss_fn: Any, optimizer: Any = None, *, sca
         The findings; none for a healthy model.
 
     Raises:
-        TypeError: If ``model`` is not a module.
-        UsageError: If the model has no gates or no numbers, or the loss can't be differentiated.
+        TypeError: If ``model`` is no module, ``optimizer`` no optimizer or ``scaler`` no gradient scaler.
+        UsageError: If the model has no gates, can't be run, or the loss can't be differentiated.
 
     Example:
         >>> import torch, rezero
@@ -44,8 +45,7 @@ def check(model: nn.Module, batch_or_loss_fn: Any, optimizer: Any = None, *, sca
         ...     print(finding.name, finding.where)
         not in the optimizer ('0.gate', '1.gate')
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module: got {type(model).__name__}")
+    check_model(model)
     owners = gates(model)
     if not owners:
         raise UsageError("the model has no gates: put some in with rezero.convert_(model, example) or rezero.ReZero")

@@ -16,13 +16,16 @@ from rezero.diagnose.depth_trial import Build, MakeOptimizer, Measurement, Rule,
 from rezero.diagnose.depth_verdict import Verdict, judge
 from rezero.diagnose.example import read_input
 from rezero.diagnose.plain import plain
-from rezero.errors import UsageError
+from rezero.diagnose.whole import whole, whole_numbers
+from rezero.errors import UsageError, near
 from rezero.surgery.outputs import tensors
 
 if TYPE_CHECKING:
     from altair import TopLevelMixin
 
 __all__ = ["DepthCheck", "depth_check"]
+
+_QUANTITIES = ("loss", "activation", "change", "update", "gate_update")
 
 Tell = Callable[[float, str], None]
 
@@ -68,7 +71,16 @@ class DepthCheck:
 
         Returns:
             The values, in the order of the seeds, without those that are None.
+
+        Raises:
+            UsageError: If there is no such quantity, rule or depth.
         """
+        if quantity not in _QUANTITIES:
+            raise UsageError(f"expected one of {', '.join(_QUANTITIES)}, got {quantity!r}{near(quantity, _QUANTITIES)}")
+        if rule not in self.rules:
+            raise UsageError(f"expected one of the rules {', '.join(self.rules)}, got {rule!r}{near(rule, self.rules)}")
+        if depth not in self.depths:
+            raise UsageError(f"expected one of the depths {', '.join(map(str, self.depths))}, got {depth!r}")
         found = []
         for seed in self.seeds:
             rows = [
@@ -179,9 +191,11 @@ def depth_check(
         Everything that was measured, and a verdict a rule.
 
     Raises:
-        TypeError: If a rule is no pair of functions, or one returns something else than a model and an optimizer.
-        UsageError: If depths, steps or seeds are out of range; or at the smallest depth, before anything is measured:
-            if the loss is no scalar with a gradient, or loss or output are not finite, or the output is zero.
+        TypeError: If a rule is no pair of functions, or one returns something else than a model and an optimizer; if a
+            number is not whole.
+        UsageError: If a model can't be run, or an optimizer's step needs a closure; if depths, steps or seeds are out
+            of range; or at the smallest depth, before anything is measured: if the loss is no scalar with a gradient,
+            or loss or output are not finite, or the output is zero.
 
     References:
         Yang et al. (2022), arXiv:2203.03466, app. D.1 (coordinate checks, over width); Bachlechner et al. (2020),
@@ -203,12 +217,15 @@ def depth_check(
         'steady'
     """
     chosen = _rules(rules, optimizer)
+    if not callable(loss_fn):
+        raise TypeError(f"expected loss_fn to be a function of a model's output, got {type(loss_fn).__name__}")
+    depths, steps, seeds = whole_numbers("depth", depths), whole("steps", steps), whole_numbers("seed", seeds)
     _check_numbers(depths, steps, seeds)
     example = read_input(x)
     devices = sorted({each.device.index for each in tensors(example) if each.is_cuda})
     done, total = 0.0, float(len(chosen) * len(seeds) * (steps + 1) * sum(depths))
     found: list[Measurement] = []
-    with torch.random.fork_rng(devices), _bar(tell) as tells:
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices), _bar(tell) as tells:
         for name, rule in chosen.items():
             _rehearse(Trial(name, rule, depths[0], seeds[0], example, loss_fn))
         for name, rule in chosen.items():
@@ -220,7 +237,7 @@ def depth_check(
                         tells((done + depth * (each.step + 1)) / total, f"{name}, depth {depth:,}, seed {seed}")
                     done += depth * (steps + 1)
         tells(1.0, "done")
-    return DepthCheck(tuple(chosen), tuple(depths), steps, tuple(seeds), tuple(found))
+    return DepthCheck(tuple(chosen), depths, steps, seeds, tuple(found))
 
 
 def _rehearse(trial: Trial) -> None:
@@ -251,19 +268,21 @@ def _rules(rules: Any, optimizer: MakeOptimizer | None) -> dict[str, Rule]:
     if not rules:
         raise UsageError("expected at least one rule, got an empty mapping")
     for name, pair in rules.items():
+        if not isinstance(name, str):
+            raise TypeError(f"expected rules by their names, got {name!r} as a name")
         if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(map(callable, pair))):
             raise TypeError(f"expected rule {name!r} to be a pair of functions (build, optimizer), got {pair!r}")
     return {name: Rule(*pair) for name, pair in rules.items()}
 
 
-def _check_numbers(depths: Sequence[int], steps: int, seeds: Sequence[int]) -> None:
+def _check_numbers(depths: tuple[int, ...], steps: int, seeds: tuple[int, ...]) -> None:
     rising = all(one < other for one, other in pairwise(depths))
     if not depths or depths[0] < 1 or not rising:
-        raise UsageError(f"depths must rise, from 1 or more, as (8, 16, 32): got {tuple(depths)}")
+        raise UsageError(f"depths must rise, from 1 or more, as (8, 16, 32): got {depths}")
     if steps < 1:
         raise UsageError(f"steps must be at least 1: got {steps}")
     if not seeds or len({*seeds}) < len(seeds):
-        raise UsageError(f"expected at least one seed, each once: got {tuple(seeds)}")
+        raise UsageError(f"expected at least one seed, each once: got {seeds}")
 
 
 def _bar(tell: Tell | None) -> AbstractContextManager[Tell]:

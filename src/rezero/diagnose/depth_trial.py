@@ -12,6 +12,7 @@ from rezero.diagnose.blocks import block_names
 from rezero.diagnose.example import check_devices
 from rezero.diagnose.liveness import scalar
 from rezero.diagnose.signal import first_real, root_mean_square
+from rezero.diagnose.untouched import check_model, told
 from rezero.errors import UsageError
 from rezero.gate import gates
 from rezero.surgery.undisturbed import copied
@@ -80,6 +81,7 @@ class Trial:
 
     Raises:
         TypeError: If the rule returns something else than a model and an optimizer.
+        UsageError: If the model can't be run and watched, or the optimizer's step needs a closure.
     """
 
     def __init__(
@@ -88,13 +90,20 @@ class Trial:
         self.name, self.depth, self.seed = name, depth, seed
         self._example, self._loss_fn = example, loss_fn
         torch.manual_seed(seed)
-        model = rule.build(depth)
+        try:
+            model = rule.build(depth)
+        except Exception as error:
+            error.add_note(f"in build({depth}) of the rule {name!r} of a depth check")
+            raise
         if not isinstance(model, nn.Module):
             raise TypeError(f"{name}: expected build({depth}) to return an nn.Module, got {type(model).__name__}")
+        check_model(model)
         check_devices(model, example, "signals to measure")
         optimizer = rule.optimizer(model)
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"{name}: expected a torch optimizer of the model, got {type(optimizer).__name__}")
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise UsageError(f"{name}: expected an optimizer whose step takes no closure, got LBFGS")
         self._model, self._optimizer = model, optimizer
         owned = {id(each.gate_parameter) for each in gates(model).values()}
         trained = [each for each in model.parameters() if each.requires_grad]
@@ -109,14 +118,15 @@ class Trial:
             The loss, 0-d, what the model returned first, and the root mean square behind its last block.
 
         Raises:
-            UsageError: If the model returns no real numbers, or the loss is no scalar with a gradient.
+            UsageError: If the model can't be run or returns no real numbers, or the loss is no scalar with a gradient.
         """
         seen: list[Tensor | None] = []
         hook = self._last.register_forward_hook(lambda _module, _args, output: seen.append(first_real(output)))
         try:
             torch.manual_seed(self.seed)
             args, kwargs = copied(self._example)
-            output = self._model(*args, **kwargs)
+            with told(self._model):
+                output = self._model(*args, **kwargs)
         finally:
             hook.remove()
         returned = first_real(output)

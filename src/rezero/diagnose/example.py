@@ -9,7 +9,7 @@ from rezero.errors import UsageError
 from rezero.surgery.example import as_example
 from rezero.surgery.outputs import tensors
 
-__all__ = ["batch_size", "check_devices", "read_input"]
+__all__ = ["batch_size", "check_devices", "check_not_empty", "read_input"]
 
 
 def read_input(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -34,12 +34,27 @@ def batch_size(given: Any) -> int:
         The number.
 
     Raises:
-        UsageError: If there is no tensor with an axis.
+        UsageError: If there is no tensor with an axis, or no example.
     """
     axes = [each.shape for each in tensors(given) if each.ndim]
     if not axes:
         raise UsageError("expected an input with a batch along its first axis, got no such tensor")
+    if not axes[0][0]:
+        raise UsageError("expected a batch of one example or more, got an empty one")
     return axes[0][0]
+
+
+def check_not_empty(given: Any) -> None:
+    """Refuse a batch without an example, on which everything is cut off.
+
+    Args:
+        given: Arguments of a model.
+
+    Raises:
+        UsageError: If it has none.
+    """
+    if any(each.ndim for each in tensors(given)):
+        batch_size(given)
 
 
 def check_devices(model: nn.Module, given: Any, wanted: str) -> None:

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from rezero.diagnose.density import Density, estimate_density
 from rezero.diagnose.example import check_devices, read_input
 from rezero.diagnose.linear_map import LinearMap, frozen, linear_maps
+from rezero.diagnose.untouched import check_model, untouched, written
+from rezero.diagnose.whole import whole
 from rezero.errors import UsageError
-from rezero.surgery.undisturbed import switched, undisturbed
+from rezero.surgery.undisturbed import copied, switched, undisturbed
 
 __all__ = ["Spectrum", "jacobian_spectrum"]
 
@@ -125,19 +127,22 @@ def jacobian_spectrum(
             real numbers is varied.
         of: The derivative of the output by the input.
         between: Instead, two layers by name: the output of the second by the input of the first, at its first call.
-        k: Number of singular values at each end; None for all.
+        k: Number of singular values at each end, none twice; None for all.
         which: Which end.
-        density: Number of random vectors from which the density of all singular values is estimated; 0 for none.
-        probes: Number of random vectors of the estimate of the mean square.
+        density: Number of random vectors from which the density of all singular values is estimated, 2 or more; 0 for
+            none.
+        probes: Number of random vectors of the estimate of the mean square, 2 or more.
         seed: Of the random vectors.
 
     Returns:
         The singular values.
 
     Raises:
-        ValueError: If ``of`` or ``which`` is unknown.
-        UsageError: If the input can't be differentiated, has half precision, is on another device than the model, or
-            ``k`` is out of range, or there are too many singular values for all to be computed.
+        TypeError: If ``model`` is no module, or a number is not whole.
+        ValueError: If ``of`` or ``which`` is unknown, or ``between`` is no pair.
+        UsageError: If the model can't be run on the input; if the input can't be differentiated, has half precision, is
+            on another device than the model or not finite, as the Jacobian may be; if a number is out of range, or
+            there are too many singular values for all to be computed.
 
     References:
         Pennington, Schoenholz and Ganguli (2017), arXiv:1711.04735; Bachlechner et al. (2020), arXiv:2003.04887.
@@ -154,10 +159,21 @@ def jacobian_spectrum(
         raise ValueError(f"of must be 'input-output', or give two layers as between=(first, last): got {of!r}")
     if which not in {"both", "largest", "smallest"}:
         raise ValueError(f"which must be 'both', 'largest' or 'smallest': got {which!r}")
-    args, kwargs = read_input(x)
-    check_devices(model, (args, kwargs), "singular values")
+    check_model(model)
+    if between is not None and (isinstance(between, str) or len(between) != 2):
+        raise ValueError(f"between must be the names of two layers, (first, last): got {between!r}")
+    k = None if k is None else whole("k", k)
+    density, probes, seed = whole("density", density), whole("probes", probes), whole("seed", seed)
+    if density < 0 or density == 1 or probes < 2:
+        raise UsageError(
+            "expected density and probes of 2 random vectors or more, below which there is no standard error, or a "
+            f"density of 0 for none: got density={density}, probes={probes}"
+        )
+    example = read_input(x)
+    check_devices(model, example, "singular values")
     generator = torch.Generator().manual_seed(seed)
-    with undisturbed(model), switched(model, training=False), frozen(model):
+    with untouched(model, written(model)), undisturbed(model), switched(model, training=False), frozen(model):
+        args, kwargs = copied(example)
         maps = linear_maps(model, args, kwargs, between)
         shape = maps[0].shape
         _check_size(shape, k)
@@ -184,8 +200,11 @@ def _all(linear_map: LinearMap) -> _Part:
 
 def _some(linear_map: LinearMap, k: int, which: str, probes: int, generator: torch.Generator) -> _Part:
     square, error = _hutchinson(linear_map, probes, generator)
+    ends = {"largest": k, "smallest": k if which == "smallest" else min(k, min(linear_map.shape) - k)}  # none twice
     found = [
-        _extreme(linear_map, k, end, float(square)) for end in ("largest", "smallest") if k and which in {end, "both"}
+        _extreme(linear_map, number, end, float(square))
+        for end, number in ends.items()
+        if number and which in {end, "both"}
     ]
     values = torch.cat([each for each, _ in found]) if found else torch.empty(0, dtype=torch.float64)
     residuals = torch.cat([each for _, each in found]) if found else torch.empty(0, dtype=torch.float64)
@@ -205,7 +224,10 @@ def _extreme(linear_map: LinearMap, k: int, end: str, unit: float) -> tuple[Tens
         return out.to("cpu", torch.float64).numpy()
 
     operator = LinearOperator((side, side), matvec=square, dtype="float64")
-    start = torch.ones(side, dtype=torch.float64).numpy()
+    # Random, for many networks have a null space of constants; only zero maps all of it to zero.
+    start = torch.randn(side, generator=torch.Generator().manual_seed(0), dtype=torch.float64).numpy()
+    if not square(start).any():
+        return torch.zeros(k, dtype=torch.float64), torch.zeros(k, dtype=torch.float64)
     precise = 0.0 if linear_map.dtype == torch.float64 else 1e-6
     try:
         values, vectors = eigsh(

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from rezero.diagnose.example import batch_size
+from rezero.diagnose.untouched import is_scripted, told
 from rezero.errors import UsageError, near
 from rezero.surgery.backward import kept
 from rezero.surgery.outputs import tensors
@@ -39,7 +40,8 @@ class LinearMap:
         fused: Whether the function uses fused attention, which is computed in its plain form here.
 
     Raises:
-        UsageError: If the output does not depend on the input, or can't be differentiated.
+        UsageError: If the output does not depend on the input, or can't be differentiated; later, if a product is not
+            finite.
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor], at: Tensor) -> None:
@@ -48,6 +50,8 @@ class LinearMap:
             self._output = function(self._input.clone())  # which it may write into
             if not self._output.requires_grad:
                 raise UsageError("the output has no derivative by the input: it does not depend on it, or is detached")
+            if not self._output.numel() or not at.numel():
+                raise UsageError("input or output has no entries, and so there are no singular values")
             self._direction = torch.zeros_like(self._output, requires_grad=True)
             [self._pulled] = torch.autograd.grad(
                 self._output, self._input, self._direction, create_graph=True, materialize_grads=True
@@ -93,6 +97,11 @@ class LinearMap:
             is_grads_batched=batched,
             materialize_grads=True,
         )
+        if not bool(found.isfinite().all()):
+            raise UsageError(
+                f"the Jacobian, or a product with it, is not finite in {self.dtype}: look for a layer whose output is "
+                "nan or infinite; where numbers are only large, convert a copy of model and input with .double()"
+            )
         return found.reshape(len(along), -1) if batched else found.reshape(-1)
 
 
@@ -117,12 +126,17 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
         The module.
 
     Raises:
-        UsageError: If there is none; near names are listed.
+        TypeError: If the name is no text.
+        UsageError: If there is none; near names are listed. If it is scripted.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"expected the name of a layer, such as '0' or 'encoder.layers.3', got {name!r}")
     modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
     if name not in modules:
         hint = near(name, modules, count=5) or f"; it has {', '.join([each for each in modules if each][:5]) or 'none'}"
         raise UsageError(f"the model has no layer {name!r}{hint}")
+    if is_scripted(modules[name]):
+        raise UsageError(f"the layer {name!r} is scripted, and can't be watched: choose another one, around it")
     return modules[name]
 
 
@@ -179,7 +193,9 @@ def _one(example: int, examples: int, tensor: Tensor) -> Tensor:
     return tensor[example : example + 1] if tensor.ndim and len(tensor) == examples else tensor
 
 
-class _Reached(Exception):  # noqa: N818 - no error, the rest of the model is not needed
+class _Reached(BaseException):
+    """The rest of the model is not needed; no `Exception`, which a model might catch."""
+
     def __init__(self, output: Any) -> None:
         self.output = output
 
@@ -222,6 +238,8 @@ class _Section:
                 f"{where} is in {floating[0].dtype}, too coarse for singular values: convert a copy of the model and "
                 "its input with .float() or .double()"
             )
+        if not bool(floating[0].isfinite().all()):
+            raise UsageError(f"{where} is nan or infinite, where nothing has a derivative: look at what it comes from")
         return floating[0].detach()
 
     def run(self, h: Tensor) -> Tensor:
@@ -253,7 +271,8 @@ class _Section:
             for module, hook in after:
                 stack.callback(module.register_forward_hook(hook).remove)
             try:
-                return self.model(*self.args, **self.kwargs)
+                with told(self.model):
+                    return self.model(*self.args, **self.kwargs)
             except _Reached as reached:
                 return reached
 

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rezero.diagnose.example import read_input
+from rezero.diagnose.example import check_not_empty, read_input
+from rezero.diagnose.untouched import is_scripted, told, untouched
 from rezero.errors import UsageError
 from rezero.surgery.backward import Along, Objective, differentiate, projection
 from rezero.surgery.outputs import tensors
 from rezero.surgery.undisturbed import copied
 
-__all__ = ["Pass", "objective_of", "run", "scalar"]
+__all__ = ["Pass", "is_finite", "objective_of", "run", "scalar"]
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,15 @@ def objective_of(batch_or_loss_fn: Any) -> Objective:
 
     Returns:
         The objective.
+
+    Raises:
+        UsageError: If the input is an empty batch.
     """
     if callable(batch_or_loss_fn) and not isinstance(batch_or_loss_fn, Tensor):
         return partial(_loss, batch_or_loss_fn)
-    return partial(_projection, projection(*read_input(batch_or_loss_fn)))
+    example = read_input(batch_or_loss_fn)
+    check_not_empty(example)
+    return partial(_projection, projection(*example))
 
 
 def _loss(loss_fn: Callable[[nn.Module], Any], model: nn.Module) -> Along:
@@ -61,7 +67,8 @@ def _loss(loss_fn: Callable[[nn.Module], Any], model: nn.Module) -> Along:
 
 
 def _projection(project: Objective, model: nn.Module) -> Along:
-    outputs, directions = project(model)
+    with told(model):
+        outputs, directions = project(model)
     if not outputs:
         raise UsageError("no output of the model has a gradient: is it run under no_grad, or frozen as a whole?")
     return outputs, directions
@@ -79,6 +86,7 @@ def run(model: nn.Module, objective: Objective) -> Pass:
 
     Raises:
         UsageError: If the loss is no scalar that can be differentiated.
+        RuntimeError: If a backward pass fails otherwise.
     """
     broken: list[str] = []
     inputs: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
@@ -90,7 +98,15 @@ def run(model: nn.Module, objective: Objective) -> Pass:
             stack.enter_context(_watched(model, broken))
             return objective(model)
 
-    along, gradients = differentiate(model, watched, training=True)
+    with untouched(model, model.parameters()):
+        try:
+            along, gradients = differentiate(model, watched, training=True)
+        except RuntimeError as error:
+            if "backward through the graph a second time" not in str(error):
+                raise
+            raise UsageError(
+                "the loss function calls backward itself: expected one that only returns the loss"
+            ) from error
     loss = sum(float((value.detach() * direction).sum().real) for value, direction in zip(*along, strict=True))
     return Pass(loss, gradients, next(iter(broken), None), next(iter(inputs), None))
 
@@ -107,11 +123,12 @@ def scalar(value: Any) -> Tensor:
     Raises:
         UsageError: If it is no tensor of one number with a gradient.
     """
-    if isinstance(value, Tensor) and value.numel() == 1 and value.requires_grad:
+    if isinstance(value, Tensor) and value.numel() == 1 and value.requires_grad and not value.is_complex():
         return value.reshape(())
     got = type(value).__name__
     if isinstance(value, Tensor):
-        got = f"a tensor of shape {tuple(value.shape)} {'with' if value.requires_grad else 'without'} a gradient"
+        kind = "complex tensor" if value.is_complex() else "tensor"
+        got = f"a {kind} of shape {tuple(value.shape)} {'with' if value.requires_grad else 'without'} a gradient"
     raise UsageError(f"expected a loss function that returns one number with a gradient, got {got}")
 
 
@@ -120,14 +137,16 @@ def _watched(model: nn.Module, broken: list[str]) -> Iterator[None]:
     """Note the first module whose output is not finite while its inputs are, the innermost."""
 
     def look(name: str, _module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if not broken and not _finite(output) and _finite((args, kwargs)):
+        if not broken and not is_finite(output) and is_finite((args, kwargs)):
             broken.append(name)
 
     with ExitStack() as stack:
-        for name, module in model.named_modules():
+        watchable = ((name, each) for name, each in model.named_modules() if not is_scripted(each))
+        for name, module in watchable:
             stack.callback(module.register_forward_hook(partial(look, name), with_kwargs=True).remove)
         yield
 
 
-def _finite(values: Any) -> bool:
+def is_finite(values: Any) -> bool:
+    """Return whether all real tensors in something are finite."""
     return all(bool(each.isfinite().all()) for each in tensors(values) if each.is_floating_point())

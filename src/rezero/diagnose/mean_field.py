@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from rezero.diagnose.whole import whole
+
 __all__ = ["MeanField", "relu_mean_field"]
 
 
@@ -65,7 +67,8 @@ def relu_mean_field(
         The expected values.
 
     Raises:
-        ValueError: If ``depth`` is below 1, or a start is out of range.
+        TypeError: If ``depth`` is not whole.
+        ValueError: If ``depth`` is below 1, a number is out of range, or what grows becomes too large for a number.
 
     References:
         Cho and Saul (2009), Kernel Methods for Deep Learning (the kernel, of degree 1); He et al. (2015),
@@ -77,6 +80,7 @@ def relu_mean_field(
         >>> round(theory.gradient[0] ** 2, 3) == round((1 + 0.1**2) ** 100, 3)
         True
     """
+    depth = whole("depth", depth)
     if depth < 1:
         raise ValueError(f"depth must be at least 1: got {depth}")
     if norm < 0 or gradient < 0 or not -1 <= cosine <= 1 or weight_variance < 0:
@@ -84,6 +88,30 @@ def relu_mean_field(
             "norm, gradient and weight_variance must not be negative, cosine must lie from -1 to 1: got "
             f"{norm:g}, {gradient:g}, {weight_variance:g} and {cosine:g}"
         )
+    given = {"alpha": alpha, "weight_variance": weight_variance, "norm": norm, "mean": mean, "gradient": gradient}
+    for name, value in given.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be finite: got {value:g}")
+    try:
+        return _follow(depth, skip, alpha, weight_variance, centred, norm, mean, cosine, gradient)
+    except OverflowError as error:
+        raise ValueError(
+            f"the squares grow beyond what floating point can hold within {depth:,} layers of alpha {alpha:g}: ask for "
+            "fewer layers or a smaller alpha"
+        ) from error
+
+
+def _follow(
+    depth: int,
+    skip: bool,
+    alpha: float,
+    weight_variance: float,
+    centred: bool,
+    norm: float,
+    mean: float,
+    cosine: float,
+    gradient: float,
+) -> MeanField:
     s, gain = float(skip), alpha**2 * weight_variance / 2
     qs, means, cosines, g = [norm**2], [mean], [cosine], gradient**2
     for _ in range(depth):
@@ -93,6 +121,8 @@ def relu_mean_field(
         qs.append((s + gain) * q + shift)
         means.append(s * m + alpha * r)
         both = (s * c + gain * _arc_cosine(c)) * q + shift
+        if math.isinf(qs[-1]):  # products, unlike powers, raise nothing
+            raise OverflowError
         cosines.append(min(1.0, both / qs[-1]) if qs[-1] else c)
     gradients = [math.sqrt(g * (s + gain) ** (depth - layer)) for layer in range(depth + 1)]
     return MeanField(tuple(map(math.sqrt, qs)), tuple(means), tuple(cosines), tuple(gradients))

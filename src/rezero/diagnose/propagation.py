@@ -19,6 +19,8 @@ from rezero.diagnose.liveness import scalar
 from rezero.diagnose.mean_field import MeanField, relu_mean_field
 from rezero.diagnose.plain import plain
 from rezero.diagnose.signal import first_real, root_mean_square
+from rezero.diagnose.untouched import check_model, told, untouched, written
+from rezero.diagnose.whole import whole
 from rezero.errors import UsageError
 from rezero.surgery.undisturbed import copied, switched, undisturbed, unfused
 
@@ -173,9 +175,10 @@ def propagation(
         One row a call of a layer.
 
     Raises:
-        TypeError: If ``model`` is not a module.
-        UsageError: If a layer is unknown, is not called or returns no real numbers; if the batch has one example, lies
-            on another device than the model or has no numbers; if the loss is no scalar with a gradient.
+        TypeError: If ``model`` is no module, or a number is not whole.
+        UsageError: If the model can't be run; if a layer is unknown, is not called or returns no real numbers; if the
+            batch has one example, lies on another device than the model or has no numbers; if the loss is no scalar
+            with a gradient.
 
     References:
         Poole et al. (2016), arXiv:1606.05340 (norms and cosines); Schoenholz et al. (2017), arXiv:1611.01232
@@ -187,8 +190,8 @@ def propagation(
         >>> found.layers[0].gradient == found.layers[99].gradient
         True
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module: got {type(model).__name__}")
+    check_model(model)
+    seed = whole("seed", seed)
     example = read_input(x)
     check_devices(model, example, "signals to measure")
     examples = batch_size(example)
@@ -199,10 +202,17 @@ def propagation(
         raise UsageError("expected at least one layer, got none")
     known = dict(model.named_modules(remove_duplicate=False))
     chosen = {known.get(name) or find_layer(model, name): name for name in reversed(names)}  # the first of two names
-    with undisturbed(model), switched(model, training=training), _thawed(model), torch.enable_grad(), unfused():
+    with (
+        untouched(model, written(model)),
+        undisturbed(model),
+        switched(model, training=training),
+        _thawed(model),
+        torch.enable_grad(),
+        unfused(),
+    ):
         torch.manual_seed(seed)
         args, kwargs = tree_map_only(Tensor, _followed, copied(example))
-        with _Recorder(chosen, examples) as recorder:
+        with _Recorder(chosen, examples) as recorder, told(model):
             output = model(*args, **kwargs)
         called = {row.name for row in recorder.rows if row.depth}
         missing = [name for name in chosen.values() if name not in called]

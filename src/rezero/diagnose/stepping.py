@@ -15,6 +15,7 @@ __all__ = ["Stepping", "in_the_scaler"]
 _SAFE = 3.0  # sum of the first steps of all gates: 3 / L a gate broke no training, at 10 / L the loss jumped
 _SIGNS = ("Ada", "NAdam", "RAdam", "RMSprop", "Rprop", "Lion", "LAMB", "Lamb", "Sophia")  # step by their rate at first
 _LOWEST = 1.0  # a loss scale that has come down to this does not help
+_KEEPS = ("betas", "eps", "etas", "lambd")  # options of optimizers that keep something of every parameter
 _PATIENCE = 10  # steps: a warm-up starts at a rate of zero, and a head of zeros lets no gradient through at first
 
 
@@ -26,7 +27,12 @@ def in_the_scaler(scaler: Any) -> Iterator[Finding]:
 
     Yields:
         What is wrong.
+
+    Raises:
+        TypeError: If it is something else.
     """
+    if scaler is not None and not (hasattr(scaler, "is_enabled") and hasattr(scaler, "get_scale")):
+        raise TypeError(f"scaler must be a torch.amp.GradScaler: got {type(scaler).__name__}")
     if scaler is not None and scaler.is_enabled() and scaler.get_scale() <= _LOWEST:
         yield Finding(
             "loss scale at its minimum",
@@ -43,14 +49,21 @@ class Stepping:
     Args:
         optimizer: The optimizer.
         owners: A model's gates by name.
+
+    Raises:
+        TypeError: If it is no optimizer.
     """
 
     def __init__(self, optimizer: Any, owners: Owners) -> None:
+        if isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+            optimizer = inner  # of a scheduler, or a wrapper such as accelerate's
+        if isinstance(optimizer, type) or not (hasattr(optimizer, "param_groups") and hasattr(optimizer, "state")):
+            raise TypeError(f"optimizer must be a torch optimizer that has been made: got {optimizer!r:.80}")
         self.optimizer, self.owners = optimizer, owners
         self.groups: Mapping[int, Mapping[str, Any]] = {
             id(parameter): group for group in optimizer.param_groups for parameter in group["params"]
         }
-        self.learning = any(group["lr"] > 0 for group in optimizer.param_groups)
+        self.learning = any((group.get("lr") or 0) > 0 for group in optimizer.param_groups)
 
     def findings(self) -> Iterator[Finding]:
         """Look at the gates' groups and at what the steps so far have made of them.
@@ -125,20 +138,21 @@ class Stepping:
             )
 
     def _option(self, owner: AnyGate, name: str, default: float) -> float:
-        return float(self.groups.get(id(owner.gate_parameter), {}).get(name, default))
+        value = self.groups.get(id(owner.gate_parameter), {}).get(name)
+        return float(default if value is None else value)
 
     def _steps(self, owner: AnyGate) -> float:
         state = self.optimizer.state.get(owner.gate_parameter, {})
-        return float(state.get("step", 1 if state.get("momentum_buffer") is not None else 0))
+        return float(state.get("step", any(each is not None for each in state.values())))
 
     def _is_left(self, owner: AnyGate) -> bool:
         parameter: nn.Parameter = owner.gate_parameter
         return self._steps(owner) >= _PATIENCE and not parameter.is_meta and not bool(parameter.any())
 
     def _is_changed(self, owner: AnyGate) -> bool:
-        """Return whether a gate has left its start without a step; plain SGD keeps no count of its steps."""
-        sgd = type(self.optimizer).__name__ == "SGD"
-        counts = not sgd or any(group.get("momentum") for group in self.optimizer.param_groups)
+        """Return whether a gate has left its start without a step; plain SGD and L-BFGS don't tell who made steps."""
+        group = self.groups.get(id(owner.gate_parameter), {})
+        counts = bool(group.get("momentum")) or any(option in group for option in _KEEPS)
         parameter = owner.gate_parameter
         if not counts or id(parameter) not in self.groups or self._steps(owner) or parameter.is_meta:
             return False

@@ -75,12 +75,12 @@ def started(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     try:
         with torch.no_grad():
             for parameter in zeros:
-                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+                parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
         yield
     finally:
         with torch.no_grad():
             for parameter in zeros:
-                parameter.zero_()
+                parameter.data.zero_()
 
 
 @contextmanager

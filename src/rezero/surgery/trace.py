@@ -28,7 +28,7 @@ from rezero.surgery.shapes import all_on_meta, call_on_shapes
 from rezero.surgery.undisturbed import clean_caches, copied, quiet, switched, undisturbed, unfused
 from rezero.surgery.views import Views
 
-__all__ = ["ADDITIONS", "Call", "Op", "Trace", "Value", "trace"]
+__all__ = ["ADDITIONS", "Call", "Op", "Trace", "Value", "explain", "trace"]
 
 
 ADDITIONS = frozenset(("add", "radd", "iadd", "sub", "isub", "subtract"))  # without the underscores of methods
@@ -217,7 +217,7 @@ def trace(
         if problem is None:
             recorder.check_left()
             return traced
-    raise UsageError(_explain(model, problem) + advice(*given)) from problem
+    raise UsageError(explain(model, problem) + advice(*given)) from problem
 
 
 def _unreal_device(model: nn.Module) -> torch.device | None:
@@ -420,8 +420,16 @@ def _once(tensors: list[Tensor]) -> list[Tensor]:
     return list({id(tensor): tensor for tensor in reversed(tensors)}.values())[::-1]
 
 
-def _explain(model: nn.Module, error: Exception | None) -> str:
-    """Say why a model can't be run, and in which module and line of its own code."""
+def explain(model: nn.Module, error: Exception | None) -> str:
+    """Say why a model can't be run, and in which module and line of its own code.
+
+    Args:
+        model: The model.
+        error: What it raised.
+
+    Returns:
+        The reason.
+    """
     frames = list(traceback.walk_tb(error.__traceback__ if error else None))
     where = ""
     names = {id(module): name for name, module in reversed(list(model.named_modules(remove_duplicate=False)))}
