@@ -79,6 +79,9 @@ def test_a_profile_is_the_last_record() -> None:
     assert [row["median"] for row in rows] == pytest.approx(middle.tolist())
     assert [row["low"] for row in rows] == ends.amin(0).tolist()
     assert [row["high"] for row in rows] == ends.amax(0).tolist()
+    sizes = rows_of(runs[0].profile(*runs[1:], signed=False))
+    expected = torch.stack([run.alphas[-1].abs() for run in runs]).sort(dim=0).values[1:3].mean(0)
+    assert [row["median"] for row in sizes] == pytest.approx(expected.tolist())
     [alone] = [rows_of(run.profile()) for run in runs[:1]]
     assert [(row["low"], row["median"], row["high"]) for row in alone] == [(a, a, a) for a in ends[0].tolist()]
     channels = history(runs[0].alphas, lows=runs[0].alphas - 1, highs=runs[0].alphas + 2)

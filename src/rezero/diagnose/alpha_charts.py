@@ -50,7 +50,7 @@ def draw_lines(history: "AlphaHistory") -> Any:
     return charts.gate_lines(rows, x="step", description="Value of every gate over time, coloured by its depth.")
 
 
-def draw_profile(histories: Sequence["AlphaHistory"]) -> Any:
+def draw_profile(histories: Sequence["AlphaHistory"], *, signed: bool) -> Any:
     """Draw what `AlphaHistory.profile` says."""
     first = histories[0]
     if other := next((each for each in histories if each.names != first.names), None):
@@ -60,11 +60,12 @@ def draw_profile(histories: Sequence["AlphaHistory"]) -> Any:
         )
     charts = _charts(*histories)
     ends = torch.stack([each.alphas[-1] for each in histories])
+    ends = ends if signed else ends.abs()
     low, median, high = ends.nanquantile(torch.tensor([0, 0.5, 1], dtype=ends.dtype), dim=0)
     spread = f" (median and range of {len(histories)} runs)"
     if len(histories) == 1:
         spread = ""
-        if first.lows is not None and first.highs is not None:
+        if signed and first.lows is not None and first.highs is not None:
             low, high = first.lows[-1], first.highs[-1]
             spread = " (mean and range of channels)"
     rows = [
@@ -72,7 +73,10 @@ def draw_profile(histories: Sequence["AlphaHistory"]) -> Any:
         for gate in _evenly(len(first.names)).tolist()
         if math.isfinite(median[gate])
     ]
-    return charts.gate_profile(rows, y=f"alpha{spread}", description=f"Value of every gate at the last record{spread}.")
+    name = "alpha" if signed else "|alpha|"
+    return charts.gate_profile(
+        rows, y=f"{name}{spread}", description=f"Value of every gate at the last record{spread}."
+    )
 
 
 def _charts(*histories: "AlphaHistory") -> ModuleType:

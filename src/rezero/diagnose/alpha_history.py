@@ -140,7 +140,7 @@ class AlphaHistory:
         """
         return draw_lines(self)
 
-    def profile(self, *others: "AlphaHistory") -> Any:
+    def profile(self, *others: "AlphaHistory", signed: bool = True) -> Any:
         """Draw the last record over depth; of several runs the median, shaded from the lowest to the highest.
 
         Of one run the shade goes over the channels of each gate. Of more than 200 gates as many are drawn, evenly
@@ -148,6 +148,7 @@ class AlphaHistory:
 
         Args:
             *others: Further runs of the same model, from other seeds.
+            signed: Whether to show ``alpha`` or ``|alpha|``: the sign that a gate takes is often that of chance.
 
         Returns:
             An Altair chart.
@@ -156,4 +157,4 @@ class AlphaHistory:
             ImportError: If Altair, of the extra ``lab``, is not installed.
             UsageError: If there is no record, or the runs are of different models.
         """
-        return draw_profile((self, *others))
+        return draw_profile((self, *others), signed=signed)

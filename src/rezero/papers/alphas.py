@@ -108,7 +108,7 @@ def write(name: str, runs: Mapping[int, AlphaHistory], facts: Mapping[str, Any],
     means = {key: mean(each[key] for each in seeds.values()) for key in next(iter(seeds.values()))}
     first, *others = runs.values()
     save(first.heat_map(), folder / f"{name}-map", ("svg",))
-    save(first.profile(*others), folder / f"{name}-profile", ("svg",))
+    save(first.profile(*others, signed=False), folder / f"{name}-profile", ("svg",))
     summary = {**facts, "mean": means, "seeds": seeds}
     (folder / f"{name}.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return summary
