@@ -341,14 +341,54 @@ def test_bad_input_is_one_line(
         assert tree(here) == before
 
 
+# A process that has loaded what a study needs, which takes seconds, and does ``python -m rezero`` in forks of itself.
+FORKING = """
+import gc, json, os, runpy, sys
+import rezero.cli, rezero.lab
+
+gc.freeze()  # or each fork would walk over all of that as it ends
+for line in sys.stdin:
+    folder, beside, arguments = json.loads(line)
+    child = os.fork()
+    if not child:
+        os.chdir(folder)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(os.open(os.path.join(beside, name), os.O_WRONLY | os.O_CREAT), number)
+        sys.argv = ["rezero", *arguments]
+        runpy.run_module("rezero", run_name="__main__", alter_sys=True)
+        sys.exit("main returned")
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def forking() -> Iterator[subprocess.Popen[str]]:
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    command = [sys.executable, "-c", FORKING]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
+    ) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="forks")
 @pytest.mark.parametrize(("arguments", "message"), ISSUE.values(), ids=ISSUE)
-def test_bad_input_of_a_real_process(here: Path, arguments: list[str], message: str) -> None:
+def test_bad_input_of_a_real_process(
+    here: Path, forking: subprocess.Popen[str], arguments: list[str], message: str
+) -> None:
     """python -m rezero says the same: one line on stderr, no traceback, exit code 2, nothing written."""
     furnish(here, arguments)
-    before = tree(here)
-    done = call(MODULE, *arguments, cwd=here)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(rf"rezero: .*{message}.*\n", done.stderr), done.stderr
+    before, beside = tree(here), here.parent
+    assert forking.stdin is not None
+    assert forking.stdout is not None
+    print(json.dumps([str(here), str(beside), arguments]), file=forking.stdin, flush=True)
+    code = int(forking.stdout.readline())
+    out, err = (beside.joinpath(name).read_text(encoding="utf-8") for name in ("stdout", "stderr"))
+    assert (code, out) == (2, "")
+    assert re.fullmatch(rf"rezero: .*{message}.*\n", err), err
     assert tree(here) == before
 
 

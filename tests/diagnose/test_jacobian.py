@@ -1,5 +1,6 @@
 """Singular values of Jacobians: against the matrix itself, against theory, and for input that has none."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -122,15 +123,29 @@ def test_the_error_bars_of_the_density_cover_the_truth() -> None:
     """In 90 to 99% of 200 runs, place by place, where the error bars are those of 95%."""
     torch.manual_seed(0)
     matrix = torch.randn(30, 24, dtype=torch.float64) / 5
-    linear_map = LinearMap(lambda x: matrix @ x, torch.zeros(24, dtype=torch.float64))
+    product: Any = SimpleNamespace(shape=(30, 24), push=lambda v: matrix @ v, pull=lambda u: matrix.T @ u)
     truth, generator, covered = torch.linalg.svdvals(matrix), torch.Generator().manual_seed(0), []
     for _ in range(200):
-        found = estimate_density(linear_map, vectors=12, steps=24, points=60, generator=generator)
+        found = estimate_density(product, vectors=12, steps=24, points=60, generator=generator)
         inner = smooth(truth, found.at, found.width)
         bar = float(stats.t.ppf(0.975, found.vectors - 1)) * found.error
         covered.append(((found.density - inner).abs() <= bar)[inner > 0.05 * inner.max()].double().mean())
     assert 0.90 <= float(torch.stack(covered).mean()) <= 0.99
     assert float(torch.trapezoid(found.density, found.at)) == pytest.approx(1, abs=1e-3)
+
+
+def test_the_density_of_a_function_is_that_of_its_matrix() -> None:
+    """The products that derivatives give and those with the matrix lead to the same density and error."""
+    torch.manual_seed(0)
+    matrix = torch.randn(30, 24, dtype=torch.float64) / 5
+    product: Any = SimpleNamespace(shape=(30, 24), push=lambda v: matrix @ v, pull=lambda u: matrix.T @ u)
+    linear_map = LinearMap(lambda x: matrix @ x, torch.zeros(24, dtype=torch.float64))
+    found, expected = (
+        estimate_density(each, vectors=12, steps=24, points=60, generator=torch.Generator().manual_seed(0))
+        for each in (linear_map, product)
+    )
+    torch.testing.assert_close(found.density, expected.density, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(found.error, expected.error, rtol=1e-8, atol=1e-10)
 
 
 class Masked(nn.Module):

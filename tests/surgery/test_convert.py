@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 
 import rezero
 from rezero.errors import UsageError
-from rezero.surgery import apply, cached, convert, gated, gradients, outputs, saved, skips, verify, zero
+from rezero.surgery import apply, cached, changed, convert, gradients, outputs, saved, skips, verify, zero
 from tests.surgery.test_contract import (
     CASES,
     IMAGE,
@@ -663,7 +663,7 @@ class Forced(Exception):  # noqa: N818 - what it is
 
 
 STAGES = {
-    "class swap": (gated, "swap_class", apply),
+    "class swap": (changed, "swap_class", apply),
     "gate": (apply, "_give_gate", apply),
     "plan": (convert, "plan", convert),
     "zero weights": (convert, "wake_", convert),
@@ -673,7 +673,7 @@ STAGES = {
     "zero parameter": (zero, "_wake", zero),
     "outputs": (outputs, "compare", verify),
     "second step": (cached, "continued", verify),
-    "open gates": (gated, "held", verify),
+    "open gates": (verify, "held", verify),
     "skips": (skips, "check_skips", verify),
     "gradients": (gradients, "check_gradients", verify),
     "backward pass": (gradients._Check, "differentiate", gradients._Check),

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.data import TensorDataset
 
 from rezero.errors import UsageError
 from rezero.surgery.convert import convert_
+from rezero.surgery.shapes import call_on_shapes
 from rezero.surgery.trace import Op, Trace, Value, trace
 from rezero.surgery.undisturbed import switched, undisturbed
 from tests.surgery.models import WIDTH, Attention, PreNorm, Restless, linear
@@ -561,6 +563,49 @@ def test_a_full_cache_of_a_function_keeps_nothing_of_a_pass() -> None:
     remembered(3)
     trace(Function(lambda self, x: x + self.fc(x) * remembered(WIDTH)), (X,))
     assert remembered(WIDTH).tolist() == list(range(WIDTH))
+
+
+@lru_cache
+def remembered_inside(size: int) -> dict[str, list[Tensor]]:
+    return {"places": [torch.arange(size).float()]}
+
+
+@lru_cache
+def remembered_otherwise(size: int) -> list[int]:
+    return [size]
+
+
+def test_a_pass_that_ends_early_empties_only_the_caches_that_hold_something_of_it() -> None:
+    """Where a pass on shapes ends at a number, what it left inside of a container goes; other caches stay full."""
+    remembered_inside.cache_clear()
+    before = remembered_otherwise(1)
+
+    def look(self: Any, x: Tensor) -> Tensor:
+        remembered_otherwise(2)
+        y = x + self.fc(x) * remembered_inside(WIDTH)["places"][0]
+        return y if y.sum() > 0 else -y
+
+    assert trace(Function(look), (X,)).real
+    assert remembered_inside(WIDTH)["places"][0].tolist() == list(range(WIDTH))
+    assert remembered_otherwise(1) is before
+
+
+@pytest.mark.parametrize("affine", [True, False], ids=["affine", "plain"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_a_batch_norm_on_shapes_is_like_one_on_numbers(dtype: torch.dtype, affine: bool) -> None:
+    """Shape, memory, dtype and whether there is a gradient are those of the real one, in evaluation and training."""
+    x = torch.randn(2, 3, 4, 5).to(dtype).to(memory_format=torch.channels_last)
+    for training in (False, True):
+        norm = nn.BatchNorm2d(3, affine=affine).train(training)
+        norm = norm.to(dtype) if dtype is torch.float64 else norm
+        y = norm(x)
+        found = trace(norm, (x,), grad=True, training=training)
+        assert found.calls[0].output is not None
+        assert found.calls[0].output.shape == y.shape
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            weights = (norm.running_mean, norm.running_var, norm.weight, norm.bias, training)
+            z = call_on_shapes(F.batch_norm, (mode.from_tensor(x), *weights), {})
+        assert (z.shape, z.stride(), z.dtype, z.requires_grad) == (y.shape, y.stride(), y.dtype, y.requires_grad)
 
 
 def test_a_model_that_looks_at_a_tensor_without_numbers_is_told_so() -> None:

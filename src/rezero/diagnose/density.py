@@ -103,21 +103,22 @@ def smooth(values: Tensor, at: Tensor, width: float, weights: Tensor | None = No
 
 def _lanczos(square: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """Return the nodes, as singular values, and the weights of one quadrature."""
-    basis = [start / torch.linalg.vector_norm(start)]
-    diagonal: list[Tensor] = []
-    beside: list[Tensor] = []
+    basis = start.new_zeros(steps, len(start))
+    basis[0] = start / torch.linalg.vector_norm(start)
+    diagonal: list[float] = []
+    beside: list[float] = []
     for step in range(steps):
-        w = square(basis[-1]).to("cpu", torch.float64)
-        diagonal.append(w @ basis[-1])
-        known = torch.stack(basis)
+        known = basis[: step + 1]
+        w = square(known[-1]).to("cpu", torch.float64)
+        diagonal.append(float(w @ known[-1]))
         for _ in range(2):  # once is not enough in floating point
             w = w - known.T @ (known @ w)
-        size = torch.linalg.vector_norm(w)
-        if step + 1 == steps or size <= 1e-12 * max(abs(each) for each in diagonal):
+        size = float(torch.linalg.vector_norm(w))
+        if step + 1 == steps or size <= 1e-12 * max(map(abs, diagonal)):
             break
         beside.append(size)
-        basis.append(w / size)
-    off = torch.stack(beside) if beside else torch.empty(0, dtype=torch.float64)
-    matrix = torch.diag(torch.stack(diagonal)) + torch.diag(off, 1) + torch.diag(off, -1)
+        basis[step + 1] = w / size
+    off = start.new_tensor(beside)
+    matrix = torch.diag(start.new_tensor(diagonal)) + torch.diag(off, 1) + torch.diag(off, -1)
     values, vectors = torch.linalg.eigh(matrix)
     return values.clamp(min=0).sqrt(), vectors[0] ** 2

@@ -7,6 +7,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable
 from functools import cache, partial
 from itertools import chain
+from operator import is_
 from types import FunctionType, MemberDescriptorType, MethodType, ModuleType, NoneType
 from typing import Any
 
@@ -21,7 +22,8 @@ __all__ = ["State"]
 _Step = Callable[[], object]
 
 _PLAIN = frozenset((bool, int, float, complex, str, bytes, NoneType, torch.dtype, torch.device, torch.Size))
-_CONTAINERS = frozenset((dict, OrderedDict, list, tuple, set, frozenset, deque))
+_CONTAINERS = frozenset((list, tuple, set, frozenset, deque))
+_HOLDERS = (Tensor, dict, *_CONTAINERS, MethodType, partial, random.Random, torch.Generator)
 # What a model may refer to but does not own.
 _FOREIGN = (type, FunctionType, ModuleType, logging.Logger, torch.optim.Optimizer, Dataset, DataLoader)
 
@@ -37,28 +39,59 @@ class State:
 
     def __init__(self, model: nn.Module) -> None:
         self._reached: dict[int, Any] = {}  # which keeps each alive, so that no other gets its id
+        self._empty: list[dict[Any, Any]] = []  # as most of a module's are
+        self._dicts: list[tuple[dict[Any, Any], tuple[Any, ...], tuple[Any, ...]]] = []
+        self._tensors: list[Tensor] = []
         self._steps: list[_Step] = []
         open_values: list[Any] = [model, *chain.from_iterable(map(_names, _hooks(model)))]
         while open_values:
             value = open_values.pop()
-            if type(value) in _PLAIN or id(value) in self._reached or _is_foreign(value):
+            kind: Any = type(value)
+            if kind in _PLAIN or id(value) in self._reached or _is_foreign(kind):
                 continue
             self._reached[id(value)] = value
-            step = _kept(value)
-            self._steps += [] if step is None else [step]
-            open_values += _parts(value)
+            if kind is dict or kind is OrderedDict:  # by far the most
+                open_values += self._keep_dict(value)
+            elif _has_only_attributes(kind):
+                open_values += _attributes(value)
+            else:
+                self._keep(value)
+                open_values += _parts(value)
 
     def put_gradients_aside(self) -> None:
         """Leave no gradient that a backward pass could add to."""
-        for value in self._reached.values():
-            if isinstance(value, Tensor) and value.is_leaf:
-                value.grad = None
+        for tensor in self._tensors:
+            if tensor.is_leaf:
+                tensor.grad = None
 
     @torch.no_grad()
     def put_back(self) -> None:
         """Put all of it back."""
+        for value in self._empty:
+            if value:
+                value.clear()
+        for value, keys, values in self._dicts:
+            if not (len(value) == len(keys) and all(map(is_, value, keys)) and all(map(is_, value.values(), values))):
+                value.clear()
+                value.update(dict(zip(keys, values, strict=True)))
         for step in self._steps:
             step()
+
+    def _keep_dict(self, value: dict[Any, Any]) -> tuple[Any, ...]:
+        values = tuple(value.values())
+        if values:
+            self._dicts.append((value, tuple(value), values))
+        else:
+            self._empty.append(value)
+        return values
+
+    def _keep(self, value: Any) -> None:
+        if isinstance(value, dict):
+            self._keep_dict(value)
+            return
+        self._tensors += [value] if isinstance(value, Tensor) else []
+        step = _kept(value)
+        self._steps += [] if step is None else [step]
 
 
 def _hooks(model: nn.Module) -> Iterable[Any]:
@@ -77,17 +110,30 @@ def _names(hook: Any) -> Iterable[Any]:
     return [*names.nonlocals.values(), *names.globals.values()]
 
 
-def _is_foreign(value: Any) -> bool:
-    private = type(value).__module__.startswith("torch._") and not isinstance(value, Tensor | torch.Generator)
-    return private or isinstance(value, _FOREIGN)
+@cache
+def _is_foreign(kind: Any) -> bool:
+    private = kind.__module__.startswith("torch._") and not issubclass(kind, Tensor | torch.Generator)
+    return private or issubclass(kind, _FOREIGN)
+
+
+@cache
+def _has_only_attributes(kind: Any) -> bool:
+    """Return whether all that an object of a type holds is in its ``__dict__``, as it is of a module."""
+    own = issubclass(kind, _HOLDERS) or kind.__module__.startswith("numpy.random")
+    return not (own or _slot_names(kind))
+
+
+def _attributes(value: Any) -> list[Any]:
+    attributes = getattr(value, "__dict__", None)
+    return [attributes] if type(attributes) is dict else []
 
 
 def _parts(value: Any) -> Iterable[Any]:
     """Return what an object holds: the items of a container, and the attributes of anything."""
     if isinstance(value, Tensor):
         return []
-    if type(value) in _CONTAINERS:  # by far the most, without attributes
-        return value.values() if isinstance(value, dict) else value
+    if type(value) in _CONTAINERS:  # without attributes
+        return value  # type: ignore[no-any-return]
     parts: list[Any] = []
     if isinstance(value, dict):
         parts += value.values()
@@ -97,17 +143,13 @@ def _parts(value: Any) -> Iterable[Any]:
         parts.append(value.__self__)
     if isinstance(value, partial):
         parts += [value.func, *value.args, *value.keywords.values()]
-    attributes = getattr(value, "__dict__", None)
-    parts += [attributes] if type(attributes) is dict else []
-    return [*parts, *_slots(value).values()]
+    return [*parts, *_attributes(value), *_slots(value).values()]
 
 
 def _kept(value: Any) -> _Step | None:
     """Return what puts the content of one object back."""
     if isinstance(value, Tensor):
         return _kept_tensor(value)
-    if isinstance(value, dict):
-        return partial(_put_back_dict, value, dict(value), _places(value))
     if isinstance(value, set):
         return partial(_put_back_set, value, set(value))
     if isinstance(value, list | deque):
@@ -156,16 +198,6 @@ def _memory(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.untyped_storage()._cdata, tensor.shape, tensor.stride(), tensor.storage_offset()
 
 
-def _places(value: dict[Any, Any]) -> list[int]:
-    return [*map(id, value), *map(id, value.values())]
-
-
-def _put_back_dict(value: dict[Any, Any], content: dict[Any, Any], places: list[int]) -> None:
-    if _places(value) != places:
-        value.clear()
-        value.update(content)
-
-
 def _put_back_set(value: set[Any], content: set[Any]) -> None:
     if value != content:
         value.clear()
@@ -179,7 +211,7 @@ def _put_back_list(value: list[Any] | deque[Any], content: list[Any]) -> None:
 
 
 def _same(one: Collection[Any], other: Collection[Any]) -> bool:
-    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
+    return len(one) == len(other) and all(map(is_, one, other))
 
 
 def _slots(value: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from rezero.errors import UsageError
 from rezero.surgery.example import advice
 from rezero.surgery.outputs import tensors
 from rezero.surgery.shapes import all_on_meta, call_on_shapes
-from rezero.surgery.undisturbed import clean_caches, copied, quiet, switched, undisturbed, unfused
+from rezero.surgery.undisturbed import copied, empty_caches, quiet, switched, undisturbed, unfused
 from rezero.surgery.views import Views
 
 __all__ = ["ADDITIONS", "Call", "Op", "Trace", "Value", "explain", "trace"]
@@ -46,6 +47,8 @@ _KEPT = (
     "a cache outside of the model, such as a global or an attribute of a class, holds a tensor without numbers; empty "
     "it, and then let the model keep it in an attribute, or run it once on the example before"
 )
+
+_NUMBERS = frozenset((bool, int, float, NoneType, str, torch.dtype, torch.device))
 
 _DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 _CUTS = frozenset(("data", "detach", "detach_"))
@@ -214,6 +217,7 @@ def trace(
                 traced = recorder.run(*copied(given), real=real)
             except Exception as error:
                 problem = error
+        recorder.empty_caches()
         if problem is None:
             recorder.check_left()
             return traced
@@ -251,7 +255,6 @@ class _Recorder(TorchFunctionMode):
         with ExitStack() as stack:
             if not real:
                 stack.enter_context(quiet())
-                stack.enter_context(clean_caches())
                 fake = FakeTensorMode(allow_non_fake_inputs=True)
                 args, kwargs = tree_map_only(Tensor, fake.from_tensor, (args, kwargs))
                 stack.enter_context(fake)
@@ -264,6 +267,11 @@ class _Recorder(TorchFunctionMode):
         for op in self._blind:
             op.cuts = True
         return Trace(self.ops, self.calls, self.values, real)
+
+    def empty_caches(self) -> None:
+        """Empty the caches of functions that keep a tensor without numbers."""
+        if left := [tensor for tensor in list(self._seen) if isinstance(tensor, FakeTensor)]:
+            empty_caches(left)
 
     def check_left(self) -> None:
         """Refuse a model that keeps a tensor without numbers where it can't be put back.
@@ -397,12 +405,24 @@ def _first(output: Any) -> Any:
 def _tensors(tree: Any) -> list[Tensor]:
     """List the tensors of nested tuples, lists, dictionaries and plain objects such as outputs and caches."""
     found: list[Tensor] = []
-    for leaf in tree_iter(tree):
+    for leaf in _leaves(tree):
         if isinstance(leaf, Tensor):
             found.append(leaf)
         elif isinstance(leaf, Mapping):
             found += _tensors(dict(leaf))
     return found
+
+
+def _leaves(tree: Any) -> Iterator[Any]:
+    """Walk over what torch's own walk visits, several times as fast where tuples hold tensors and numbers alone."""
+    kind = type(tree)
+    if kind is tuple or kind is list:
+        for part in tree:
+            yield from _leaves(part)
+    elif kind is Tensor or kind is nn.Parameter:
+        yield tree
+    elif kind not in _NUMBERS:
+        yield from tree_iter(tree)
 
 
 def _version(tensor: Tensor) -> int | None:

@@ -6,8 +6,9 @@ import gc
 import logging
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from types import FrameType, FunctionType, ModuleType
 from typing import Any, TypeVar
 
 import torch
@@ -17,9 +18,10 @@ from torch.utils._pytree import tree_leaves
 from rezero.errors import UsageError
 from rezero.surgery.state import State
 
-__all__ = ["clean_caches", "copied", "quiet", "switched", "undisturbed", "unfused", "unwritten"]
+__all__ = ["copied", "empty_caches", "quiet", "switched", "undisturbed", "unfused", "unwritten"]
 
 _Example = TypeVar("_Example")
+_CODE = (type, FunctionType, ModuleType, FrameType)  # which leads everywhere, and keeps no result
 
 
 def copied(example: _Example) -> _Example:
@@ -134,18 +136,36 @@ def quiet() -> Iterator[None]:
         logger.disabled = before
 
 
-@contextmanager
-def clean_caches() -> Iterator[None]:
-    """Empty the caches of functions that a pass without numbers has filled with tensors without numbers."""
+def empty_caches(tensors: Iterable[Tensor]) -> None:
+    """Empty the caches of functions that hold any of these tensors.
+
+    It walks over all objects that there are, and so it is for tensors that a pass has left behind.
+
+    Args:
+        tensors: Tensors without numbers, which no later call may be given.
+    """
     kind: Any = functools._lru_cache_wrapper
-    caches = [each for each in gc.get_referrers(kind) if type(each) is kind]  # a cache refers to its type
-    before = [cache.cache_info().misses for cache in caches]
-    try:
-        yield
-    finally:
-        for cache, misses in zip(caches, before, strict=True):
-            if cache.cache_info().misses > misses:  # and not by size: a full one stays as large
-                cache.cache_clear()
+    sought = {id(tensor) for tensor in tensors}
+    without: set[int] = set()
+    for cache in [each for each in gc.get_referrers(kind) if type(each) is kind]:  # a cache refers to its type
+        if cache.cache_info().currsize and _leads_to(cache, sought, without):
+            cache.cache_clear()
+
+
+def _leads_to(start: Any, sought: set[int], without: set[int]) -> bool:
+    """Return whether an object refers to one of those sought; if not, all that it refers to is noted."""
+    seen = {id(start)}
+    open_values = [start]
+    while open_values:
+        for value in gc.get_referents(open_values.pop()):
+            place = id(value)
+            if place in sought:
+                return True
+            if place not in seen and place not in without and not issubclass(type(value), _CODE):
+                seen.add(place)
+                open_values.append(value)
+    without |= seen
+    return False
 
 
 @contextmanager
