@@ -69,7 +69,8 @@ def resnet(**options: Any) -> nn.Module:
 
 
 def convnext() -> nn.Module:
-    return timm.create_model("convnext_atto", depths=(1, 1, 2, 1), dims=(8, 8, 16, 16), num_classes=5)
+    sizes = {"depths": (1, 1, 2, 1), "dims": (8, 8, 16, 16), "num_classes": 5}
+    return timm.create_model("convnext_atto", ls_init_value=0.1, **sizes)  # 1e-6 of a branch may round to nothing
 
 
 class TupleBranch(nn.Module):
