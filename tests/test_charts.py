@@ -106,6 +106,15 @@ def test_a_histogram_counts_every_value() -> None:
             assert sum(row["share"] for row in bins if row["set"] == name) * width == pytest.approx(share)
 
 
+def test_files_go_where_a_text_says(tmp_path: Path) -> None:
+    """Into a folder that is made; a format that is none is refused before."""
+    with pytest.raises(ValueError, match="endings must be of svg, png, pdf, html: got jpg"):
+        save(alpha_chart(), tmp_path / "none/alpha", ("jpg",))  # type: ignore[arg-type]
+    assert not (tmp_path / "none").exists()
+    [file] = save(alpha_chart(), str(tmp_path / "some/alpha"), ("svg",))
+    assert file == tmp_path / "some/alpha.svg"
+
+
 def test_other_data_give_other_bytes(tmp_path: Path) -> None:
     """A chart of other numbers is another file, so equal bytes mean something."""
     here, there = (save(loss_chart(points=rows(scale=s)), tmp_path / f"times{s}") for s in (1, 2))

@@ -58,6 +58,16 @@ def test_all_names_exist_and_are_documented(module: object) -> None:
         assert not callable(value) or value.__doc__
 
 
+def test_what_needs_other_packages_is_found_too() -> None:
+    """Without an import of its own, and without being loaded before."""
+    code = "import sys, rezero; before = 'altair' in sys.modules; print(before, rezero.charts.save.__name__)"
+    assert python(code) == "False save"
+    code = "import rezero; print(rezero.integrations.tensorboard.log_alphas.__name__)"
+    assert python(code) == "log_alphas"
+    with pytest.raises(AttributeError, match=r"no attribute 'tensorbord'; it has accelerate, lightning, tensorboard"):
+        _ = rezero.integrations.tensorbord
+
+
 def test_star_import_gives_the_public_names() -> None:
     """from rezero import * binds what __all__ lists."""
     bound = python("from rezero import *\nprint(*sorted(n for n in globals() if not n.startswith('_') and n != 'sys'))")

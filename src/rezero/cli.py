@@ -293,14 +293,20 @@ def diagnose(
     """Check the gates of a model, and draw how signals and gradients go through it.
 
     The model is built with its initial weights. If it has no gates it is looked at without, then converted and looked
-    at again. The folder gets check.txt, diagnosis.json and the charts as SVG, PNG and HTML.
+    at again. A single example is joined by itself with its last axis reversed, for a cosine needs two. The folder gets
+    check.txt, diagnosis.json and the charts as SVG, PNG and HTML; what it held of these is replaced.
 
     Args:
-        spec: As for inspect. A function returns a model with weights, also a trained one, with example arguments.
+        spec: timm:NAME, hf:TYPE (a model type of transformers in its default configuration), or
+            package.module:function, a function without arguments that returns a model, also a trained one, and its
+            example arguments: model, x or model, (x, y) or model, (), {"x": x}.
         output: Folder; by default rezero-diagnosis/MODEL.
         singular_values: How many of the largest singular values between the first and the last block are computed, or
-            all, which takes as many backward passes as the last block has outputs.
+            all, of up to 2,048.
         seed: Of the initial weights.
+
+    Raises:
+        UsageError: If the folder is a file.
     """
     import torch
 
@@ -308,16 +314,19 @@ def diagnose(
     from rezero.integrations.models import build_model
     from rezero.waiting import busy
 
+    folder = output or Path("rezero-diagnosis") / re.sub(r"[^\w.-]+", "-", spec)
+    if next(each for each in (folder, *folder.parents) if each.exists()).is_file():
+        raise UsageError(f"cannot write into {folder}: it is a file, or lies in one")
     torch.manual_seed(seed or 0)
     with busy(f"building {spec}"):
         model, args, kwargs = build_model(spec, "cpu")
-    found = look(
-        model, args, kwargs, singular_values=None if singular_values == "all" else int(singular_values), busy=busy
-    )
-    folder = output or Path("rezero-diagnosis") / re.sub(r"[^\w.-]+", "-", spec)
+    count = None if singular_values == "all" else int(singular_values)
+    found = look(model, args, kwargs, singular_values=count, busy=busy)
     files = found.write(folder, {"model": spec, **provenance()})
     if found.converted:
         print(f"{spec} has no gates of its own: {len(found.alphas.names)} were put in")
+    if found.restarted:
+        print(f"{found.restarted} parameters ended a branch with zeros, as a gate does now, and start as usual instead")
     print(found.report)
     for name, signals in found.signals.items():
         print(f"\n{name}: {signals}")

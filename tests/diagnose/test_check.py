@@ -361,6 +361,15 @@ BOUNDED: dict[str, Family] = {
 }
 
 
+@families
+def test_a_model_that_is_frozen_as_a_whole(family: Family) -> None:
+    """Has frozen gates, and a note that nothing could be followed."""
+    model, x = family()
+    report = check(model.requires_grad_(False), x)
+    assert names(report) == {"frozen"}
+    assert report.notes == ("no parameter of the model requires gradients, so that none could be followed",)
+
+
 @pytest.mark.parametrize("family", BOUNDED.values(), ids=BOUNDED)
 def test_saturated_gates(family: Family) -> None:
     """Beyond the reach of tanh; setting them back helps."""

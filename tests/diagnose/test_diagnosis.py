@@ -97,12 +97,13 @@ def test_findings_are_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     [
         (["some_models:trainde"], r"has no function 'trainde' \(did you mean 'trained'\?\)"),
         (["some_models:meta"], "on the meta device and has no numbers"),
-        (["some_models:alone"], "expected an input with a batch along its first axis"),
+        (["some_models:alone"], "no example was given: let the function return the model and its example"),
         (["some_models:both"], "as arguments in order or by name, got some of both"),
         (["some_models:plain", "--singular-values", "x"], 'expected a number, or all, got "x"'),
+        (["some_models:plain", "-o", "some_models.py/out"], "cannot write into some_models.py/out: it is a file, or"),
         (["some_models:plain", "--singular-values", "99"], "expected k from 0 to 31"),
     ],
-    ids=["name", "meta", "no example", "both", "no number", "too many"],
+    ids=["name", "meta", "no example", "both", "no number", "file", "too many"],
 )
 def test_bad_input(folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
     """One line, exit code 2, and nothing written."""

@@ -21,7 +21,7 @@ __all__ = ["Panel", "depth_check_chart", "depth_panels", "propagation_chart"]
 
 _WIDTH, _HEIGHT = 280, 200
 _POINTS = 100  # more of them hide the line
-_THEORY = "theory of infinite width"
+_THEORY = "infinite width"
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Panel:
 
     Attributes:
         title: Title of its axis, with the unit.
-        rows: Points with the keys ``line`` and ``kind`` (which colour, which dash), ``x``, ``median``, ``low`` and
-            ``high``; where one of those is not finite the upper edge is marked instead.
+        rows: Points with the keys ``line`` (which colour), ``theory`` (whether it is dashed), ``x``, ``median``,
+            ``low`` and ``high``; where one of those is not finite the upper edge is marked instead.
         log: Whether its axis is logarithmic.
         percent: Whether it is a fraction that is shown in percent.
         limit: A value that is marked across the panel.
@@ -47,7 +47,7 @@ class Panel:
 
 
 def depth_panels(
-    panels: Sequence[Panel], *, x: str, lines: Sequence[str], kinds: Sequence[str], log: bool, description: str
+    panels: Sequence[Panel], *, x: str, lines: Sequence[str], log: bool, description: str
 ) -> alt.ConcatChart:
     """Draw quantities against depth, two panels beside each other.
 
@@ -55,7 +55,6 @@ def depth_panels(
         panels: The quantities.
         x: Title of the horizontal axis.
         lines: Names of the lines, in the order of the legend.
-        kinds: What is drawn solid, and then what is dashed.
         log: Whether the depth is on a logarithmic axis of base 2.
         description: What the chart shows, for readers who do not see it.
 
@@ -74,18 +73,13 @@ def depth_panels(
         scale=alt.Scale(domain=list(lines), range=colours(lines)),
         legend=alt.Legend(**stroke, columns=4) if len(lines) > 1 else None,
     )
-    dash = alt.StrokeDash(
-        "kind:N",
-        scale=alt.Scale(domain=list(kinds), range=list(DASHES[: len(kinds)])),
-        legend=alt.Legend(**stroke, symbolStrokeColor="#333333") if len(kinds) > 1 else None,
-    )
     horizontal = _depth_axis({row["x"] for panel in panels for row in panel.rows}, x, log=log)
-    drawn = [_panel(panel, horizontal, colour, dash) for panel in panels]
+    drawn = [_panel(panel, horizontal, colour) for panel in panels]
     chart: alt.ConcatChart = dress_panels(alt.concat(*drawn, columns=2, spacing=24), description)
     return chart
 
 
-def _panel(panel: Panel, horizontal: alt.X, colour: alt.Color, dash: alt.StrokeDash) -> alt.LayerChart:
+def _panel(panel: Panel, horizontal: alt.X, colour: alt.Color) -> alt.LayerChart:
     finite = [row for row in panel.rows if all(math.isfinite(row[name]) for name in ("low", "median", "high"))]
     marked = [] if panel.limit is None else [{"low": panel.limit, "median": panel.limit, "high": panel.limit}]
     ticks = value_ticks([*finite, *marked], log=panel.log, percent=panel.percent)
@@ -104,7 +98,10 @@ def _panel(panel: Panel, horizontal: alt.X, colour: alt.Color, dash: alt.StrokeD
         low = alt.Y("low:Q", title=None, scale=scale, axis=axis)
         layers.append(base.mark_area(opacity=0.15).encode(x=horizontal, y=low, y2="high:Q", color=colour))
     points = alt.OverlayMarkDef(size=22, filled=True) if len(finite) <= _POINTS else False
-    layers.append(base.mark_line(strokeWidth=2.2, point=points).encode(**place, strokeDash=dash, tooltip=tooltip))
+    measured, expected = base.transform_filter("!datum.theory"), base.transform_filter("datum.theory")
+    layers.append(measured.mark_line(strokeWidth=2.2, point=points).encode(**place, tooltip=tooltip))
+    if any(row["theory"] for row in finite):
+        layers.append(expected.mark_line(strokeWidth=2, strokeDash=list(DASHES[1])).encode(**place, tooltip=tooltip))
     if beyond:
         mark = alt.Chart(alt.InlineData(values=beyond)).mark_point(
             shape="triangle-up", size=110, filled=True, opacity=1
@@ -118,7 +115,8 @@ def _panel(panel: Panel, horizontal: alt.X, colour: alt.Color, dash: alt.StrokeD
 
 def _title(panel: Panel, *, beyond: bool) -> alt.Title:
     """Put the quantity over its panel, with the meaning of the marks in it."""
-    notes = [f"dashed: {panel.limit_name}"] * (panel.limit is not None) + ["▲ not finite"] * beyond
+    dashed = [panel.limit_name] * (panel.limit is not None) + [_THEORY] * any(row["theory"] for row in panel.rows)
+    notes = [f"dashed: {', '.join(dashed)}"] * bool(dashed) + ["▲ not finite"] * beyond
     text = panel.title + (f" ({', '.join(notes)})" if notes else "")
     return alt.Title(text, anchor="start", fontSize=13, fontWeight="normal")
 
@@ -155,13 +153,13 @@ def propagation_chart(
     panels = []
     for name, title, log, percent in quantities:
         rows = [
-            _row(line, "measured", signal.depth, getattr(signal, name))
+            _row(line, signal.depth, getattr(signal, name))
             for line, each in found.items()
             for signal in (*([] if each.start is None else [each.start]), *each.layers)
             if getattr(signal, name) is not None
         ]
         rows += [
-            _row(line, _THEORY, depth, value)
+            _row(line, depth, value, theory=True)
             for line, each in (theory or {}).items()
             for depth, value in enumerate(getattr(each, name, ()))
         ]
@@ -171,14 +169,13 @@ def propagation_chart(
         panels,
         x="layer, from the input",
         lines=list(found),
-        kinds=["measured", *([_THEORY] if theory else [])],
         log=False,
         description="Norm, gradient, cosine between examples and entropy of attention behind every layer.",
     )
 
 
-def _row(line: str, kind: str, x: float, value: float) -> dict[str, Any]:
-    return {"line": line, "kind": kind, "x": x, "median": value, "low": value, "high": value}
+def _row(line: str, x: float, value: float, *, theory: bool = False) -> dict[str, Any]:
+    return {"line": line, "theory": theory, "x": x, "median": value, "low": value, "high": value}
 
 
 def depth_check_chart(check: "DepthCheck") -> alt.ConcatChart:
@@ -200,7 +197,7 @@ def depth_check_chart(check: "DepthCheck") -> alt.ConcatChart:
     for name, step, title, limit in asked:
         found = {(rule, depth): check.values(name, rule, depth, step) for rule in check.rules for depth in check.depths}
         rows: list[dict[str, Any]] = [
-            {"line": rule, "kind": "", "x": depth, "median": median(each), "low": min(each), "high": max(each)}
+            {"line": rule, "theory": False, "x": depth, "median": median(each), "low": min(each), "high": max(each)}
             for (rule, depth), each in found.items()
             if each
         ]
@@ -211,7 +208,6 @@ def depth_check_chart(check: "DepthCheck") -> alt.ConcatChart:
         panels,
         x="depth",
         lines=check.rules,
-        kinds=[""],
         log=True,
         description="How far the first steps change the output, the loss, the signal and the gates, against depth.",
     )

@@ -134,6 +134,7 @@ def gate_profile(rows: Sequence[dict[str, Any]], *, y: str, description: str) ->
         x=horizontal, y=_values("low", y, rows), y2="high:Q"
     )
     line = base.mark_line(
+        strokeJoin="round",
         strokeWidth=2.5 if depth <= DOTS else 1.5,
         color=COLOURS["rezero"],
         point=alt.OverlayMarkDef(size=30, filled=True, color=COLOURS["rezero"]) if depth <= DOTS else False,

@@ -1,9 +1,10 @@
 """One look for every chart: colours that colour-blind readers tell apart, fonts, sizes, and the files."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import altair as alt
 import vl_convert
@@ -73,17 +74,25 @@ def dress_panels(chart: Any, description: str) -> Any:
 Ending = Literal["svg", "png", "pdf", "html"]
 
 
-def save(chart: alt.TopLevelMixin, stem: Path, endings: Sequence[Ending] = ("svg", "png")) -> tuple[Path, ...]:
+def save(
+    chart: alt.TopLevelMixin, stem: str | os.PathLike[str], endings: Sequence[Ending] = ("svg", "png")
+) -> tuple[Path, ...]:
     """Write a chart in one or more formats, the same chart always as the same bytes but for PDF.
 
     Args:
         chart: Any Altair chart.
-        stem: Path without an ending.
+        stem: Path without an ending; its folder is made if it is not there.
         endings: Formats; a page in HTML needs no network.
 
     Returns:
         The files, in the order of ``endings``.
+
+    Raises:
+        ValueError: If a format is unknown.
     """
+    if unknown := {*endings} - {*get_args(Ending)}:
+        raise ValueError(f"endings must be of {', '.join(get_args(Ending))}: got {', '.join(sorted(unknown))}")
+    stem = Path(stem)
     spec = chart.to_dict()
     width = {"width": 720} if spec.get("width") == "container" else {}
     svg = _renumber(vl_convert.vegalite_to_svg({**spec, **width}))
@@ -94,6 +103,7 @@ def save(chart: alt.TopLevelMixin, stem: Path, endings: Sequence[Ending] = ("svg
         "html": lambda: str(chart.to_html(inline=True)).encode(),
     }
     files = tuple(stem.with_name(f"{stem.name}.{ending}") for ending in endings)
+    stem.parent.mkdir(parents=True, exist_ok=True)
     for file, ending in zip(files, endings, strict=True):
         file.write_bytes(made[ending]())
     return files

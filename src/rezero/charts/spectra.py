@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import altair as alt
 
 from rezero.charts.look import OTHER_COLOURS, dress, dress_panels
+from rezero.charts.ticks import log_ticks
 
 __all__ = ["density_line", "histogram"]
 
@@ -14,13 +15,16 @@ _FLOOR = 1e-6  # of the largest: what is below has no place on the axis
 _POWERS = "format(datum.value, datum.value < 0.01 || datum.value > 100 ? '.0e' : '~g')"
 
 
-def histogram(panels: Mapping[str, Mapping[str, Sequence[float]]], *, description: str) -> alt.VConcatChart:
+def histogram(
+    panels: Mapping[str, Mapping[str, Sequence[float]]], *, description: str, single: bool = False
+) -> alt.VConcatChart:
     """Draw how singular values are distributed on a log axis, panel under panel.
 
     Args:
         panels: Title of a panel to its sets of singular values, such as those of several depths, by name. Values below
             a millionth of the largest have no place on the axis; the title of their panel says how many.
         description: What the chart shows, for readers who do not see it.
+        single: Whether each value is a stroke of its own, where they are not all that there are.
 
     Returns:
         The chart; a dashed line marks 1.
@@ -32,7 +36,9 @@ def histogram(panels: Mapping[str, Mapping[str, Sequence[float]]], *, descriptio
     largest = max(every, default=1.0) or 1.0
     floor = max(min(every, default=1.0), _FLOOR * largest)
     low, high = min(math.log10(floor), -0.1), max(math.log10(largest), 0.1)
-    width = (high - low) / _BINS
+    width = (high - low) / (_BINS - 2)
+    low = -(math.ceil(-low / width) + 0.5) * width  # 1 is in the middle of a bin
+    high = low + _BINS * width
     rows = [
         {"panel": panel, "set": name, "x": 10 ** (low + i * width), "share": share / width}
         for panel, sets in panels.items()
@@ -41,9 +47,7 @@ def histogram(panels: Mapping[str, Mapping[str, Sequence[float]]], *, descriptio
     ]
     names = list(dict.fromkeys(name for sets in panels.values() for name in sets))
     legend = alt.Legend(title=None, orient="top", symbolType="square", symbolOpacity=1) if len(names) > 1 else None
-    powers = range(math.floor(low), math.ceil(high) + 1)
-    stride = math.ceil(len(powers) / 9)
-    ticks = [float(f"1e{power}") for power in powers if power % stride == 0]
+    ticks = [tick for tick in log_ticks(10**low, 10**high) if 10**low <= tick <= 10**high]
     x = alt.X(
         "x:Q",
         title="singular value",
@@ -55,14 +59,17 @@ def histogram(panels: Mapping[str, Mapping[str, Sequence[float]]], *, descriptio
         scale=alt.Scale(domain=names, range=[OTHER_COLOURS[i % len(OTHER_COLOURS)] for i in range(len(names))]),
         legend=legend,
     )
-    y = alt.Y("share:Q", title="density by log10", stack=None, axis=alt.Axis(format="~f", tickCount=3))
+    y = alt.Y("share:Q", title="share per decade", stack=None, axis=alt.Axis(format="~f", tickCount=3))
     drawn = []
     for panel in panels:
         base = alt.Chart(alt.InlineData(values=[row for row in rows if row["panel"] == panel]))
         area = base.mark_area(interpolate="step-after", opacity=0.4, line=True).encode(x=x, y=y, color=colour)
+        if single:
+            each = [{"set": name, "x": v} for name, numbers in panels[panel].items() for v in numbers if v >= floor]
+            area = alt.Chart(alt.InlineData(values=each)).mark_tick(thickness=2, size=60).encode(x=x, color=colour)
         one = alt.Chart(alt.InlineData(values=[{"x": 1}])).mark_rule(strokeDash=[4, 4], color="#333333").encode(x=x)
         title = alt.Title(_title(panel, panels[panel], floor), anchor="start", fontSize=13, fontWeight="normal")
-        height = 300 if len(panels) == 1 else 130
+        height = 80 if single else 300 if len(panels) == 1 else 130
         drawn.append(alt.LayerChart(layer=[area, one], width=620, height=height, title=title))
     chart: alt.VConcatChart = dress_panels(alt.vconcat(*drawn), description)
     return chart
@@ -82,12 +89,19 @@ def density_line(
     Returns:
         The chart.
     """
-    rows = [{"x": x, "y": y, "low": max(0.0, y - e), "high": y + e} for x, y, e in zip(at, density, error, strict=True)]
+    top = max((y + e for y, e in zip(density, error, strict=True)), default=1.0)
+    rows = [
+        {"x": x, "y": y, "low": max(0.0, y - e), "high": y + e}
+        for x, y, e in zip(at, density, error, strict=True)
+        if x >= 0 and y + e > 1e-3 * top
+    ]
     base = alt.Chart(alt.InlineData(values=rows))
     x = alt.X("x:Q", title="singular value", scale=alt.Scale(nice=False), axis=alt.Axis(format="~g"))
     colour = OTHER_COLOURS[0]
-    band = base.mark_area(opacity=0.2, color=colour).encode(x=x, y=alt.Y("low:Q", title="density"), y2="high:Q")
-    line = base.mark_line(color=colour, strokeWidth=2).encode(x=x, y=alt.Y("y:Q", title="density"))
+    band = base.mark_area(opacity=0.2, color=colour).encode(
+        x=x, y=alt.Y("low:Q", title="density (band: 95%)"), y2="high:Q"
+    )
+    line = base.mark_line(color=colour, strokeWidth=2).encode(x=x, y=alt.Y("y:Q", title="density (band: 95%)"))
     chart: alt.LayerChart = dress(alt.layer(band, line), description)
     return chart
 

@@ -131,13 +131,20 @@ def _activations(model: nn.Module, owners: Owners, inputs: Any, notes: list[str]
         return
     closed = {name for name, owner in owners.items() if owner.gate_init == 0}
     homes = {name.rpartition(".")[0] for name in closed if isinstance(owners[name], Gate)}
-    sites = [site for site in found if any(branch.leaf in closed for branch in site.branches)]
-    sites += [site for site in found.own if any(_home(name) in homes for b in site.branches for name in b.scale)]
-    yield from report(
+    after = [site for site in (*found, *found.own) if site.activation_after is not None]
+    converted = [site.name for site in after if any(branch.leaf in closed for branch in site.branches)]
+    own = [site.name for site in after if any(_home(name) in homes for b in site.branches for name in b.scale)]
+    name, why = (
         "activation after the addition",
-        [site.name for site in sites if site.activation_after is not None],
-        "a closed block is not the identity there, but cuts off what is negative",
-        "move it into the branch: by hand, or with rezero.convert_(..., activation_after='move')",
+        "a closed block is not the identity there, but changes what is negative",
+    )
+    yield from report(name, own, why, "move the activation into the branch, before its gate", "risk")
+    yield from report(
+        name,
+        converted,
+        why,
+        "convert a new model, or this one after undo(), with activation_after='move'; an activation that is a function "
+        "must become a module first",
         "risk",
     )
 

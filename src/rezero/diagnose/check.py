@@ -54,7 +54,9 @@ def check(model: nn.Module, batch_or_loss_fn: Any, optimizer: Any = None, *, sca
     if stepping is not None:
         found += stepping.findings()
     notes: list[str] = []
-    if not any(parameter.is_meta for parameter in model.parameters()):
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        notes.append("no parameter of the model requires gradients, so that none could be followed")
+    elif not any(parameter.is_meta for parameter in model.parameters()):
         found += in_a_pass(model, owners, objective_of(batch_or_loss_fn), stepping, notes)
     order = sorted(found, key=lambda finding: finding.severity != "fault")
     return Report(tuple(order), len(owners), tuple(notes))

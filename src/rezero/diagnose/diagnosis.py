@@ -35,6 +35,7 @@ class Diagnosis:
     Attributes:
         report: What `check` says of it with its gates.
         converted: Whether the gates were put in for this.
+        restarted: How many parameters that ended a branch with zeros were set to their usual start by that.
         alphas: Its gates, one record.
         signals: `propagation` with gates, and without them if they were put in for this.
         spectra: `jacobian_spectrum` of the same, from the first block's input to the last one's output.
@@ -42,6 +43,7 @@ class Diagnosis:
 
     report: Report
     converted: bool
+    restarted: int
     alphas: AlphaHistory
     signals: Mapping[str, Propagation]
     spectra: Mapping[str, Spectrum] = field(default_factory=dict)
@@ -50,6 +52,7 @@ class Diagnosis:
         """Return all of it in plain types."""
         return {
             "converted": self.converted,
+            "restarted": self.restarted,
             "check": self.report.to_json(),
             "alphas": self.alphas.to_json(),
             "propagation": {name: each.to_json() for name, each in self.signals.items()},
@@ -74,7 +77,10 @@ class Diagnosis:
             charts["alphas"] = self.alphas.profile()
         if self.spectra:
             sets = {name: {"": each.singular_values.flatten().tolist()} for name, each in self.spectra.items()}
-            charts["singular_values"] = histogram(sets, description="Singular values from first to last block.")
+            single = any(each.singular_values.shape[1] < each.count for each in self.spectra.values())
+            charts["singular_values"] = histogram(
+                sets, single=single, description="Singular values from the first block to the last."
+            )
         folder.mkdir(parents=True, exist_ok=True)
         files = {"check.txt": f"{self.report}\n", "diagnosis.json": json.dumps({**facts, **self.to_json()}, indent=1)}
         for name, text in files.items():
@@ -108,6 +114,8 @@ def diagnose(
     """
     if any(each.is_meta for each in (*model.parameters(), *model.buffers())):
         raise UsageError("the model is on the meta device and has no numbers: build it on a device that has")
+    if not args and not kwargs:
+        raise UsageError("no example was given: let the function return the model and its example arguments")
     args, kwargs = _paired(args, dict(kwargs))
     example: Any = {**kwargs} if kwargs and not args else args
     if args and kwargs:
@@ -125,17 +133,17 @@ def diagnose(
                 ends = (blocks[0], blocks[-1])
                 spectra[name] = jacobian_spectrum(model, first, between=ends, k=singular_values, which="largest")
 
-    converted = not gates(model)
+    converted, restarted = not gates(model), 0
     if converted:
         look(ORIGINAL)
         with busy("converting"):
-            convert_(model, args, kwargs)
+            restarted = len(convert_(model, args, kwargs).reset)
     look(GATED)
     with busy("checking the gates"):
         report = check(model, example)
     with AlphaRecorder(model) as recorder:
         recorder.step(0)
-    return Diagnosis(report, converted, recorder.history, signals, spectra)
+    return Diagnosis(report, converted, restarted, recorder.history, signals, spectra)
 
 
 def _paired(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -69,10 +69,13 @@ class Spectrum:
         }
 
     def chart(self) -> Any:
-        """Draw the histogram of the computed singular values on a log axis, those of all examples together.
+        """Draw the singular values of all examples together on a log axis: a histogram, or a stroke each if some lack.
 
         Returns:
             An Altair chart, which notebooks show and `rezero.charts.save` writes.
+
+        Raises:
+            UsageError: If none were computed.
 
         References:
             Bachlechner et al. (2020), arXiv:2003.04887, fig. 5.
@@ -80,9 +83,14 @@ class Spectrum:
         from rezero.charts.spectra import histogram
 
         values = self.singular_values.flatten().tolist()
-        which = "all" if self.singular_values.shape[1] == self.count else f"{len(values)}"
-        title = f"{which} singular values of {len(self.singular_values)} Jacobians of {self.shape[0]} x {self.shape[1]}"
-        return histogram({title: {"": values}}, description="How the singular values are distributed.")
+        if not values:
+            raise UsageError("no singular values were computed: draw the density, with density[0].chart()")
+        examples, whole = len(self.singular_values), self.singular_values.shape[1] == self.count
+        title = f"{'all' if whole else len(values)} singular values, {examples} Jacobian{'s' * (examples > 1)}"
+        title += f" of {self.shape[0]} x {self.shape[1]}"
+        return histogram(
+            {title: {"": values}}, single=not whole, description="How the singular values are distributed."
+        )
 
     def __str__(self) -> str:
         s, (m, n) = self.singular_values, self.shape
@@ -93,9 +101,9 @@ class Spectrum:
             f"mean squared {square:.4g}" + (f" (standard error {error:.2g})" if error else ""),
         ]
         if s.numel():
-            lines.append(
-                f"from {float(s.min()):.4g} to {float(s.max()):.4g}, {float(self.isometry.mean()):.2g} from isometry"
-            )
+            span = f"from {float(s.min()):.4g} to {float(s.max()):.4g}"
+            whole = s.shape[1] == self.count
+            lines.append(f"{span}, {float(self.isometry.mean()):.2g} from isometry" if whole else f"those are {span}")
         return "\n".join([*lines, *self.notes])
 
 

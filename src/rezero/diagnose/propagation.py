@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Propagation", "Signal", "propagation"]
 
-_SHOWN = 12  # rows of a printed table
+_ALL, _SHOWN = 40, 12  # rows of a printed table: all of so many, or so many of more
 
 
 @dataclass(frozen=True)
@@ -124,11 +124,13 @@ class Propagation:
         }
 
     def __str__(self) -> str:
-        head = f"{len(self.layers)} layer{'s' * (len(self.layers) != 1)}"
         rows = [*([] if self.start is None else [self.start]), *self.layers]
-        chosen = sorted({round(i * (len(rows) - 1) / max(1, min(_SHOWN, len(rows)) - 1)) for i in range(_SHOWN)})
+        shown = len(rows) if len(rows) <= _ALL else _SHOWN
+        chosen = sorted({round(i * (len(rows) - 1) / max(1, shown - 1)) for i in range(shown)})
+        head = f"{len(self.layers)} layer{'s' * (len(self.layers) != 1)}"
+        head += f", {shown} rows of {len(rows)}" * (shown < len(rows))
         attends = any(each.entropy is not None for each in rows)
-        titles = ["depth", "layer", "norm", "cosine", "gradient", *(["entropy", "of the most"] if attends else [])]
+        titles = ["depth", "layer", "norm", "cosine", "gradient", *(["entropy", "of its most"] if attends else [])]
         table = [titles, *(_cells(rows[i], attends=attends) for i in chosen if i < len(rows))]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = (
