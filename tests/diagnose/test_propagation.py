@@ -331,11 +331,12 @@ def test_a_model_without_a_list_has_its_gated_blocks() -> None:
 def test_the_table_is_short() -> None:
     """Twelve rows of a hundred, with the first and the last; a model that is its own only layer has a name too."""
     lines = str(propagation(MLP(4, 4, 100, 2), torch.randn(2, 4))).splitlines()
-    assert lines[0] == "100 layers"
+    assert lines[0] == "100 layers, 12 rows of 101"
     assert lines[1].split() == ["depth", "layer", "norm", "cosine", "gradient"]
     assert lines[2].split()[:2] == ["0", "(input)"]
     assert lines[-1].split()[:2] == ["100", "blocks.99"]
     assert len(lines) == 14
+    assert len(str(propagation(MLP(4, 4, 30, 2), torch.randn(2, 4))).splitlines()) == 2 + 31  # all of so few
     whole = propagation(MLP(4, 4, 2, 2), torch.randn(2, 4), layers="")
     assert [line.split()[1] for line in str(whole).splitlines()[2:]] == ["(input)", "(model)"]
 
@@ -347,7 +348,7 @@ def test_charts_are_drawn(tmp_path: Any) -> None:
     [alone] = save(plain.chart(plain.mean_field(skip=False)), tmp_path / "alone", ("svg",))
     [both] = save(propagation_chart({"plain": plain, "residual": open_}), tmp_path / "both", ("svg",))
     [attention] = save(propagation(*converted()).chart(), tmp_path / "attention", ("svg",))
-    assert "theory of infinite width" in alone.read_text()
+    assert "(dashed: infinite width)" in alone.read_text()
     assert "theory" not in both.read_text()
     for name in ("plain", "residual", "root mean square of the gradient", "cosine between examples"):
         assert name in both.read_text()

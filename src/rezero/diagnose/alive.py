@@ -131,8 +131,9 @@ def _activations(model: nn.Module, owners: Owners, inputs: Any, notes: list[str]
         return
     closed = {name for name, owner in owners.items() if owner.gate_init == 0}
     homes = {name.rpartition(".")[0] for name in closed if isinstance(owners[name], Gate)}
+    layers = {name for name in closed if not isinstance(owners[name], Gate)}
     after = [site for site in (*found, *found.own) if site.activation_after is not None]
-    converted = [site.name for site in after if any(branch.leaf in closed for branch in site.branches)]
+    converted = [site.name for site in after if any(branch.leaf in layers for branch in site.branches)]
     own = [site.name for site in after if any(_home(name) in homes for b in site.branches for name in b.scale)]
     name, why = (
         "activation after the addition",
