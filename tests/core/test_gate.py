@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import rezero
 from rezero import Gate, ReZero, gates
-from rezero.gate import gate_dtype
+from rezero.gate import gate_dtype, held
 
 
 def test_alpha_has_an_axis() -> None:
@@ -275,3 +275,19 @@ def test_gate_is_vmappable() -> None:
         return gate(f)
 
     assert torch.equal(torch.vmap(scaled)(torch.ones(3)), torch.full((3,), 0.5))
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("activation", [None, "tanh"])
+def test_held_gates_scale_by_one_number(activation: Any, scale: float) -> None:
+    """Through tanh too, and the very numbers are put back, also after an error."""
+    owners = [Gate(3, init_value=0.7, activation=activation), Gate(init_value=-2.0, activation=activation)]
+    before = [gate.alpha.detach().clone() for gate in owners]
+    with held(owners, scale):
+        for gate in owners:
+            torch.testing.assert_close(gate.gate_scale, torch.full_like(gate.alpha, scale))
+    with pytest.raises(KeyError, match="stop"), held(owners, scale):
+        raise KeyError("stop")
+    assert all(torch.equal(gate.alpha, numbers) for gate, numbers in zip(owners, before, strict=True))
+    assert owners[0].gate_activation == activation
+    assert owners[0].gate_init == 0.7
