@@ -270,8 +270,11 @@ def test_measuring_is_in_eval_mode_and_returns_to_training(batch_size: int) -> N
 @pytest.mark.parametrize("parts", [2, 3, 7, 500], ids=str)
 @pytest.mark.parametrize("arm", ["rezero", "pre-norm"])
 def test_parts_of_a_batch_add_up(arm: str, parts: int) -> None:
-    """A batch that is computed in parts, equal or not, trains as the whole batch does."""
-    settings = tiny(steps=7, measure_every=1, optimizer="SGD momentum=0.9", lr=0.1, clip=0.5)
+    """A batch that is computed in parts, equal or not, trains as the whole batch does.
+
+    At this rate; at 0.1 the rounding, which differs from machine to machine, grows a hundredfold in seven steps.
+    """
+    settings = tiny(steps=12, measure_every=1, optimizer="SGD momentum=0.9", lr=0.03, clip=0.5)
     whole, split = (train(replace(settings, accumulate=count), arm) for count in (1, parts))
     for one, other in zip(whole, split, strict=True):
         assert one.step == other.step

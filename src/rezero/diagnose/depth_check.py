@@ -204,6 +204,7 @@ def depth_check(
     Example:
         >>> import rezero
         >>> from rezero.layers import MLP
+        >>> _ = torch.manual_seed(0)
         >>> x, targets = torch.randn(32, 8), torch.randint(2, (32,))
         >>> found = depth_check(
         ...     lambda depth: MLP(8, 32, depth, 2),
