@@ -6,11 +6,10 @@ Forward and backward of a stack of equal blocks. Peers: the products alone (floo
 out as x + alpha * f(x) (naive), rezero.ReZero, and x + f(norm(x)) (pre-norm). Ratios are to the ungated stack.
 """
 
-import argparse
 from collections.abc import Callable
 
 import torch
-from timing import interleave, ratios, write_result
+from timing import interleave, ratios, read_arguments, write_result
 from torch import Tensor, nn
 
 import rezero
@@ -64,10 +63,7 @@ def build_stack(
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=60)
-    arguments = parser.parse_args()
+    arguments = read_arguments(__doc__, rounds=60)
     tables = {}
     for title, (depth, width, batch) in SIZES.items():
         makers: dict[str, Callable[[nn.Module], nn.Module]] = {

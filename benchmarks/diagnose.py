@@ -6,13 +6,12 @@ The network is the Transformer of ``training_step.py``. Beside it the 20 largest
 torch's own encoder, width 512, on 128 tokens: a Jacobian of 65,536 x 65,536, which would take 16 GiB as a matrix.
 """
 
-import argparse
 import resource
 import time
 from typing import Any
 
 import torch
-from timing import interleave, ratios, write_result
+from timing import interleave, ratios, read_arguments, write_result
 from torch import nn
 from training_step import INPUTS, build_step
 
@@ -42,10 +41,7 @@ def large_jacobian(device: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
+    options = read_arguments(__doc__, rounds=5)
     jacobian = large_jacobian(options.device)
     print("20 largest of 65,536: {seconds:.1f} s, {peak_gib:.2f} GiB at the peak".format(**jacobian))
     model = LanguageModel(128, 12, 4, share="layer").to(options.device)

@@ -7,7 +7,6 @@ machine blurs. What ``step()`` takes by itself, as a share of a bare step, is sh
 the forward pass for ratios. Steps between records cost next to nothing, so that at ``every=10`` a tenth is left.
 """
 
-import argparse
 import copy
 import statistics
 import tempfile
@@ -16,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from timing import interleave, ratios, write_result
+from timing import interleave, ratios, read_arguments, write_result
 from torch import nn
 from training_step import INPUTS, build_step
 
@@ -58,10 +57,7 @@ def own_seconds(recorder: AlphaRecorder, every: int, *, blocks: int = 100) -> fl
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=20)
-    arguments = parser.parse_args()
+    arguments = read_arguments(__doc__, rounds=20)
     tables = {}
     for title, (task, build) in NETWORKS.items():
         torch.manual_seed(0)

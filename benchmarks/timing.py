@@ -1,5 +1,6 @@
 """What the benchmarks share: interleaved timing, so that a machine's drift falls on all alike, and records."""
 
+import argparse
 import json
 import os
 import platform
@@ -13,10 +14,18 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["interleave", "ratios", "write_result"]
+__all__ = ["interleave", "ratios", "read_arguments", "write_result"]
 
 COMMIT = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
 RESULTS = Path(__file__).parents[1] / "results" / "bench"
+
+
+def read_arguments(about: str, *, rounds: int) -> argparse.Namespace:
+    """Read the device and the number of rounds from the command line."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=rounds)
+    return parser.parse_args()
 
 
 def interleave(candidates: Mapping[str, Callable[[], object]], *, rounds: int, device: str) -> dict[str, list[float]]:

@@ -6,12 +6,11 @@ A step is forward, backward and the optimizer, at the tasks' own sizes, on rando
 and matrix products of the first arm alone: forward, both gradients, nothing between them. Ratios are to the first arm.
 """
 
-import argparse
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from timing import interleave, ratios, write_result
+from timing import interleave, ratios, read_arguments, write_result
 from torch import Tensor, nn
 
 from rezero.lab import build_optimizer, find_task
@@ -76,10 +75,7 @@ def build_floor(model: nn.Module, inputs: Tensor) -> Callable[[], object]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=20)
-    arguments = parser.parse_args()
+    arguments = read_arguments(__doc__, rounds=20)
     tables = {}
     for title, (task, build, arms) in NETWORKS.items():
         torch.manual_seed(0)

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rezero.diagnose.linear_map import LinearMap
+from rezero.diagnose.linear_map import LinearMap, square
 
 __all__ = ["Density", "estimate_density", "smooth"]
 
@@ -67,16 +68,13 @@ def estimate_density(
     References:
         Ubaru, Chen and Saad (2017), Fast Estimation of tr(f(A)) via Stochastic Lanczos Quadrature, SIAM J. Matrix Anal.
     """
-    m, n = linear_map.shape
-    side, steps = min(m, n), min(steps, min(m, n))
-
-    def square(v: Tensor) -> Tensor:
-        return linear_map.pull(linear_map.push(v)) if n <= m else linear_map.push(linear_map.pull(v))
+    side = min(linear_map.shape)
+    steps = min(steps, side)
 
     quadratures = []
     for _ in range(vectors):
         start = torch.randn(side, generator=generator, dtype=torch.float64)
-        quadratures.append(_lanczos(square, start, steps))
+        quadratures.append(_lanczos(partial(square, linear_map), start, steps))
     highest = max(float(nodes.max()) for nodes, _ in quadratures)
     width = max(highest, 1e-12) / points * 2
     at = torch.linspace(-3 * width, highest + 3 * width, points, dtype=torch.float64)

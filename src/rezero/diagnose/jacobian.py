@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rezero.diagnose.density import Density, estimate_density
 from rezero.diagnose.example import check_devices, read_input
-from rezero.diagnose.linear_map import LinearMap, frozen, linear_maps
+from rezero.diagnose.linear_map import LinearMap, frozen, linear_maps, square
 from rezero.diagnose.untouched import check_model, untouched, written
 from rezero.diagnose.whole import whole
 from rezero.errors import UsageError
@@ -223,18 +223,15 @@ def _extreme(linear_map: LinearMap, k: int, end: str, unit: float) -> tuple[Tens
     """Return singular values at one end, falling, and their residuals, from the smaller of ``J^T J`` and ``J J^T``."""
     from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
-    m, n = linear_map.shape
-    side = min(m, n)
+    side = min(linear_map.shape)
 
-    def square(v: Any) -> Any:
-        given = torch.from_numpy(v).reshape(-1)
-        out = linear_map.pull(linear_map.push(given)) if n <= m else linear_map.push(linear_map.pull(given))
-        return out.to("cpu", torch.float64).numpy()
+    def product(v: Any) -> Any:
+        return square(linear_map, torch.from_numpy(v).reshape(-1)).to("cpu", torch.float64).numpy()
 
-    operator = LinearOperator((side, side), matvec=square, dtype="float64")
+    operator = LinearOperator((side, side), matvec=product, dtype="float64")
     # Random, for many networks have a null space of constants; only zero maps all of it to zero.
     start = torch.randn(side, generator=torch.Generator().manual_seed(0), dtype=torch.float64).numpy()
-    if not square(start).any():
+    if not product(start).any():
         return torch.zeros(k, dtype=torch.float64), torch.zeros(k, dtype=torch.float64)
     precise = 0.0 if linear_map.dtype == torch.float64 else 1e-6
     try:
@@ -252,7 +249,7 @@ def _extreme(linear_map: LinearMap, k: int, end: str, unit: float) -> tuple[Tens
             "ask for fewer, or for the density"
         ) from error
     falling = values.argsort()[::-1]
-    ends = [square(vectors[:, i]) - values[i] * vectors[:, i] for i in falling]
+    ends = [product(vectors[:, i]) - values[i] * vectors[:, i] for i in falling]
     residuals = torch.tensor([float((each @ each) ** 0.5) / (unit or 1) for each in ends], dtype=torch.float64)
     return torch.from_numpy(values[falling].copy()).clamp(min=0).sqrt(), residuals
 

@@ -18,7 +18,7 @@ from rezero.surgery.backward import kept
 from rezero.surgery.outputs import tensors
 from rezero.surgery.undisturbed import unfused
 
-__all__ = ["LinearMap", "find_layer", "frozen", "linear_maps"]
+__all__ = ["LinearMap", "find_layer", "frozen", "linear_maps", "square"]
 
 _ROWS = 256  # backward passes at a time
 _FUSED = (nn.functional.scaled_dot_product_attention, nn.functional.multi_head_attention_forward)
@@ -103,6 +103,20 @@ class LinearMap:
                 "nan or infinite; where numbers are only large, convert a copy of model and input with .double()"
             )
         return found.reshape(len(along), -1) if batched else found.reshape(-1)
+
+
+def square(linear_map: LinearMap, v: Tensor) -> Tensor:
+    """Return the product with ``J^T J`` or ``J J^T``, whichever is smaller; its eigenvalues are the squares.
+
+    Args:
+        linear_map: The map ``J``, ``m x n``.
+        v: A vector, ``(min(m, n),)``.
+
+    Returns:
+        The product, of the same shape.
+    """
+    m, n = linear_map.shape
+    return linear_map.pull(linear_map.push(v)) if n <= m else linear_map.push(linear_map.pull(v))
 
 
 class _SeesAttention(TorchFunctionMode):
