@@ -106,6 +106,14 @@ def test_a_histogram_counts_every_value() -> None:
             assert sum(row["share"] for row in bins if row["set"] == name) * width == pytest.approx(share)
 
 
+def test_a_histogram_fits_few_values_close_to_one() -> None:
+    """A bin holds some of them, and the axis has three numbers or more."""
+    chart = histogram({"": {"one": [0.8 * 1.016**i for i in range(32)]}}, description="Values.").to_dict()
+    bins, layers = max(chart["datasets"].values(), key=len), chart["vconcat"][0]["layer"]
+    assert len(layers[0]["encoding"]["x"]["axis"]["values"]) >= 3
+    assert sum(row["share"] == 0 for row in bins) <= 4  # the edges, and the end of the steps
+
+
 def test_files_go_where_a_text_says(tmp_path: Path) -> None:
     """Into a folder that is made; a format that is none is refused before."""
     with pytest.raises(ValueError, match="endings must be of svg, png, pdf, html: got jpg"):

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 import altair as alt
 
 from rezero.charts.look import OTHER_COLOURS, dress, dress_panels
-from rezero.charts.ticks import log_ticks
+from rezero.charts.ticks import visible_log_ticks
 
 __all__ = ["density_line", "histogram"]
 
-_BINS = 60
+_FEWEST_BINS, _MOST_BINS = 12, 60
 _FLOOR = 1e-6  # of the largest: what is below has no place on the axis
 _POWERS = "format(datum.value, datum.value < 0.01 || datum.value > 100 ? '.0e' : '~g')"
 
@@ -36,23 +36,24 @@ def histogram(
     largest = max(every, default=1.0) or 1.0
     floor = max(min(every, default=1.0), _FLOOR * largest)
     low, high = min(math.log10(floor), -0.1), max(math.log10(largest), 0.1)
-    width = (high - low) / (_BINS - 2)
+    fewest = min((len(numbers) for sets in panels.values() for numbers in sets.values()), default=0)
+    bins = min(_MOST_BINS, max(_FEWEST_BINS, round(3 * math.sqrt(fewest))))
+    width = (high - low) / (bins - 2)
     low = -(math.ceil(-low / width) + 0.5) * width  # 1 is in the middle of a bin
-    high = low + _BINS * width
+    high = low + bins * width
     rows = [
         {"panel": panel, "set": name, "x": 10 ** (low + i * width), "share": share / width}
         for panel, sets in panels.items()
         for name, numbers in sets.items()
-        for i, share in enumerate(_shares(numbers, low, width))
+        for i, share in enumerate(_shares(numbers, low, width, bins))
     ]
     names = list(dict.fromkeys(name for sets in panels.values() for name in sets))
     legend = alt.Legend(title=None, orient="top", symbolType="square", symbolOpacity=1) if len(names) > 1 else None
-    ticks = [tick for tick in log_ticks(10**low, 10**high) if 10**low <= tick <= 10**high]
     x = alt.X(
         "x:Q",
         title="singular value",
         scale=alt.Scale(type="log", domain=[10**low, 10**high], nice=False),
-        axis=alt.Axis(values=ticks, labelExpr=_POWERS, grid=True),
+        axis=alt.Axis(values=visible_log_ticks(10**low, 10**high), labelExpr=_POWERS, grid=True),
     )
     colour = alt.Color(
         "set:N",
@@ -106,13 +107,13 @@ def density_line(
     return chart
 
 
-def _shares(values: Sequence[float], low: float, width: float) -> list[float]:
+def _shares(values: Sequence[float], low: float, width: float, bins: int) -> list[float]:
     """Count values by bins of their logarithm, as shares of all; a last zero ends the steps."""
-    counts = [0.0] * (_BINS + 1)
+    counts = [0.0] * (bins + 1)
     for value in values:
         place = math.floor((math.log10(value) - low) / width + 1e-9) if value > 0 else -1
         if place >= 0:
-            counts[min(_BINS - 1, place)] += 1 / len(values)
+            counts[min(bins - 1, place)] += 1 / len(values)
     return counts
 
 

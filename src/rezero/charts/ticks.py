@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["block_labels", "log_ticks", "round_places", "value_ticks"]
+__all__ = ["block_labels", "log_ticks", "round_places", "value_ticks", "visible_log_ticks"]
 
 
 def value_ticks(rows: Sequence[dict[str, Any]], *, log: bool, percent: bool) -> list[float]:
@@ -24,6 +24,12 @@ def log_ticks(low: float, high: float) -> list[float]:
     factors = (1, 2, 5) if high <= 1000 * low else (1,)
     ticks = [float(f"{factor}e{power}") for power in range(first, last + stride, stride) for factor in factors]
     return [t for i, t in enumerate(ticks) if ticks[min(i + 1, len(ticks) - 1)] > low and ticks[max(i - 1, 0)] < high]
+
+
+def visible_log_ticks(low: float, high: float) -> list[float]:
+    """Return `log_ticks` that lie between the two; on an axis too short for three, multiples of a round step."""
+    ticks, finer = ([t for t in found if low <= t <= high] for found in (log_ticks(low, high), _linear_ticks(low, high)))
+    return ticks if len(ticks) > 2 else finer
 
 
 def _linear_ticks(low: float, high: float) -> list[float]:

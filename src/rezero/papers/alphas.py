@@ -10,9 +10,9 @@ to small values. Three studies, 3 seeds each, that any later run can be put besi
     python -m rezero.papers.alphas mlp-32 lm-12 lm-64    # writes results/alphas
 """
 
+import argparse
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -128,4 +128,6 @@ def main(folders: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", help="folders of studies")
+    main(parser.parse_args().folders)

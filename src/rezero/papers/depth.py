@@ -3,9 +3,10 @@
 Bachlechner et al. (2020), arXiv:2003.04887, sec. 4.1, and the authors' notebook: ReLU layers, Adagrad at 0.01. Here
 they are 32 wide and see one batch of scikit-learn's digits.
 
-    python -m rezero.papers.depth    # half an hour on a core shared with others
+    python -m rezero.papers.depth    # nine minutes; writes results/depth-check
 """
 
+import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -91,6 +92,7 @@ def write(found: DepthCheck, folder: Path, facts: Mapping[str, str]) -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     about = {**provenance(), "command": "python -m rezero.papers.depth"}
     result = measure()
     print(result)

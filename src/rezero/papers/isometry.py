@@ -6,6 +6,7 @@ width of 64, Xavier weights, alpha set to 0.1, 10 networks an arm.
     python -m rezero.papers.isometry    # under a minute; writes results/isometry
 """
 
+import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -145,6 +146,7 @@ def summary(found: Sequence[Measured]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     measured = list(measure())
     for row in summary(measured):
         print(f"{row['depth']:4} layers  {row['arm']:9}  {row['mean_squared']:8.4g} +- {row['deviation']:.2g}")
