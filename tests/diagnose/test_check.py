@@ -9,6 +9,7 @@ import pytest
 import timm
 import timm.optim
 import torch
+import transformers
 from torch import Tensor, nn
 
 import rezero
@@ -413,8 +414,10 @@ def test_what_could_not_be_looked_at_is_said() -> None:
     assert note == "activations after additions were not looked for: the loss does not call the model itself"
 
 
-def test_gates_of_a_checkpointed_model_are_alive() -> None:
-    """Reentrant checkpoints, which torch.autograd.grad can't see through, are no fault."""
+@pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "plain"])
+@pytest.mark.parametrize("make_loss", [False, True], ids=["batch", "loss"])
+def test_gates_of_a_checkpointed_model_are_alive(reentrant: bool, make_loss: bool) -> None:
+    """Neither checkpoints that torch.autograd.grad can't see through nor those that count what is saved are a fault."""
 
     class Checkpointed(nn.Module):
         def __init__(self) -> None:
@@ -422,10 +425,26 @@ def test_gates_of_a_checkpointed_model_are_alive() -> None:
             self.blocks = blocks()[0]
 
         def forward(self, x: Tensor) -> Tensor:
-            out: Tensor = torch.utils.checkpoint.checkpoint(self.blocks, x, use_reentrant=True)
-            return out
+            for block in self.blocks:
+                x = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=reentrant)
+            return x
 
-    assert not check(Checkpointed(), X_BTD.clone().requires_grad_())
+    x = X_BTD.clone().requires_grad_()
+    assert not check(Checkpointed(), (lambda model: model(x).square().sum()) if make_loss else x)
+
+
+def test_the_checkpointing_of_timm_and_of_transformers_is_no_fault() -> None:
+    """Switched on before the conversion, or after it."""
+    model, x = vit()
+    model.set_grad_checkpointing(True)
+    assert not check(model, x)
+    config = transformers.GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=50, bos_token_id=0, eos_token_id=0)
+    text, tokens = transformers.GPT2Model(config), torch.randint(50, (2, 8))
+    text.activation_checkpointing_enable()
+    text.train()
+    assert len(rezero.find_residuals(text, tokens)) == 4
+    rezero.convert_(text, tokens)
+    assert not check(text, tokens)
 
 
 def test_the_model_is_left_as_it_was() -> None:
