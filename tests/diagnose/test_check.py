@@ -124,6 +124,8 @@ def test_gates_that_another_initialisation_has_changed(family: Family) -> None:
         nn.init.normal_(parameter, std=0.02)
     optimizer = torch.optim.AdamW(groups(model))
     assert names(check(model, x, optimizer)) == {"changed by another initialisation"}
+    [note] = check(model, x).notes
+    assert "are not at their start" in note
     for gate in rezero.gates(model).values():
         gate.reset_gate()
     assert not check(model, x, optimizer)
@@ -191,7 +193,9 @@ def test_gates_on_the_meta_device(family: Family) -> None:
     model, x = family()
     state = model.state_dict()
     model.to("meta")
-    assert names(check(model, x)) == {"on the meta device"}
+    [finding] = check(model, x)
+    assert finding.name == "on the meta device"
+    assert "load or initialise the other parameters too" in finding.advice
     model.to_empty(device="cpu")
     for name, numbers in model.state_dict().items():
         numbers.copy_(state[name]) if "alpha" not in name else numbers.fill_(math.nan)
@@ -222,6 +226,51 @@ def test_gates_that_something_sets_back(family: Family) -> None:
     assert (finding.name, finding.where) == ("left at zero", tuple(rezero.gates(model)))
     steps(1, clamped=False)
     assert not check(model, x, optimizer)
+
+
+def test_gates_that_something_sets_back_from_a_momentum() -> None:
+    """SGD's buffer tells, which counts no steps; during a warm-up, whose first rate is zero, it does not."""
+    model, x = blocks()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 5))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        (model(x) - 1).square().mean().backward()
+        optimizer.step()
+        schedule.step()
+
+    step()
+    assert not check(model, x, optimizer)
+    for _ in range(14):
+        step()
+        for gate in rezero.gates(model).values():
+            gate.reset_gate()
+    [finding] = check(model, x, optimizer)
+    assert (finding.name, finding.where) == ("left at zero", tuple(rezero.gates(model)))
+    step()
+    assert not check(model, x, optimizer)
+
+
+def test_gates_without_a_step_beside_others_with_many() -> None:
+    """Are noted, for they may have been added just now, or lose their gradients before each step."""
+    model, x = blocks()
+    optimizer = torch.optim.AdamW(groups(model))
+
+    def steps(count: int, *, lost: bool) -> Any:
+        for _ in range(count):
+            optimizer.zero_grad()
+            (model(x) - 1).square().mean().backward()
+            for parameter in parameters(model) if lost else ():
+                parameter.grad = None
+            optimizer.step()
+        return check(model, x, optimizer)
+
+    assert not steps(9, lost=True).notes
+    report = steps(1, lost=True)
+    assert not report
+    assert report.notes[0].startswith("3 gates, '0.gate' first, are at their start without a step of the optimizer")
+    assert not steps(1, lost=False).notes
 
 
 @families
@@ -466,7 +515,7 @@ def test_the_model_is_left_as_it_was() -> None:
 @pytest.mark.parametrize(
     ("call", "kind", "message"),
     [
-        (lambda: check(nn.Linear(4, 4), torch.ones(2, 4)), UsageError, "the model has no gates: put some in"),
+        (lambda: check(nn.Linear(4, 4), torch.ones(2, 4)), UsageError, r"the model has no gates: .*rezero\.Gate in"),
         (lambda: check("model", X_BTD), TypeError, r"model must be an nn\.Module: got str"),
         (lambda: check(blocks()[0], lambda _: 1.0), UsageError, "expected a loss function .* got float"),
         (lambda: check(blocks()[0], lambda model: model(X_BTD)), UsageError, r"a tensor of shape \(2, 3, 4\) with"),
@@ -577,8 +626,22 @@ def test_a_scheduler_in_place_of_its_optimizer_is_read_as_that() -> None:
     assert names(check(model, x, scheduler)) == names(check(model, x, optimizer)) == {"learning rate of the gates"}
 
 
+def test_several_optimizers() -> None:
+    """Matrices that have one of their own are no trouble, and gates that are in none of them are."""
+    model, x = blocks()
+    matrices = [each for each in model.parameters() if each.ndim > 1]
+    muon = torch.optim.Muon(matrices, lr=1e-3, weight_decay=0.0)
+    others = torch.optim.Adam([each for each in model.parameters() if each.ndim < 2], lr=1e-3)
+    assert not check(model, x, [muon, others])
+    others.param_groups[0]["lr"] = 2.0
+    assert names(check(model, x, (muon, others))) == {"learning rate of the gates"}
+    assert names(check(model, x, [muon])) == {"not in the optimizer"}
+
+
 @pytest.mark.parametrize(
-    "optimizer", ["adam", torch.optim.Adam, [], nn.Linear(1, 1)], ids=["name", "class", "list", "module"]
+    "optimizer",
+    ["adam", torch.optim.Adam, [], [torch.optim.Adam], nn.Linear(1, 1)],
+    ids=["name", "class", "none", "list of a class", "module"],
 )
 def test_what_is_no_optimizer(optimizer: Any) -> None:
     """One clear line."""
