@@ -598,6 +598,76 @@ def test_nan_in_the_input_is_not_blamed_on_the_model() -> None:
     assert "input holds nan" in check(model, x * math.nan)[0].why
 
 
+@pytest.mark.parametrize("factor", [math.nan, math.inf], ids=str)
+def test_a_loss_that_is_not_finite_is_not_blamed_on_the_model(factor: float) -> None:
+    """The finding names the loss; that of a module which fails, the module, also where it is the model itself."""
+    model, x = blocks()
+    [finding] = check(model, lambda model: model(x).square().mean() * factor)
+    assert str(finding).startswith(
+        "fault: not finite: the loss is nan or infinite, and it is no module that makes it so"
+    )
+    model.register_forward_hook(lambda _module, _args, out: out * factor)
+    [finding] = check(model, lambda model: model(x).square().mean())
+    assert str(finding).startswith("fault: not finite at the model itself: its output is nan or infinite")
+
+
+class ScaledTwice(nn.Module):
+    """A block of somebody's with a LayerScale that is zero, in it or around it."""
+
+    def __init__(self, *, owns: bool) -> None:
+        super().__init__()
+        self.linear, self.scale = nn.Linear(D, D), nn.Parameter(torch.zeros(D))
+        self.scaled = rezero.Gate() if owns else nn.ModuleList([rezero.Gate()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.scaled if isinstance(self.scaled, rezero.Gate) else self.scaled[0]
+        out: Tensor = x + gate(self.scale * self.linear(x))
+        return out
+
+
+@pytest.mark.parametrize("owns", [True, False], ids=["zero twice", "cut off"])
+def test_a_second_scale_of_zeros(owns: bool) -> None:
+    """Is named in what to do, whether the check sees to whom it belongs or not; initialising it helps."""
+    model = ScaledTwice(owns=owns)
+    [finding] = check(model, X_BTD)
+    assert finding.name == ("zero twice" if owns else "cut off")
+    assert ("or its scale" if owns else "a second scale that is zero") in finding.advice
+    nn.init.ones_(model.scale)
+    assert not check(model, X_BTD)
+
+
+def test_another_start_of_a_gate() -> None:
+    """Made with init_value, as is advised for a branch of zeros; a number written into it is told to do the same."""
+    model = nn.Sequential(rezero.ReZero(nn.Linear(D, D)))
+    for parameter in model[0].branch.parameters():
+        nn.init.zeros_(parameter)
+    [finding] = check(model, X_BTD, torch.optim.Adam(model.parameters()))
+    assert "rezero.Gate(init_value=0.1)" in finding.advice
+    parameters(model)[0].data.fill_(0.1)
+    [finding] = check(model, X_BTD, torch.optim.Adam(model.parameters()))
+    assert "init_value of rezero.Gate" in finding.advice
+    model = nn.Sequential(rezero.ReZero(model[0].branch, gate=rezero.Gate(init_value=0.1)))
+    assert not check(model, X_BTD, torch.optim.Adam(model.parameters()))
+
+
+def test_frozen_branches_are_no_fault() -> None:
+    """As of adapters: only a branch that is to learn, and can't, is found."""
+    model, x = blocks()
+    for block in model[:3]:
+        block.branch.requires_grad_(False)
+    assert not check(model, x)
+
+
+def test_a_compiled_model_is_checked_as_the_one_in_it() -> None:
+    """With its names, and without torch's warning of hooks."""
+    model, x = blocks()
+    parameters(model)[0].requires_grad_(False)
+    compiled = torch.compile(model, backend="eager")
+    for each in (x, lambda model: model(x).square().mean(), lambda _: compiled(x).square().mean()):
+        [finding] = check(compiled, each)
+        assert finding.where == ("0.gate",)
+
+
 @pytest.mark.parametrize(
     "made", [lambda p: torch.optim.LBFGS(p), lambda p: timm.optim.Lion(p, lr=1e-3)], ids=["L-BFGS", "Lion"]
 )

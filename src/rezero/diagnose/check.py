@@ -47,6 +47,7 @@ def check(model: nn.Module, batch_or_loss_fn: Any, optimizer: Any = None, *, sca
         not in the optimizer ('0.gate', '1.gate')
     """
     check_model(model)
+    model = getattr(model, "_orig_mod", model)  # of a compiled one, whose wrapper torch warns of
     owners = gates(model)
     if not owners:
         raise UsageError(
