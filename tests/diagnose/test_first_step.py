@@ -109,6 +109,20 @@ def test_advice_for_a_steep_loss() -> None:
     assert not check(model, steep, torch.optim.SGD(rezero.param_groups(model, lr=0.003, weight_decay=0, alpha_lr=rate)))
 
 
+@pytest.mark.parametrize("name", ["SGD", "ASGD", "Adam", "Lion", "RMSprop", "Rprop"])
+def test_a_step_that_grows_with_the_loss_is_judged_by_a_loss(name: str) -> None:
+    """A batch alone does not tell how large the loss's gradient is; steps that do not depend on it are judged."""
+    model = blocks()
+    report = check(model, X_BD, OPTIMIZERS[name](model.parameters()))
+    if name in ("SGD", "ASGD"):
+        assert not report
+        assert report.notes == (
+            "the first step of the gates, which grows with the loss, was not judged: give a loss function",
+        )
+    else:
+        assert [finding.name for finding in report] == ["learning rate of the gates"]
+
+
 def test_steps_of_hooks_and_schedulers_are_not_made() -> None:
     """Neither the optimizer's own hooks, nor those of all optimizers, nor a scheduler's count see the step."""
     model, calls = blocks(), []

@@ -21,7 +21,13 @@ __all__ = ["in_a_pass"]
 
 
 def in_a_pass(
-    model: nn.Module, owners: Owners, objective: Objective, stepping: Stepping | None, notes: list[str]
+    model: nn.Module,
+    owners: Owners,
+    objective: Objective,
+    stepping: Stepping | None,
+    notes: list[str],
+    *,
+    of_loss: bool,
 ) -> Iterator[Finding]:
     """Run a model as it is, and with closed gates a little open, which shows what lies behind them.
 
@@ -31,6 +37,7 @@ def in_a_pass(
         objective: What is differentiated.
         stepping: Its optimizer.
         notes: Gets what could not be looked at.
+        of_loss: Whether that is a loss, and not a random projection, whose gradients are of any size.
 
     Yields:
         What is wrong.
@@ -51,9 +58,11 @@ def in_a_pass(
             passes.append(run(model, objective))
     yield from _dead(owners, names, passes)
     if stepping is not None:
-        yield from stepping.first_step(
-            _branches(model, owners), {name: now.gradients.get(names[name]) for name in names}
-        )
+        gradients = {name: now.gradients.get(names[name]) for name in names}
+        if of_loss or not stepping.grows(gradients):
+            yield from stepping.first_step(_branches(model, owners), gradients)
+        else:
+            notes.append("the first step of the gates, which grows with the loss, was not judged: give a loss function")
     yield from _activations(model, owners, now.inputs, notes)
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from rezero.diagnose.alive import in_a_pass
 from rezero.diagnose.findings import Report, where
-from rezero.diagnose.liveness import objective_of
+from rezero.diagnose.liveness import is_loss, objective_of
 from rezero.diagnose.stepping import Stepping, in_the_scaler
 from rezero.diagnose.stored import has_left_its_start, in_store
 from rezero.diagnose.untouched import check_model
@@ -68,6 +68,7 @@ def check(model: nn.Module, batch_or_loss_fn: Any, optimizer: Any = None, *, sca
     if not any(parameter.requires_grad for parameter in model.parameters()):
         notes.append("no parameter of the model requires gradients, so that none could be followed")
     elif not any(parameter.is_meta for parameter in model.parameters()):
-        found += in_a_pass(model, owners, objective_of(batch_or_loss_fn), stepping, notes)
+        objective, of_loss = objective_of(batch_or_loss_fn), is_loss(batch_or_loss_fn)
+        found += in_a_pass(model, owners, objective, stepping, notes, of_loss=of_loss)
     order = sorted(found, key=lambda finding: finding.severity != "fault")
     return Report(tuple(order), len(owners), tuple(notes))

@@ -131,6 +131,18 @@ class Stepping:
                 "each step, or something sets them back"
             )
 
+    def grows(self, gradients: Mapping[str, Tensor | None]) -> bool:
+        """Return whether the first step of the gates grows with their gradients, as that of SGD does.
+
+        Args:
+            gradients: The gates' gradients, by their names.
+
+        Returns:
+            Whether a gradient twice as large makes it larger by a tenth or more.
+        """
+        once, twice = (sum(self._sizes(gradients, scale).values()) for scale in (1.0, 2.0))
+        return twice > 1.1 * once
+
     def first_step(self, branches: Counter[str], gradients: Mapping[str, Tensor | None]) -> Iterator[Finding]:
         """Add up how far the first step moves the gates.
 
@@ -141,9 +153,7 @@ class Stepping:
         Yields:
             What is wrong.
         """
-        first = [name for name, owner in self.owners.items() if not self._steps(owner)]
-        sizes = self._sizes({self.owners[name].gate_parameter: gradients.get(name) for name in first})
-        steps = {name: branches[name] * sizes.get(self.owners[name].gate_parameter, 0.0) for name in first}
+        steps = {name: branches[name] * size for name, size in self._sizes(gradients).items()}
         total = sum(steps.values())
         if total > _SAFE:
             yield Finding(
@@ -155,12 +165,15 @@ class Stepping:
                 "risk",
             )
 
-    def _sizes(self, gradients: Mapping[nn.Parameter, Tensor | None]) -> dict[nn.Parameter, float]:
+    def _sizes(self, gradients: Mapping[str, Tensor | None], scale: float = 1.0) -> dict[str, float]:
+        """Return how far each gate that has made no step yet is moved by its first."""
         sizes: dict[nn.Parameter, float] = {}
+        first = {name: each.gate_parameter for name, each in self.owners.items() if not self._steps(each)}
+        given = {first[name]: each * scale for name, each in gradients.items() if name in first and each is not None}
         for optimizer in self.optimizers:
             homes = (each for group in optimizer.param_groups for each in group["params"])
-            sizes |= first_step(optimizer, {each: g for each in homes if (g := gradients.get(each)) is not None})
-        return sizes
+            sizes |= first_step(optimizer, {each: given[each] for each in homes if each in given})
+        return {name: sizes.get(parameter, 0.0) for name, parameter in first.items()}
 
     def _lower(self, steps: Mapping[str, float], default: float) -> str:
         """Advise a rate at which steps that grow with it are safe."""
