@@ -9,6 +9,7 @@ import pytest
 import timm
 import timm.optim
 import torch
+import transformers
 from torch import Tensor, nn
 
 import rezero
@@ -123,6 +124,8 @@ def test_gates_that_another_initialisation_has_changed(family: Family) -> None:
         nn.init.normal_(parameter, std=0.02)
     optimizer = torch.optim.AdamW(groups(model))
     assert names(check(model, x, optimizer)) == {"changed by another initialisation"}
+    [note] = check(model, x).notes
+    assert "are not at their start" in note
     for gate in rezero.gates(model).values():
         gate.reset_gate()
     assert not check(model, x, optimizer)
@@ -190,7 +193,9 @@ def test_gates_on_the_meta_device(family: Family) -> None:
     model, x = family()
     state = model.state_dict()
     model.to("meta")
-    assert names(check(model, x)) == {"on the meta device"}
+    [finding] = check(model, x)
+    assert finding.name == "on the meta device"
+    assert "load or initialise the other parameters too" in finding.advice
     model.to_empty(device="cpu")
     for name, numbers in model.state_dict().items():
         numbers.copy_(state[name]) if "alpha" not in name else numbers.fill_(math.nan)
@@ -221,6 +226,51 @@ def test_gates_that_something_sets_back(family: Family) -> None:
     assert (finding.name, finding.where) == ("left at zero", tuple(rezero.gates(model)))
     steps(1, clamped=False)
     assert not check(model, x, optimizer)
+
+
+def test_gates_that_something_sets_back_from_a_momentum() -> None:
+    """SGD's buffer tells, which counts no steps; during a warm-up, whose first rate is zero, it does not."""
+    model, x = blocks()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 5))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        (model(x) - 1).square().mean().backward()
+        optimizer.step()
+        schedule.step()
+
+    step()
+    assert not check(model, x, optimizer)
+    for _ in range(14):
+        step()
+        for gate in rezero.gates(model).values():
+            gate.reset_gate()
+    [finding] = check(model, x, optimizer)
+    assert (finding.name, finding.where) == ("left at zero", tuple(rezero.gates(model)))
+    step()
+    assert not check(model, x, optimizer)
+
+
+def test_gates_without_a_step_beside_others_with_many() -> None:
+    """Are noted, for they may have been added just now, or lose their gradients before each step."""
+    model, x = blocks()
+    optimizer = torch.optim.AdamW(groups(model))
+
+    def steps(count: int, *, lost: bool) -> Any:
+        for _ in range(count):
+            optimizer.zero_grad()
+            (model(x) - 1).square().mean().backward()
+            for parameter in parameters(model) if lost else ():
+                parameter.grad = None
+            optimizer.step()
+        return check(model, x, optimizer)
+
+    assert not steps(9, lost=True).notes
+    report = steps(1, lost=True)
+    assert not report
+    assert report.notes[0].startswith("3 gates, '0.gate' first, are at their start without a step of the optimizer")
+    assert not steps(1, lost=False).notes
 
 
 @families
@@ -413,8 +463,10 @@ def test_what_could_not_be_looked_at_is_said() -> None:
     assert note == "activations after additions were not looked for: the loss does not call the model itself"
 
 
-def test_gates_of_a_checkpointed_model_are_alive() -> None:
-    """Reentrant checkpoints, which torch.autograd.grad can't see through, are no fault."""
+@pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "plain"])
+@pytest.mark.parametrize("make_loss", [False, True], ids=["batch", "loss"])
+def test_gates_of_a_checkpointed_model_are_alive(reentrant: bool, make_loss: bool) -> None:
+    """Neither checkpoints that torch.autograd.grad can't see through nor those that count what is saved are a fault."""
 
     class Checkpointed(nn.Module):
         def __init__(self) -> None:
@@ -422,10 +474,26 @@ def test_gates_of_a_checkpointed_model_are_alive() -> None:
             self.blocks = blocks()[0]
 
         def forward(self, x: Tensor) -> Tensor:
-            out: Tensor = torch.utils.checkpoint.checkpoint(self.blocks, x, use_reentrant=True)
-            return out
+            for block in self.blocks:
+                x = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=reentrant)
+            return x
 
-    assert not check(Checkpointed(), X_BTD.clone().requires_grad_())
+    x = X_BTD.clone().requires_grad_()
+    assert not check(Checkpointed(), (lambda model: model(x).square().sum()) if make_loss else x)
+
+
+def test_the_checkpointing_of_timm_and_of_transformers_is_no_fault() -> None:
+    """Switched on before the conversion, or after it."""
+    model, x = vit()
+    model.set_grad_checkpointing(True)
+    assert not check(model, x)
+    config = transformers.GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=50, bos_token_id=0, eos_token_id=0)
+    text, tokens = transformers.GPT2Model(config), torch.randint(50, (2, 8))
+    text.activation_checkpointing_enable()
+    text.train()
+    assert len(rezero.find_residuals(text, tokens)) == 4
+    rezero.convert_(text, tokens)
+    assert not check(text, tokens)
 
 
 def test_the_model_is_left_as_it_was() -> None:
@@ -447,7 +515,7 @@ def test_the_model_is_left_as_it_was() -> None:
 @pytest.mark.parametrize(
     ("call", "kind", "message"),
     [
-        (lambda: check(nn.Linear(4, 4), torch.ones(2, 4)), UsageError, "the model has no gates: put some in"),
+        (lambda: check(nn.Linear(4, 4), torch.ones(2, 4)), UsageError, r"the model has no gates: .*rezero\.Gate in"),
         (lambda: check("model", X_BTD), TypeError, r"model must be an nn\.Module: got str"),
         (lambda: check(blocks()[0], lambda _: 1.0), UsageError, "expected a loss function .* got float"),
         (lambda: check(blocks()[0], lambda model: model(X_BTD)), UsageError, r"a tensor of shape \(2, 3, 4\) with"),
@@ -530,6 +598,76 @@ def test_nan_in_the_input_is_not_blamed_on_the_model() -> None:
     assert "input holds nan" in check(model, x * math.nan)[0].why
 
 
+@pytest.mark.parametrize("factor", [math.nan, math.inf], ids=str)
+def test_a_loss_that_is_not_finite_is_not_blamed_on_the_model(factor: float) -> None:
+    """The finding names the loss; that of a module which fails, the module, also where it is the model itself."""
+    model, x = blocks()
+    [finding] = check(model, lambda model: model(x).square().mean() * factor)
+    assert str(finding).startswith(
+        "fault: not finite: the loss is nan or infinite, and it is no module that makes it so"
+    )
+    model.register_forward_hook(lambda _module, _args, out: out * factor)
+    [finding] = check(model, lambda model: model(x).square().mean())
+    assert str(finding).startswith("fault: not finite at the model itself: its output is nan or infinite")
+
+
+class ScaledTwice(nn.Module):
+    """A block of somebody's with a LayerScale that is zero, in it or around it."""
+
+    def __init__(self, *, owns: bool) -> None:
+        super().__init__()
+        self.linear, self.scale = nn.Linear(D, D), nn.Parameter(torch.zeros(D))
+        self.scaled = rezero.Gate() if owns else nn.ModuleList([rezero.Gate()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.scaled if isinstance(self.scaled, rezero.Gate) else self.scaled[0]
+        out: Tensor = x + gate(self.scale * self.linear(x))
+        return out
+
+
+@pytest.mark.parametrize("owns", [True, False], ids=["zero twice", "cut off"])
+def test_a_second_scale_of_zeros(owns: bool) -> None:
+    """Is named in what to do, whether the check sees to whom it belongs or not; initialising it helps."""
+    model = ScaledTwice(owns=owns)
+    [finding] = check(model, X_BTD)
+    assert finding.name == ("zero twice" if owns else "cut off")
+    assert ("or its scale" if owns else "a second scale that is zero") in finding.advice
+    nn.init.ones_(model.scale)
+    assert not check(model, X_BTD)
+
+
+def test_another_start_of_a_gate() -> None:
+    """Made with init_value, as is advised for a branch of zeros; a number written into it is told to do the same."""
+    model = nn.Sequential(rezero.ReZero(nn.Linear(D, D)))
+    for parameter in model[0].branch.parameters():
+        nn.init.zeros_(parameter)
+    [finding] = check(model, X_BTD, torch.optim.Adam(model.parameters()))
+    assert "rezero.Gate(init_value=0.1)" in finding.advice
+    parameters(model)[0].data.fill_(0.1)
+    [finding] = check(model, X_BTD, torch.optim.Adam(model.parameters()))
+    assert "init_value of rezero.Gate" in finding.advice
+    model = nn.Sequential(rezero.ReZero(model[0].branch, gate=rezero.Gate(init_value=0.1)))
+    assert not check(model, X_BTD, torch.optim.Adam(model.parameters()))
+
+
+def test_frozen_branches_are_no_fault() -> None:
+    """As of adapters: only a branch that is to learn, and can't, is found."""
+    model, x = blocks()
+    for block in model[:3]:
+        block.branch.requires_grad_(False)
+    assert not check(model, x)
+
+
+def test_a_compiled_model_is_checked_as_the_one_in_it() -> None:
+    """With its names, and without torch's warning of hooks."""
+    model, x = blocks()
+    parameters(model)[0].requires_grad_(False)
+    compiled = torch.compile(model, backend="eager")
+    for each in (x, lambda model: model(x).square().mean(), lambda _: compiled(x).square().mean()):
+        [finding] = check(compiled, each)
+        assert finding.where == ("0.gate",)
+
+
 @pytest.mark.parametrize(
     "made", [lambda p: torch.optim.LBFGS(p), lambda p: timm.optim.Lion(p, lr=1e-3)], ids=["L-BFGS", "Lion"]
 )
@@ -558,8 +696,22 @@ def test_a_scheduler_in_place_of_its_optimizer_is_read_as_that() -> None:
     assert names(check(model, x, scheduler)) == names(check(model, x, optimizer)) == {"learning rate of the gates"}
 
 
+def test_several_optimizers() -> None:
+    """Matrices that have one of their own are no trouble, and gates that are in none of them are."""
+    model, x = blocks()
+    matrices = [each for each in model.parameters() if each.ndim > 1]
+    muon = torch.optim.Muon(matrices, lr=1e-3, weight_decay=0.0)
+    others = torch.optim.Adam([each for each in model.parameters() if each.ndim < 2], lr=1e-3)
+    assert not check(model, x, [muon, others])
+    others.param_groups[0]["lr"] = 2.0
+    assert names(check(model, x, (muon, others))) == {"learning rate of the gates"}
+    assert names(check(model, x, [muon])) == {"not in the optimizer"}
+
+
 @pytest.mark.parametrize(
-    "optimizer", ["adam", torch.optim.Adam, [], nn.Linear(1, 1)], ids=["name", "class", "list", "module"]
+    "optimizer",
+    ["adam", torch.optim.Adam, [], [torch.optim.Adam], nn.Linear(1, 1)],
+    ids=["name", "class", "none", "list of a class", "module"],
 )
 def test_what_is_no_optimizer(optimizer: Any) -> None:
     """One clear line."""

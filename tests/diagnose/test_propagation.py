@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import rezero
 import tests.operators  # noqa: F401 - before timm imports torchvision
@@ -281,6 +282,29 @@ def test_what_is_written_over_is_measured_as_it_was() -> None:
     h = model.blocks[0](model.blocks[0](x)).detach()
     assert found.layers[1].norm == pytest.approx(float(h.square().mean().sqrt()))
     assert found.layers[1].gradient == pytest.approx(float((h > 0).float().mean().sqrt()))
+
+
+class Checkpointed(nn.Sequential):
+    """Recomputes every layer in the backward pass, or does not."""
+
+    reentrant: bool | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply all layers."""
+        for layer in self:
+            again = self.reentrant
+            x = layer(x) if again is None else checkpoint(layer, x, use_reentrant=again)
+        return x
+
+
+@pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "plain"])
+def test_checkpoints_are_seen_through(reentrant: bool) -> None:
+    """The numbers are those of the model without them."""
+    model = Checkpointed(*(nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(3)))
+    x = torch.randn(4, 8)
+    expected = propagation(model, x)
+    model.reentrant = reentrant
+    assert propagation(model, x) == expected
 
 
 def test_overflow_and_silence_are_told() -> None:

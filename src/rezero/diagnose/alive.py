@@ -10,6 +10,7 @@ from torch import nn
 from rezero.diagnose.findings import Finding, Owners, report
 from rezero.diagnose.liveness import Pass, is_finite, run
 from rezero.diagnose.stepping import Stepping
+from rezero.diagnose.stored import is_zero
 from rezero.errors import UsageError
 from rezero.gate import AnyGate, Gate, held
 from rezero.optim import count_branches
@@ -20,7 +21,13 @@ __all__ = ["in_a_pass"]
 
 
 def in_a_pass(
-    model: nn.Module, owners: Owners, objective: Objective, stepping: Stepping | None, notes: list[str]
+    model: nn.Module,
+    owners: Owners,
+    objective: Objective,
+    stepping: Stepping | None,
+    notes: list[str],
+    *,
+    of_loss: bool,
 ) -> Iterator[Finding]:
     """Run a model as it is, and with closed gates a little open, which shows what lies behind them.
 
@@ -30,27 +37,17 @@ def in_a_pass(
         objective: What is differentiated.
         stepping: Its optimizer.
         notes: Gets what could not be looked at.
+        of_loss: Whether that is a loss, and not a random projection, whose gradients are of any size.
 
     Yields:
         What is wrong.
     """
-    ajar_at, closed = 1 / max(1, count_branches(model)), [each for each in owners.values() if _is_closed(each)]
+    ajar_at, closed = 1 / max(1, count_branches(model)), [each for each in owners.values() if is_zero(each)]
     now = run(model, objective)
     with held(closed, ajar_at):
         ajar = run(model, objective)
-    broken = now.broken if now.broken is not None else ajar.broken
-    if broken is not None or not math.isfinite(ajar.loss):
-        hidden = now.broken is None and math.isfinite(now.loss)
-        if broken is None and not is_finite(now.inputs):
-            yield Finding("not finite", (), "the model's input holds nan or infinity", "look at the data", "fault")
-            return
-        yield Finding(
-            "not finite",
-            () if broken is None else (broken,),
-            "its output is nan or infinite" + (", which a closed gate hides for now" if hidden else ""),
-            "look at what overflows there: half precision, a division or a logarithm, a norm of a constant",
-            "fault",
-        )
+    if any(each.broken is not None for each in (now, ajar)) or not math.isfinite(ajar.loss):
+        yield _not_finite(now, ajar)
         return
     parameters = {id(parameter): name for name, parameter in model.named_parameters()}
     names = {name: parameters[id(owner.gate_parameter)] for name, owner in owners.items()}
@@ -61,14 +58,28 @@ def in_a_pass(
             passes.append(run(model, objective))
     yield from _dead(owners, names, passes)
     if stepping is not None:
-        yield from stepping.first_step(
-            _branches(model, owners), {name: now.gradients.get(names[name]) for name in names}
-        )
+        gradients = {name: now.gradients.get(names[name]) for name in names}
+        if of_loss or not stepping.grows(gradients):
+            yield from stepping.first_step(_branches(model, owners), gradients)
+        else:
+            notes.append("the first step of the gates, which grows with the loss, was not judged: give a loss function")
     yield from _activations(model, owners, now.inputs, notes)
 
 
-def _is_closed(owner: AnyGate) -> bool:
-    return not bool(owner.gate_parameter.any())
+def _not_finite(now: Pass, ajar: Pass) -> Finding:
+    """Tell the module, the data or the loss that nan or infinity comes from."""
+    name = "not finite"
+    broken = now.broken if now.broken is not None else ajar.broken
+    behind = ", which a closed gate hides for now" * (now.broken is None and math.isfinite(now.loss))
+    if broken is not None:
+        advice = "look at what overflows there: half precision, a division or a logarithm, a norm of a constant"
+        advice += ", weights that nothing has initialised"
+        return Finding(name, (broken,), f"its output is nan or infinite{behind}", advice, "fault")
+    if not is_finite(now.inputs):
+        return Finding(name, (), "the model's input holds nan or infinity", "look at the data", "fault")
+    why = f"the loss is nan or infinite{behind}, and it is no module that makes it so"
+    advice = "look at the loss function and its targets: a division or a logarithm of zero, a mean of nothing"
+    return Finding(name, (), why, advice, "fault")
 
 
 def _branches(model: nn.Module, owners: Owners) -> Counter[str]:
@@ -87,18 +98,21 @@ def _dead(owners: Owners, names: Mapping[str, str], passes: Sequence[Pass]) -> I
 
     beside = _beside(owners, names, passes[0])
     dead = [name for name, owner in owners.items() if owner.gate_parameter.requires_grad and not moves(names[name])]
-    twice = [name for name in dead if _is_closed(owners[name]) and any(map(moves, beside[name]))]
+    twice = [name for name in dead if is_zero(owners[name]) and any(map(moves, beside[name]))]
     yield from report(
         "zero twice",
         twice,
         "gate and branch are both zero on this input, so that neither gets a gradient, for ever",
-        "initialise the branch's last layer as usual, or start the gate elsewhere",
+        "initialise the branch's last layer or its scale as usual, or make the gate with another init_value, as "
+        "rezero.Gate(init_value=0.1)",
     )
     yield from report(
         "cut off",
         [name for name in dead if name not in twice],
-        "the gate gets no gradient, open or closed: what it scales is zero, detached, or does not reach the loss",
-        "look for detach(), no_grad() or .data behind the branch, and whether the loss depends on it; try other input",
+        "the gate gets no gradient, open or closed: what it scales is zero, multiplied by zero or detached, or does "
+        "not reach the loss",
+        "look for a second scale that is zero, which must be initialised, for detach(), no_grad() or .data behind the "
+        "branch, and whether the loss depends on it; try other input",
     )
     yield from report(
         "branch without gradient",

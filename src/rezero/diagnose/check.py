@@ -5,10 +5,10 @@ from typing import Any
 from torch import nn
 
 from rezero.diagnose.alive import in_a_pass
-from rezero.diagnose.findings import Report
-from rezero.diagnose.liveness import objective_of
+from rezero.diagnose.findings import Report, where
+from rezero.diagnose.liveness import is_loss, objective_of
 from rezero.diagnose.stepping import Stepping, in_the_scaler
-from rezero.diagnose.stored import in_store
+from rezero.diagnose.stored import has_left_its_start, in_store
 from rezero.diagnose.untouched import check_model
 from rezero.errors import UsageError
 from rezero.gate import gates
@@ -27,7 +27,8 @@ def check(model: nn.Module, batch_or_loss_fn: Any, optimizer: Any = None, *, sca
         model: A model with gates: of this library's blocks, or converted.
         batch_or_loss_fn: The model's input (several as a tuple, by name as a dictionary), or a function of the model
             that returns its loss.
-        optimizer: The torch optimizer that is to train it, or does.
+        optimizer: The torch optimizer that is to train it, or does; several as a list, as where one has the gates and
+            another the matrices.
         scaler: The `torch.amp.GradScaler` of a training in float16.
 
     Returns:
@@ -46,17 +47,28 @@ def check(model: nn.Module, batch_or_loss_fn: Any, optimizer: Any = None, *, sca
         not in the optimizer ('0.gate', '1.gate')
     """
     check_model(model)
+    model = getattr(model, "_orig_mod", model)  # of a compiled one, whose wrapper torch warns of
     owners = gates(model)
     if not owners:
-        raise UsageError("the model has no gates: put some in with rezero.convert_(model, example) or rezero.ReZero")
+        raise UsageError(
+            "the model has no gates: put some in with rezero.convert_(model, example), rezero.ReZero, or "
+            "rezero.Gate in blocks of your own: x + gate(f(x))"
+        )
     found = [*in_store(model, owners), *in_the_scaler(scaler)]
     stepping = None if optimizer is None else Stepping(optimizer, owners)
+    notes: list[str] = []
     if stepping is not None:
         found += stepping.findings()
-    notes: list[str] = []
+        notes += stepping.notes()
+    elif left := where(owners, has_left_its_start):
+        notes.append(
+            f"{len(left)} gates, {left[0]!r} first, are not at their start: whether steps moved them or another "
+            "initialisation, only the optimizer tells"
+        )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         notes.append("no parameter of the model requires gradients, so that none could be followed")
     elif not any(parameter.is_meta for parameter in model.parameters()):
-        found += in_a_pass(model, owners, objective_of(batch_or_loss_fn), stepping, notes)
+        objective, of_loss = objective_of(batch_or_loss_fn), is_loss(batch_or_loss_fn)
+        found += in_a_pass(model, owners, objective, stepping, notes, of_loss=of_loss)
     order = sorted(found, key=lambda finding: finding.severity != "fault")
     return Report(tuple(order), len(owners), tuple(notes))

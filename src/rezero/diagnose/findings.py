@@ -18,7 +18,7 @@ class Finding:
 
     Attributes:
         name: What it is called, such as ``"zero twice"``.
-        where: Names of the gates or layers.
+        where: Names of the gates or layers; of the model itself the empty one.
         why: What was seen.
         advice: What to do.
         severity: ``"fault"`` if something can't learn or is lost, ``"risk"`` if training may suffer.
@@ -31,8 +31,9 @@ class Finding:
     severity: Severity
 
     def __str__(self) -> str:
-        shown = ", ".join(self.where[:3]) + (f" and {len(self.where) - 3} more" if len(self.where) > 3 else "")
-        return f"{self.severity}: {self.name} at {shown or 'the model'}: {self.why}; {self.advice}"
+        shown = ", ".join(name or "the model itself" for name in self.where[:3])
+        shown += f" and {len(self.where) - 3} more" * (len(self.where) > 3)
+        return f"{self.severity}: {self.name}{' at ' * bool(shown)}{shown}: {self.why}; {self.advice}"
 
 
 @dataclass(frozen=True)

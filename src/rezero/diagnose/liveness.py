@@ -16,7 +16,7 @@ from rezero.surgery.backward import Along, Objective, differentiate, projection
 from rezero.surgery.outputs import tensors
 from rezero.surgery.undisturbed import copied
 
-__all__ = ["Pass", "is_finite", "objective_of", "run", "scalar"]
+__all__ = ["Pass", "is_finite", "is_loss", "objective_of", "run", "scalar"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,11 @@ class Pass:
         return gradient is not None and bool(gradient.any())
 
 
+def is_loss(batch_or_loss_fn: Any) -> bool:
+    """Return whether a user gives a loss function, and not a batch."""
+    return callable(batch_or_loss_fn) and not isinstance(batch_or_loss_fn, Tensor)
+
+
 def objective_of(batch_or_loss_fn: Any) -> Objective:
     """Make what is differentiated of what a user gives.
 
@@ -54,7 +59,7 @@ def objective_of(batch_or_loss_fn: Any) -> Objective:
     Raises:
         UsageError: If the input is an empty batch.
     """
-    if callable(batch_or_loss_fn) and not isinstance(batch_or_loss_fn, Tensor):
+    if is_loss(batch_or_loss_fn):
         return partial(_loss, batch_or_loss_fn)
     example = read_input(batch_or_loss_fn)
     check_not_empty(example)
@@ -148,5 +153,5 @@ def _watched(model: nn.Module, broken: list[str]) -> Iterator[None]:
 
 
 def is_finite(values: Any) -> bool:
-    """Return whether all real tensors in something are finite."""
-    return all(bool(each.isfinite().all()) for each in tensors(values) if each.is_floating_point())
+    """Return whether all real tensors in something are finite; autograd, and a checkpoint that counts, see nothing."""
+    return all(bool(each.detach().isfinite().all()) for each in tensors(values) if each.is_floating_point())

@@ -22,6 +22,7 @@ from rezero.diagnose.signal import first_real, root_mean_square
 from rezero.diagnose.untouched import check_model, told, untouched, written
 from rezero.diagnose.whole import whole
 from rezero.errors import UsageError
+from rezero.surgery.backward import kept
 from rezero.surgery.undisturbed import copied, switched, undisturbed, unfused
 
 if TYPE_CHECKING:
@@ -211,6 +212,7 @@ def propagation(
         _thawed(model),
         torch.enable_grad(),
         unfused(),
+        kept(model),
     ):
         torch.manual_seed(seed)
         args, kwargs = tree_map_only(Tensor, _followed, copied(example))

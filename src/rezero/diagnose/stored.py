@@ -9,7 +9,7 @@ from torch import nn
 from rezero.diagnose.findings import Finding, Owners, report, where
 from rezero.gate import AnyGate
 
-__all__ = ["in_store"]
+__all__ = ["has_left_its_start", "in_store", "is_at_start", "is_zero"]
 
 _SATURATED = 5.0  # the slope of tanh is 2e-4 there
 
@@ -28,7 +28,8 @@ def in_store(model: nn.Module, owners: Owners) -> Iterator[Finding]:
         "on the meta device",
         where(owners, lambda owner: owner.gate_parameter.is_meta),
         "they have no numbers",
-        "after model.to_empty(device=...) set each back: for gate in rezero.gates(model).values(): gate.reset_gate()",
+        "after model.to_empty(device=...) load or initialise the other parameters too, and set each gate back: for "
+        "gate in rezero.gates(model).values(): gate.reset_gate()",
     )
     yield from report(
         "frozen",
@@ -57,6 +58,23 @@ def in_store(model: nn.Module, owners: Owners) -> Iterator[Finding]:
         "risk",
     )
     yield from _cloned(model)
+
+
+def is_zero(owner: AnyGate) -> bool:
+    """Return whether all numbers of a gate are exactly zero."""
+    return not owner.gate_parameter.is_meta and not bool(owner.gate_parameter.any())
+
+
+def is_at_start(owner: AnyGate) -> bool:
+    """Return whether a gate is what it was made with."""
+    numbers = owner.gate_parameter.detach()
+    return not numbers.is_meta and torch.equal(numbers, torch.full_like(numbers, owner.gate_init))
+
+
+def has_left_its_start(owner: AnyGate) -> bool:
+    """Return whether a gate is something else than it was made with, and finite."""
+    parameter = owner.gate_parameter
+    return not (parameter.is_meta or _is_broken(owner) or is_at_start(owner))
 
 
 def _is_broken(owner: AnyGate) -> bool:

@@ -95,7 +95,7 @@ class State:
 
 
 def _hooks(model: nn.Module) -> Iterable[Any]:
-    kinds = [kind for kind in vars(model) if kind.endswith("_hooks")]
+    kinds = [kind for kind, hooks in vars(model).items() if kind.endswith("_hooks") and isinstance(hooks, dict)]
     return [hook for module in model.modules() for kind in kinds for hook in vars(module).get(kind, {}).values()]
 
 
