@@ -67,7 +67,9 @@ def dress_panels(chart: Any, description: str) -> Any:
         .configure(font=_FONT)
         .configure_view(stroke=None)
         .configure_axis(labelFontSize=13, titleFontSize=13, titleFontWeight="normal", gridColor="#e6e6e6", domain=False)
-        .configure_legend(labelFontSize=13, titleFontSize=13, titleFontWeight="normal", labelLimit=200, columnPadding=28)
+        .configure_legend(
+            labelFontSize=13, titleFontSize=13, titleFontWeight="normal", labelLimit=200, columnPadding=28
+        )
     )
 
 

@@ -28,7 +28,9 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 def visible_log_ticks(low: float, high: float) -> list[float]:
     """Return `log_ticks` that lie between the two; on an axis too short for three, multiples of a round step."""
-    ticks, finer = ([t for t in found if low <= t <= high] for found in (log_ticks(low, high), _linear_ticks(low, high)))
+    ticks, finer = (
+        [t for t in found if low <= t <= high] for found in (log_ticks(low, high), _linear_ticks(low, high))
+    )
     return ticks if len(ticks) > 2 else finer
 
 
