@@ -1,5 +1,6 @@
 """Singular values of Jacobians: against the matrix itself, against theory, and for input that has none."""
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -94,18 +95,32 @@ def test_a_closed_network_is_an_isometry(depth: int, dtype: torch.dtype) -> None
     assert (found.isometry == 0).all()
 
 
+def he(width: int, depth: int, alpha: float) -> nn.Module:
+    """Make gated blocks of He-initialised ReLU layers."""
+    branches = [nn.Sequential(nn.Linear(width, width, bias=False), nn.ReLU()) for _ in range(depth)]
+    for branch in branches:
+        nn.init.kaiming_normal_(branch[0].weight)
+    return nn.Sequential(*(rezero.ReZero(branch, gate=rezero.Gate(init_value=alpha)) for branch in branches))
+
+
 def test_mean_square_is_that_of_theory() -> None:
     """He-initialised ReLU branches with a small alpha have a mean square of about (1 + alpha^2)^L."""
     torch.manual_seed(0)
     width, depth, alpha = 128, 40, 0.1
-    branches = [nn.Sequential(nn.Linear(width, width, bias=False), nn.ReLU()) for _ in range(depth)]
-    for branch in branches:
-        nn.init.kaiming_normal_(branch[0].weight)
-    model = nn.Sequential(*(rezero.ReZero(branch, gate=rezero.Gate(init_value=alpha)) for branch in branches))
-    found = jacobian_spectrum(model, torch.randn(4, width))
+    found = jacobian_spectrum(he(width, depth, alpha), torch.randn(4, width))
     bulk = found.singular_values[:, 1:].square().mean()  # ReLUs have a mean, along which one value grows
     assert float(bulk) == pytest.approx((1 + alpha**2) ** depth, rel=0.05)
     assert found.singular_values[:, 0].min() > 2 * found.singular_values[:, 1].max()
+
+
+@pytest.mark.parametrize(("width", "depth", "alpha"), [(32, 60, 0.1), (128, 60, 0.1), (64, 30, 0.1), (64, 30, 0.2)])
+def test_the_largest_adds_what_falls_with_the_width(width: int, depth: int, alpha: float) -> None:
+    """About exp(1.13 alpha L) / (2 width), within a factor of 1.5, whatever (1 + alpha^2)^L is."""
+    torch.manual_seed(0)
+    found = [jacobian_spectrum(he(width, depth, alpha), torch.randn(1, width)).mean_squared for _ in range(4)]
+    added = float(torch.cat(found).mean()) - (1 + alpha**2) ** depth
+    expected = math.exp(1.13 * alpha * depth) / (2 * width)
+    assert 1 / 1.5 < added / expected < 1.5
 
 
 def test_between_layers() -> None:

@@ -122,8 +122,10 @@ def jacobian_spectrum(
     r"""Compute singular values of the Jacobian of a model, at each example of a batch, in evaluation mode.
 
     A network through which signals and gradients pass unchanged has singular values of 1 only: dynamical isometry. A
-    ReZero network at ``alpha = 0`` is the identity, and all of them are exactly 1; with He-initialised ReLU branches
-    and a small ``alpha`` their mean square is about ``(1 + alpha^2)^L``.
+    ReZero network at ``alpha = 0`` is the identity, and all of them are exactly 1. With He-initialised ReLU branches
+    and a small ``alpha`` the mean square of all but the largest is about ``(1 + alpha^2)^L``. Along the largest the
+    means of the ReLUs add up; it adds about ``exp(1.13 alpha L) / (2 width)``, which only in wide networks is little:
+    at ``alpha = 0.1``, ``L = 60`` the mean square is 1.7 without it and 21 with it at width 32, 1.8 and 5.9 at 128.
 
     Without ``k`` all are computed from the matrix, by one backward pass an output. With ``k`` the largest and smallest
     are computed by ARPACK from products with the Jacobian, which is never made; the mean square is then Hutchinson's

@@ -76,6 +76,8 @@ class Propagation:
     ) -> MeanField:
         """Return what theory expects of layers ``s x + alpha relu(W x)`` from where this signal starts.
 
+        It holds for infinite width; with a skip the gradient of deep, narrow networks is larger (`relu_mean_field`).
+
         Args:
             skip: Whether a layer adds its input to its branch (``s = 1``).
             alpha: Scale of the branch.
