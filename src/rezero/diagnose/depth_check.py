@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DepthCheck", "depth_check"]
 
-_QUANTITIES = ("loss", "activation", "change", "update", "gate_update")
+_QUANTITIES = ("loss", "activation", "change", "update", "gate_update", "contrast")
 
 Tell = Callable[[float, str], None]
 
@@ -50,12 +50,13 @@ class DepthCheck:
 
     @cached_property
     def verdicts(self) -> tuple[Verdict, ...]:
-        """One verdict a rule, on the first step."""
+        """One verdict a rule, on the first step, and on what the last one leaves."""
         return tuple(
             judge(
                 rule,
                 {depth: self.median("change", rule, depth, 1) for depth in self.depths},
                 {depth: self.jump(rule, depth) for depth in self.depths},
+                {depth: self.median("contrast", rule, depth, self.steps) for depth in self.depths},
             )
             for rule in self.rules
         )
@@ -171,7 +172,8 @@ def depth_check(
 
     A rule says how a network starts and which rates its parameters have. One that holds lets the first steps change
     the output by the same amount at every depth, so that what works in a shallow network works in a deep one; one that
-    doesn't makes deep networks explode at the first step, or stand still. `Verdict` has the thresholds.
+    doesn't makes deep networks explode at the first step, or stand still: the change falls with depth, or it is one
+    that all examples share, because their outputs no longer depend on them. `Verdict` has the thresholds.
 
     Each network is built under its seed, and sees the same dropout at every step. It is trained as it is built, and
     forgotten after its steps. The random generators of torch are left as they were.
