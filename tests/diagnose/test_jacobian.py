@@ -266,13 +266,17 @@ def filled(value: float) -> nn.Module:
         (lambda: linear(torch.ones(2, 4), density=1), "2 random vectors or more"),
         (lambda: linear(torch.ones(2, 4), k=1, probes=1), "2 random vectors or more"),
         (lambda: jacobian_spectrum(nn.LazyLinear(2), torch.ones(2, 4)), "'weight' has no shape yet"),
-        (lambda: linear(torch.ones(2, 4), k=4), "expected k from 0 to 3, below the number of singular values, got 4"),
-        (lambda: linear(torch.ones(2, 4), k=-1), "expected k from 0 to 3"),
+        (lambda: linear(torch.ones(2, 4), k=5), "expected k from 0 to 4, for there are 4 singular values, got 5"),
+        (lambda: linear(torch.ones(2, 4), k=-1), "expected k from 0 to 4"),
+        (lambda: jacobian_spectrum(nn.Identity(), torch.ones(1, 3000), k=3000), "expected k from 0 to 2999"),
         (lambda: linear(torch.ones(2, 4), between=("", "fc1")), "has no layer 'fc1'"),
         (lambda: jacobian_spectrum(Detached(), torch.ones(1, 3)), "no derivative by the input: .* or is detached"),
         (lambda: linear(torch.tensor(1.0)), "expected an input with a batch along its first axis"),
         (lambda: jacobian_spectrum(nn.Identity(), torch.ones(1, 3000)), "3000 x 3000, too large for all .* k=10"),
-        (lambda: jacobian_spectrum(mlp(0), torch.ones(1, 12).double(), between=("2", "0")), "not called before"),
+        (
+            lambda: jacobian_spectrum(mlp(0), torch.ones(1, 12).double(), between=("2", "0")),
+            "'2' is not called before '0'",
+        ),
     ],
     ids=[
         *(
@@ -288,7 +292,7 @@ def filled(value: float) -> nn.Module:
             "density",
             "probes",
         ),
-        *("lazy", "k", "negative", "layer", "detached", "batch", "large", "order"),
+        *("lazy", "k", "negative", "too many", "layer", "detached", "batch", "large", "order"),
     ],
 )
 def test_bad_input(call: Any, error: str) -> None:
@@ -313,6 +317,35 @@ def test_what_is_of_another_type(call: Any, error: str) -> None:
     """One clear line each, before anything is run."""
     with pytest.raises(TypeError, match=error):
         call()
+
+
+@pytest.mark.parametrize(("k", "which"), [(5, "both"), (6, "both"), (10, "largest"), (10, "smallest")])
+def test_all_are_exact_however_they_are_asked_for(k: int, which: Any) -> None:
+    """Where the ends meet nothing is estimated."""
+    model, x = mlp(0), torch.randn(2, 12, dtype=torch.float64)
+    found, every = jacobian_spectrum(model, x, k=k, which=which), jacobian_spectrum(model, x)
+    assert torch.equal(found.singular_values, every.singular_values)
+    assert torch.equal(found.mean_squared, every.mean_squared)
+    assert not found.mean_squared_error.any()
+    assert str(found) == str(every)
+
+
+def test_a_singular_jacobian_has_an_infinite_condition() -> None:
+    """Also that of zero, which has nothing to divide."""
+    layer = nn.Linear(3, 3).double()
+    for diagonal in ([0.0, 0.0, 0.0], [2.0, 1.0, 0.0]):
+        layer.weight.data = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
+        assert jacobian_spectrum(layer, torch.ones(1, 3).double()).condition.tolist() == [math.inf]
+
+
+def test_examples_go_through_the_model_one_by_one() -> None:
+    """What a model does with the batch it does with a batch of one."""
+
+    class Pooled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + x.mean(0)
+
+    assert (jacobian_spectrum(Pooled(), torch.randn(4, 3)).singular_values == 2).all()
 
 
 def test_between_is_a_pair() -> None:

@@ -50,7 +50,8 @@ class Spectrum:
     @property
     def condition(self) -> Tensor:
         """The largest singular value divided by the smallest computed, ``(B,)``; infinite for a singular Jacobian."""
-        return self.singular_values[:, 0] / self.singular_values[:, -1]
+        largest, smallest = self.singular_values[:, 0], self.singular_values[:, -1]
+        return (largest / smallest).where(smallest > 0, torch.inf)
 
     @property
     def isometry(self) -> Tensor:
@@ -127,9 +128,11 @@ def jacobian_spectrum(
     means of the ReLUs add up; it adds about ``exp(1.13 alpha L) / (2 width)``, which only in wide networks is little:
     at ``alpha = 0.1``, ``L = 60`` the mean square is 1.7 without it and 21 with it at width 32, 1.8 and 5.9 at 128.
 
-    Without ``k`` all are computed from the matrix, by one backward pass an output. With ``k`` the largest and smallest
-    are computed by ARPACK from products with the Jacobian, which is never made; the mean square is then Hutchinson's
-    estimate. The model, its mode, its gradients and the random generators are left as they were.
+    Without ``k``, or where it asks for all, they are computed from the matrix, by one backward pass an output. With
+    ``k`` the largest and smallest are computed by ARPACK from products with the Jacobian, which is never made; the mean
+    square is then Hutchinson's estimate. Each example is passed through the model alone, so that what a model does with
+    a whole batch, such as subtracting its mean, is done to a batch of one. The model, its mode, its gradients and the
+    random generators are left as they were.
 
     Args:
         model: Any module.
@@ -187,7 +190,7 @@ def jacobian_spectrum(
         maps = linear_maps(model, args, kwargs, between)
         shape = maps[0].shape
         _check_size(shape, k)
-        if k is None:
+        if k is None or _all_asked(shape, k, which):
             parts = [_all(each) for each in maps]
         else:
             parts = [_some(each, k, which, probes, generator) for each in maps]
@@ -198,6 +201,10 @@ def jacobian_spectrum(
         ]
     values, residuals, squares, errors = (torch.stack(column) for column in zip(*parts, strict=True))
     return Spectrum(values, residuals, squares, errors, shape, tuple(densities), _notes(maps))
+
+
+def _all_asked(shape: tuple[int, int], k: int, which: str) -> bool:
+    return (2 * k if which == "both" else k) >= min(shape) and min(shape) <= _WHOLE
 
 
 _Part = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -277,8 +284,9 @@ def _check_size(shape: tuple[int, int], k: int | None) -> None:
             f"the Jacobian is {shape[0]} x {shape[1]}, too large for all singular values (at most {_WHOLE:,}): ask for "
             "the k largest and smallest, such as k=10, or for their density, such as k=0, density=10"
         )
-    if k is not None and not 0 <= k < count:
-        raise UsageError(f"expected k from 0 to {count - 1}, below the number of singular values, got {k}")
+    most = count if count <= _WHOLE else count - 1  # ARPACK's, and all of so many are refused
+    if k is not None and not 0 <= k <= most:
+        raise UsageError(f"expected k from 0 to {most}, for there are {count} singular values, got {k}")
 
 
 def _notes(maps: list[LinearMap]) -> tuple[str, ...]:
