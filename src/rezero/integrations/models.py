@@ -15,11 +15,11 @@ from torch import nn
 
 from rezero.errors import UsageError, near
 from rezero.integrations.examples import example_inputs
+from rezero.integrations.extras import advice
 
 __all__ = ["build_model"]
 
 _PYTHON = tuple(sysconfig.get_paths()[each] for each in ("stdlib", "purelib", "platlib"))
-_REBUILD = "install torchvision and torch from the same release and build"
 Built = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 
 
@@ -52,10 +52,10 @@ def build_model(spec: str, device: str = "meta") -> Built:
 def _package(name: str) -> Any:
     try:
         return importlib.import_module(name)
-    except ImportError as error:
-        raise UsageError(f"{name} can't be imported ({error}): pip install {name}") from error
-    except RuntimeError as error:  # torchvision's compiled part was built for another torch
-        raise UsageError(f"{name} can't be imported ({error}): {_REBUILD}") from error
+    except (ImportError, RuntimeError) as error:
+        mismatch, wanted = advice(error)
+        reason, wanted = mismatch or str(error), wanted or f"pip install {name}"
+        raise UsageError(f"{name} can't be imported ({reason}): {wanted}") from error
 
 
 def _from_timm(name: str, device: str) -> Built:
@@ -83,8 +83,9 @@ def _from_transformers(name: str, device: str) -> Built:
         with torch.device(device):
             model = transformers.AutoModel.from_config(config)
     except Exception as error:
-        cause = error.__cause__ or error  # an import that failed hides the reason
-        reason = " ".join(str(cause).split())[:300] + (f"; {_REBUILD}" if "torchvision::" in str(cause) else "")
+        mismatch, wanted = advice(error)
+        cause = mismatch or str(error.__cause__ or error)  # an import that failed hides the reason
+        reason = " ".join(cause.split())[:300] + (f"; {wanted}" if wanted else "")
         raise UsageError(f"transformers can't build {name!r} from its default configuration: {reason}") from error
     return model, (), example_inputs(model)
 
