@@ -11,7 +11,7 @@ from rezero.diagnose.example import check_devices, read_input
 from rezero.diagnose.linear_map import LinearMap, frozen, linear_maps, square
 from rezero.diagnose.untouched import check_model, untouched, written
 from rezero.diagnose.whole import whole
-from rezero.errors import UsageError
+from rezero.errors import TooManyError, UsageError
 from rezero.surgery.undisturbed import copied, switched, undisturbed
 
 __all__ = ["Spectrum", "jacobian_spectrum"]
@@ -279,14 +279,17 @@ def _hutchinson(linear_map: LinearMap, probes: int, generator: torch.Generator) 
 
 def _check_size(shape: tuple[int, int], k: int | None) -> None:
     count = min(shape)
-    if k is None and count > _WHOLE:
-        raise UsageError(
-            f"the Jacobian is {shape[0]} x {shape[1]}, too large for all singular values (at most {_WHOLE:,}): ask for "
-            "the k largest and smallest, such as k=10, or for their density, such as k=0, density=10"
-        )
     most = count if count <= _WHOLE else count - 1  # ARPACK's, and all of so many are refused
+    if k is None and count > _WHOLE:
+        raise TooManyError(
+            f"the Jacobian is {shape[0]} x {shape[1]}, too large for all singular values (at most {_WHOLE:,}): ask for "
+            "the k largest and smallest, such as k=10, or for their density, such as k=0, density=10",
+            shape,
+            most,
+        )
     if k is not None and not 0 <= k <= most:
-        raise UsageError(f"expected k from 0 to {most}, for there are {count} singular values, got {k}")
+        message = f"expected k from 0 to {most}, for there are {count} singular values, got {k}"
+        raise TooManyError(message, shape, most)
 
 
 def _notes(maps: list[LinearMap]) -> tuple[str, ...]:
