@@ -260,6 +260,8 @@ def filled(value: float) -> Callable[[int], nn.Module]:
     ("call", "kind", "error"),
     [
         (lambda: bad(nn.Linear(2, 2), None), TypeError, "expected a function build.* got Linear and NoneType"),
+        (lambda: bad(powers(3)), TypeError, "got Sequential and function; .* give the function of the depth"),
+        (lambda: bad({"a": (powers(3), sgd)}, None), TypeError, "expected rule 'a' to be a pair of functions"),
         (lambda: bad({"a": (powers, sgd)}), TypeError, "the optimizer of each rule beside its build"),
         (lambda: bad({"a": powers}, None), TypeError, "expected rule 'a' to be a pair of functions"),
         (lambda: bad({}, None), UsageError, "expected at least one rule, got an empty mapping"),
@@ -276,7 +278,20 @@ def filled(value: float) -> Callable[[int], nn.Module]:
         (lambda: bad(x=ONES.to("meta")), UsageError, "the input is on meta, the model on cpu"),
     ],
     ids=[
-        *("one", "two optimizers", "pair", "empty", "no depths", "falling", "zero", "steps", "seeds", "no module"),
+        *(
+            "one",
+            "a model",
+            "a model of several",
+            "two optimizers",
+            "pair",
+            "empty",
+            "no depths",
+            "falling",
+            "zero",
+            "steps",
+            "seeds",
+            "no module",
+        ),
         *("no optimizer", "vector", "not finite", "silent", "device"),
     ],
 )

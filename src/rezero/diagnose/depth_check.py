@@ -10,7 +10,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rezero.diagnose.depth_trial import Build, MakeOptimizer, Measurement, Rule, Trial
 from rezero.diagnose.depth_verdict import Verdict, judge
@@ -260,10 +260,12 @@ def _rehearse(trial: Trial) -> None:
 
 def _rules(rules: Any, optimizer: MakeOptimizer | None) -> dict[str, Rule]:
     if not isinstance(rules, Mapping):
-        if not callable(rules) or not callable(optimizer):
+        if not _builds(rules) or not callable(optimizer):
             raise TypeError(
                 "expected a function build(depth) and a function optimizer(model), got "
                 f"{type(rules).__name__} and {type(optimizer).__name__}"
+                + "; a model has one depth: give the function of the depth that makes it"
+                * isinstance(rules, nn.Module)
             )
         return {"model": Rule(rules, optimizer)}
     if optimizer is not None:
@@ -273,9 +275,13 @@ def _rules(rules: Any, optimizer: MakeOptimizer | None) -> dict[str, Rule]:
     for name, pair in rules.items():
         if not isinstance(name, str):
             raise TypeError(f"expected rules by their names, got {name!r} as a name")
-        if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(map(callable, pair))):
+        if not (isinstance(pair, tuple | list) and len(pair) == 2 and _builds(pair[0]) and callable(pair[1])):
             raise TypeError(f"expected rule {name!r} to be a pair of functions (build, optimizer), got {pair!r}")
     return {name: Rule(*pair) for name, pair in rules.items()}
+
+
+def _builds(given: Any) -> bool:
+    return callable(given) and not isinstance(given, nn.Module)
 
 
 def _check_numbers(depths: tuple[int, ...], steps: int, seeds: tuple[int, ...]) -> None:
