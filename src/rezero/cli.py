@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, CycloptsError, Group, Parameter, Token
 from cyclopts.validators import Number
 
-from rezero.errors import UsageError
+from rezero.errors import TooManyError, UsageError
 from rezero.interrupt import STOPPED
 
 if TYPE_CHECKING:
@@ -75,10 +75,11 @@ def run(arguments: list[str]) -> int:
         arguments: What follows the program's name.
 
     Returns:
-        Exit code: 0 done, 2 for a request that cannot be carried out, 130 when stopped by Ctrl-C.
+        Exit code: 0 done, 1 for what ``--strict`` refuses, 2 for a request that cannot be carried out, 130 when stopped
+        by Ctrl-C.
     """
     try:
-        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        code: int | None = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except (CycloptsError, UsageError, OSError, sqlite3.Error) as error:
         _complain(" ".join(str(error).split()))
         return 2
@@ -87,7 +88,7 @@ def run(arguments: list[str]) -> int:
         if os.environ.get("WORLD_SIZE", "1") != "1":
             os._exit(130)  # what is left of the group may wait in its destructor for a process that has ended
         return 130
-    return 0
+    return code or 0
 
 
 def _complain(message: str) -> None:
@@ -289,12 +290,14 @@ def diagnose(
     output: Annotated[Place | None, Parameter(name=["--output", "-o"])] = None,
     singular_values: Annotated[str, Parameter(converter=_read_how_many)] = "0",
     seed: Whole = 0,
-) -> None:
+    strict: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
     """Check the gates of a model, and draw how signals and gradients go through it.
 
     The model is built with its initial weights. If it has no gates it is looked at without, then converted and looked
-    at again. A single example is joined by itself with its last axis reversed, for a cosine needs two. The folder gets
-    check.txt, diagnosis.json and the charts as SVG, PNG and HTML; what it held of these is replaced.
+    at again; one without residual additions is looked at without. A single example is joined by itself with its last
+    axis reversed, for a cosine needs two. The folder gets check.txt, diagnosis.json and the charts as SVG, PNG and
+    HTML; what it held of these is replaced.
 
     Args:
         spec: timm:NAME, hf:TYPE (a model type of transformers in its default configuration), or
@@ -304,9 +307,13 @@ def diagnose(
         singular_values: How many of the largest singular values between the first and the last block are computed, or
             all, of up to 2,048.
         seed: Of the initial weights.
+        strict: End with exit code 1 if a fault is found, after all is written.
+
+    Returns:
+        Exit code.
 
     Raises:
-        UsageError: If the folder is a file.
+        UsageError: If the folder is a file, or there are not so many singular values.
     """
     import torch
 
@@ -321,9 +328,16 @@ def diagnose(
     with busy(f"building {spec}"):
         model, args, kwargs = build_model(spec, "cpu")
     count = None if singular_values == "all" else int(singular_values)
-    found = look(model, args, kwargs, singular_values=count, busy=busy)
+    try:
+        found = look(model, args, kwargs, singular_values=count, busy=busy)
+    except TooManyError as error:
+        m, n = error.shape
+        raise UsageError(
+            f"expected --singular-values up to {error.most:,}, or all of up to 2,048: the Jacobian from the first "
+            f"block to the last is {m:,} x {n:,}, got {singular_values}"
+        ) from error
     files = found.write(folder, {"model": spec, **provenance()})
-    if found.converted:
+    if found.converted and found.alphas is not None:
         print(f"{spec} has no gates of its own: {len(found.alphas.names)} were put in")
     if found.restarted:
         print(f"{found.restarted} parameters ended a branch with zeros, as a gate does now, and start as usual instead")
@@ -333,6 +347,7 @@ def diagnose(
     for name, spectrum in found.spectra.items():
         print(f"\n{name}: {spectrum}")
     print(f"\n{len(files)} files in {folder}")
+    return int(strict and any(each.severity == "fault" for each in found.report))
 
 
 def _open(folder: Path, study: "Study | None" = None) -> Any:

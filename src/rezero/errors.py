@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["UsageError", "near"]
+__all__ = ["TooManyError", "UsageError", "near"]
 
 
 class UsageError(ValueError):
@@ -11,6 +11,20 @@ class UsageError(ValueError):
 
     The command line prints it without a traceback and exits with code 2; nothing has been written by then.
     """
+
+
+class TooManyError(UsageError):
+    """More singular values are asked for than can be had.
+
+    Args:
+        message: What is said.
+        shape: ``(m, n)``, the Jacobian's.
+        most: How many can be had.
+    """
+
+    def __init__(self, message: str, shape: tuple[int, int], most: int) -> None:
+        super().__init__(message)
+        self.shape, self.most = shape, most
 
 
 def near(name: str, known: Iterable[str], *, count: int = 1) -> str:

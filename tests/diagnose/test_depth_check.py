@@ -115,6 +115,40 @@ def test_a_loss_that_the_first_step_multiplies_has_jumped() -> None:
     assert check(depths=(2,)).jump("model", 2) is None
 
 
+def deep_tanh(depth: int) -> nn.Module:
+    """Make a plain network that forgets its input on the way."""
+    hidden = [nn.Sequential(nn.Linear(32, 32), nn.Tanh()) for _ in range(depth)]
+    return nn.Sequential(nn.Linear(8, 32), *hidden, nn.Linear(32, 3))
+
+
+def test_a_deep_network_that_learns_nothing_of_its_input_stands_still() -> None:
+    """Its biases move the output by the same amount at every depth, but that of all examples alike."""
+    torch.manual_seed(0)
+    x = torch.randn(64, 8)
+    targets = x[:, :3].argmax(1)
+
+    def adamw(model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(model.parameters(), lr=1e-2)
+
+    rules = {"plain": (deep_tanh, adamw), "rezero": (lambda depth: MLP(8, 32, depth, 3), adamw)}
+    found = depth_check(rules, x, partial(nn.functional.cross_entropy, target=targets), depths=(8, 128), seeds=(0,))
+    plain, gated = found.verdicts
+    assert plain.slope == pytest.approx(0, abs=0.25)
+    assert (plain.kind, plain.alike) == ("still", 128)
+    assert str(plain) == "plain stands still: after the last step all examples have the same output at depth 128"
+    assert (gated.kind, gated.alike) == ("steady", None)
+    assert found.measurements[0].contrast > 1e-2
+
+
+def test_one_depth_is_not_steady() -> None:
+    """There is nothing to compare; a network that explodes or moves nowhere is told of all the same."""
+    [verdict] = check(depths=(4,)).verdicts
+    assert verdict.kind == "unknown"
+    assert str(verdict) == "model unknown: the change of the output is known at one depth, and takes two to compare"
+    assert check(partial(sgd, rate=1e3), (16,)).verdicts[0].kind == "explodes"
+    assert check(partial(sgd, rate=0.0), (4, 8)).verdicts[0].kind == "still"
+
+
 VERDICTS: dict[str, tuple[dict[int, float | None], dict[int, float], str]] = {
     "grows": ({8: 0.1, 32: 0.2}, {8: 1, 32: 1}, "r grows: the first step's change of the output follows depth^0.5"),
     "lost": (
@@ -226,6 +260,8 @@ def filled(value: float) -> Callable[[int], nn.Module]:
     ("call", "kind", "error"),
     [
         (lambda: bad(nn.Linear(2, 2), None), TypeError, "expected a function build.* got Linear and NoneType"),
+        (lambda: bad(powers(3)), TypeError, "got Sequential and function; .* give the function of the depth"),
+        (lambda: bad({"a": (powers(3), sgd)}, None), TypeError, "expected rule 'a' to be a pair of functions"),
         (lambda: bad({"a": (powers, sgd)}), TypeError, "the optimizer of each rule beside its build"),
         (lambda: bad({"a": powers}, None), TypeError, "expected rule 'a' to be a pair of functions"),
         (lambda: bad({}, None), UsageError, "expected at least one rule, got an empty mapping"),
@@ -242,7 +278,20 @@ def filled(value: float) -> Callable[[int], nn.Module]:
         (lambda: bad(x=ONES.to("meta")), UsageError, "the input is on meta, the model on cpu"),
     ],
     ids=[
-        *("one", "two optimizers", "pair", "empty", "no depths", "falling", "zero", "steps", "seeds", "no module"),
+        *(
+            "one",
+            "a model",
+            "a model of several",
+            "two optimizers",
+            "pair",
+            "empty",
+            "no depths",
+            "falling",
+            "zero",
+            "steps",
+            "seeds",
+            "no module",
+        ),
         *("no optimizer", "vector", "not finite", "silent", "device"),
     ],
 )

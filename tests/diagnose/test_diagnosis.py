@@ -27,6 +27,12 @@ def frozen():
     model[1].gate.requires_grad_(False)
     return model, x
 
+def vgg():
+    return nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(3))), torch.randn(3, 8)
+
+def wide():
+    return nn.Sequential(nn.Identity(), nn.Identity()), torch.randn(2, 3000)
+
 def meta():
     with torch.device("meta"):
         return trained()
@@ -84,6 +90,23 @@ def test_a_model_with_gates(folder: Path, capsys: pytest.CaptureFixture[str]) ->
     assert held["alphas"]["alphas"] == [pytest.approx([0.1, 0.2, 0.3])]
 
 
+def test_a_model_without_residual_additions(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Has nothing to gate, which is said, and its signals are drawn."""
+    assert run(["diagnose", "some_models:vgg", "-o", "out", "--singular-values", "8", "--strict"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("0 gates, no findings\nthe model has no residual additions to gate\n\nas it was: 3 layers\n")
+    assert "as it was: 8 x 8 Jacobian, all 8 singular values" in said
+    assert files(folder / "out") == {"check.txt", "diagnosis.json"} | drawn("propagation", "singular_values")
+    assert json.loads((folder / "out/diagnosis.json").read_text(encoding="utf-8"))["alphas"] is None
+
+
+@pytest.mark.parametrize(("model", "code"), [("frozen", 1), ("trained", 0)])
+def test_a_fault_is_an_exit_code_on_demand(folder: Path, model: str, code: int) -> None:
+    """With --strict, after the files are written."""
+    assert run(["diagnose", f"some_models:{model}", "-o", "out", "--strict"]) == code
+    assert (folder / "out/check.txt").exists()
+
+
 def test_findings_are_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On the terminal and in the file."""
     assert run(["diagnose", "some_models:frozen", "-o", "out"]) == 0
@@ -101,9 +124,13 @@ def test_findings_are_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["some_models:both"], "as arguments in order or by name, got some of both"),
         (["some_models:plain", "--singular-values", "x"], 'expected a number, or all, got "x"'),
         (["some_models:plain", "-o", "some_models.py/out"], "cannot write into some_models.py/out: it is a file, or"),
-        (["some_models:plain", "--singular-values", "99"], "expected k from 0 to 31"),
+        (["some_models:plain", "--singular-values", "99"], "--singular-values up to 32, .* is 32 x 32, got 99$"),
+        (
+            ["some_models:wide", "--singular-values", "all"],
+            "--singular-values up to 2,999, or all of up to .* got all$",
+        ),
     ],
-    ids=["name", "meta", "no example", "both", "no number", "file", "too many"],
+    ids=["name", "meta", "no example", "both", "no number", "file", "too many", "all of too many"],
 )
 def test_bad_input(folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
     """One line, exit code 2, and nothing written."""

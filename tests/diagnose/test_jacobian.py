@@ -1,5 +1,6 @@
 """Singular values of Jacobians: against the matrix itself, against theory, and for input that has none."""
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -94,18 +95,32 @@ def test_a_closed_network_is_an_isometry(depth: int, dtype: torch.dtype) -> None
     assert (found.isometry == 0).all()
 
 
+def he(width: int, depth: int, alpha: float) -> nn.Module:
+    """Make gated blocks of He-initialised ReLU layers."""
+    branches = [nn.Sequential(nn.Linear(width, width, bias=False), nn.ReLU()) for _ in range(depth)]
+    for branch in branches:
+        nn.init.kaiming_normal_(branch[0].weight)
+    return nn.Sequential(*(rezero.ReZero(branch, gate=rezero.Gate(init_value=alpha)) for branch in branches))
+
+
 def test_mean_square_is_that_of_theory() -> None:
     """He-initialised ReLU branches with a small alpha have a mean square of about (1 + alpha^2)^L."""
     torch.manual_seed(0)
     width, depth, alpha = 128, 40, 0.1
-    branches = [nn.Sequential(nn.Linear(width, width, bias=False), nn.ReLU()) for _ in range(depth)]
-    for branch in branches:
-        nn.init.kaiming_normal_(branch[0].weight)
-    model = nn.Sequential(*(rezero.ReZero(branch, gate=rezero.Gate(init_value=alpha)) for branch in branches))
-    found = jacobian_spectrum(model, torch.randn(4, width))
+    found = jacobian_spectrum(he(width, depth, alpha), torch.randn(4, width))
     bulk = found.singular_values[:, 1:].square().mean()  # ReLUs have a mean, along which one value grows
     assert float(bulk) == pytest.approx((1 + alpha**2) ** depth, rel=0.05)
     assert found.singular_values[:, 0].min() > 2 * found.singular_values[:, 1].max()
+
+
+@pytest.mark.parametrize(("width", "depth", "alpha"), [(32, 60, 0.1), (128, 60, 0.1), (64, 30, 0.1), (64, 30, 0.2)])
+def test_the_largest_adds_what_falls_with_the_width(width: int, depth: int, alpha: float) -> None:
+    """About exp(1.13 alpha L) / (2 width), within a factor of 1.5, whatever (1 + alpha^2)^L is."""
+    torch.manual_seed(0)
+    found = [jacobian_spectrum(he(width, depth, alpha), torch.randn(1, width)).mean_squared for _ in range(4)]
+    added = float(torch.cat(found).mean()) - (1 + alpha**2) ** depth
+    expected = math.exp(1.13 * alpha * depth) / (2 * width)
+    assert 1 / 1.5 < added / expected < 1.5
 
 
 def test_between_layers() -> None:
@@ -251,13 +266,17 @@ def filled(value: float) -> nn.Module:
         (lambda: linear(torch.ones(2, 4), density=1), "2 random vectors or more"),
         (lambda: linear(torch.ones(2, 4), k=1, probes=1), "2 random vectors or more"),
         (lambda: jacobian_spectrum(nn.LazyLinear(2), torch.ones(2, 4)), "'weight' has no shape yet"),
-        (lambda: linear(torch.ones(2, 4), k=4), "expected k from 0 to 3, below the number of singular values, got 4"),
-        (lambda: linear(torch.ones(2, 4), k=-1), "expected k from 0 to 3"),
+        (lambda: linear(torch.ones(2, 4), k=5), "expected k from 0 to 4, for there are 4 singular values, got 5"),
+        (lambda: linear(torch.ones(2, 4), k=-1), "expected k from 0 to 4"),
+        (lambda: jacobian_spectrum(nn.Identity(), torch.ones(1, 3000), k=3000), "expected k from 0 to 2999"),
         (lambda: linear(torch.ones(2, 4), between=("", "fc1")), "has no layer 'fc1'"),
         (lambda: jacobian_spectrum(Detached(), torch.ones(1, 3)), "no derivative by the input: .* or is detached"),
         (lambda: linear(torch.tensor(1.0)), "expected an input with a batch along its first axis"),
         (lambda: jacobian_spectrum(nn.Identity(), torch.ones(1, 3000)), "3000 x 3000, too large for all .* k=10"),
-        (lambda: jacobian_spectrum(mlp(0), torch.ones(1, 12).double(), between=("2", "0")), "not called before"),
+        (
+            lambda: jacobian_spectrum(mlp(0), torch.ones(1, 12).double(), between=("2", "0")),
+            "'2' is not called before '0'",
+        ),
     ],
     ids=[
         *(
@@ -273,7 +292,7 @@ def filled(value: float) -> nn.Module:
             "density",
             "probes",
         ),
-        *("lazy", "k", "negative", "layer", "detached", "batch", "large", "order"),
+        *("lazy", "k", "negative", "too many", "layer", "detached", "batch", "large", "order"),
     ],
 )
 def test_bad_input(call: Any, error: str) -> None:
@@ -298,6 +317,35 @@ def test_what_is_of_another_type(call: Any, error: str) -> None:
     """One clear line each, before anything is run."""
     with pytest.raises(TypeError, match=error):
         call()
+
+
+@pytest.mark.parametrize(("k", "which"), [(5, "both"), (6, "both"), (10, "largest"), (10, "smallest")])
+def test_all_are_exact_however_they_are_asked_for(k: int, which: Any) -> None:
+    """Where the ends meet nothing is estimated."""
+    model, x = mlp(0), torch.randn(2, 12, dtype=torch.float64)
+    found, every = jacobian_spectrum(model, x, k=k, which=which), jacobian_spectrum(model, x)
+    assert torch.equal(found.singular_values, every.singular_values)
+    assert torch.equal(found.mean_squared, every.mean_squared)
+    assert not found.mean_squared_error.any()
+    assert str(found) == str(every)
+
+
+def test_a_singular_jacobian_has_an_infinite_condition() -> None:
+    """Also that of zero, which has nothing to divide."""
+    layer = nn.Linear(3, 3).double()
+    for diagonal in ([0.0, 0.0, 0.0], [2.0, 1.0, 0.0]):
+        layer.weight.data = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
+        assert jacobian_spectrum(layer, torch.ones(1, 3).double()).condition.tolist() == [math.inf]
+
+
+def test_examples_go_through_the_model_one_by_one() -> None:
+    """What a model does with the batch it does with a batch of one."""
+
+    class Pooled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + x.mean(0)
+
+    assert (jacobian_spectrum(Pooled(), torch.randn(4, 3)).singular_values == 2).all()
 
 
 def test_between_is_a_pair() -> None:

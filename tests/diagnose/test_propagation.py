@@ -409,10 +409,26 @@ def measure(x: Any = None, **options: Any) -> Any:
         (lambda: propagation(Tokens(), torch.ones(2, 4, dtype=torch.long)), "'blocks.0' returns no real numbers"),
         (lambda: propagation(Tokens(), torch.ones(2, 2)), "returns nothing that has a gradient"),
         (lambda: propagation(Tokens(), torch.ones(2, 2), layers=["unused"]), "'unused' is not called"),
+        (lambda: measure(torch.full((2, 4), torch.nan)), "the input is nan or infinite"),
+        (lambda: measure(torch.full((2, 4), torch.inf)), "the input is nan or infinite"),
         (lambda: measure(loss_fn=lambda y: y), "returns one number with a gradient, got a tensor of shape"),
         (lambda: measure(loss_fn=lambda _: 3.0), "returns one number with a gradient, got float"),
     ],
-    ids=["name", "none", "one", "no batch", "device", "meta", "whole", "detached", "uncalled", "vector", "number"],
+    ids=[
+        "name",
+        "none",
+        "one",
+        "no batch",
+        "device",
+        "meta",
+        "whole",
+        "detached",
+        "uncalled",
+        "nan",
+        "infinite",
+        "vector",
+        "number",
+    ],
 )
 def test_bad_input(call: Any, error: str) -> None:
     """One clear line each."""

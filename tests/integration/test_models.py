@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
+import torch
 
 from rezero.cli import run
 from rezero.errors import UsageError
-from rezero.integrations.models import build_model
+from rezero.integrations.models import _free_memory, build_model
 
 OWN = """import torch
 from torch import nn
@@ -143,6 +145,25 @@ def test_the_command_ends_with_code_2(capsys: pytest.CaptureFixture[str]) -> Non
     """A model that does not exist is an error of the user's."""
     assert run(["inspect", "timm:resnet51"]) == 2
     assert "timm has no model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("spec", "size"), [("hf:llama", "24.6"), ("timm:resnet18", "0.0")])
+def test_weights_that_do_not_fit_are_not_made(spec: str, size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their size is told before, and what to do; the free memory is read where the system tells it."""
+    assert _free_memory() > 2**20
+    monkeypatch.setattr("rezero.integrations.models._free_memory", lambda: 2.0**24)
+    with pytest.raises(UsageError, match=rf"the weights of {spec} take {size} GiB, with 0\.0 GiB .*package\.module"):
+        build_model(spec, "cpu")
+    assert len(list(build_model(spec)[0].parameters())) > 2
+
+
+def test_counting_weights_leaves_them_as_they_are() -> None:
+    """They are those of a model that is built without."""
+    torch.manual_seed(0)
+    expected = timm.create_model("resnet18").state_dict()
+    torch.manual_seed(0)
+    found = build_model("timm:resnet18", "cpu")[0].state_dict()
+    assert all(torch.equal(each, expected[name]) for name, each in found.items())
 
 
 def test_a_package_that_does_not_load_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:

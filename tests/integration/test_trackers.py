@@ -29,6 +29,7 @@ from rezero.errors import UsageError
 from rezero.integrations import accelerate as for_accelerate
 from rezero.integrations import tensorboard as for_tensorboard
 from rezero.integrations import wandb as for_wandb
+from rezero.integrations.extras import needs
 from rezero.integrations.logged import alpha_scalars, alphas_of, heat_map_png
 
 ALPHAS = [0.5, -0.25, 0.0]  # exact in float32
@@ -120,6 +121,24 @@ def test_a_missing_library_is_named_with_its_extra(library: str, extra: str, mon
     monkeypatch.delitem(sys.modules, name, raising=False)
     with pytest.raises(ImportError, match=rf"can't be imported \(.*\): pip install 'rezero-torch\[{extra}\]'"):
         importlib.import_module(name)
+
+
+def failing(error: Exception) -> None:
+    """Import something that raises."""
+    with needs("the Trainer", extra="transformers"):
+        raise error
+
+
+def test_a_torchvision_for_another_torch_is_explained() -> None:
+    """By what helps, in one trace, however deep it lies; other errors of a library are left as they are."""
+    hidden = ModuleNotFoundError("Could not import module 'Trainer'")
+    hidden.__cause__ = RuntimeError("operator torchvision::nms does not exist")
+    expected = r"the Trainer .*torchvision::nms does not exist\): install torchvision and torch from the same"
+    with pytest.raises(ImportError, match=expected) as caught:
+        failing(hidden)
+    assert caught.value.__suppress_context__
+    with pytest.raises(RuntimeError, match="no driver"):
+        failing(RuntimeError("no driver"))
 
 
 # TensorBoard

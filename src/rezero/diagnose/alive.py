@@ -158,8 +158,8 @@ def _activations(model: nn.Module, owners: Owners, inputs: Any, notes: list[str]
         name,
         converted,
         why,
-        "convert a new model, or this one after undo(), with activation_after='move'; an activation that is a function "
-        "must become a module first",
+        "convert a new model, or this one after undo(), with rezero.convert_(..., activation_after='move'); an "
+        "activation that is a function must become a module first",
         "risk",
     )
 

@@ -10,7 +10,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rezero.diagnose.depth_trial import Build, MakeOptimizer, Measurement, Rule, Trial
 from rezero.diagnose.depth_verdict import Verdict, judge
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DepthCheck", "depth_check"]
 
-_QUANTITIES = ("loss", "activation", "change", "update", "gate_update")
+_QUANTITIES = ("loss", "activation", "change", "update", "gate_update", "contrast")
 
 Tell = Callable[[float, str], None]
 
@@ -50,12 +50,13 @@ class DepthCheck:
 
     @cached_property
     def verdicts(self) -> tuple[Verdict, ...]:
-        """One verdict a rule, on the first step."""
+        """One verdict a rule, on the first step, and on what the last one leaves."""
         return tuple(
             judge(
                 rule,
                 {depth: self.median("change", rule, depth, 1) for depth in self.depths},
                 {depth: self.jump(rule, depth) for depth in self.depths},
+                {depth: self.median("contrast", rule, depth, self.steps) for depth in self.depths},
             )
             for rule in self.rules
         )
@@ -171,7 +172,8 @@ def depth_check(
 
     A rule says how a network starts and which rates its parameters have. One that holds lets the first steps change
     the output by the same amount at every depth, so that what works in a shallow network works in a deep one; one that
-    doesn't makes deep networks explode at the first step, or stand still. `Verdict` has the thresholds.
+    doesn't makes deep networks explode at the first step, or stand still: the change falls with depth, or it is one
+    that all examples share, because their outputs no longer depend on them. `Verdict` has the thresholds.
 
     Each network is built under its seed, and sees the same dropout at every step. It is trained as it is built, and
     forgotten after its steps. The random generators of torch are left as they were.
@@ -258,10 +260,12 @@ def _rehearse(trial: Trial) -> None:
 
 def _rules(rules: Any, optimizer: MakeOptimizer | None) -> dict[str, Rule]:
     if not isinstance(rules, Mapping):
-        if not callable(rules) or not callable(optimizer):
+        if not _builds(rules) or not callable(optimizer):
             raise TypeError(
                 "expected a function build(depth) and a function optimizer(model), got "
                 f"{type(rules).__name__} and {type(optimizer).__name__}"
+                + "; a model has one depth: give the function of the depth that makes it"
+                * isinstance(rules, nn.Module)
             )
         return {"model": Rule(rules, optimizer)}
     if optimizer is not None:
@@ -271,9 +275,13 @@ def _rules(rules: Any, optimizer: MakeOptimizer | None) -> dict[str, Rule]:
     for name, pair in rules.items():
         if not isinstance(name, str):
             raise TypeError(f"expected rules by their names, got {name!r} as a name")
-        if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(map(callable, pair))):
+        if not (isinstance(pair, tuple | list) and len(pair) == 2 and _builds(pair[0]) and callable(pair[1])):
             raise TypeError(f"expected rule {name!r} to be a pair of functions (build, optimizer), got {pair!r}")
     return {name: Rule(*pair) for name, pair in rules.items()}
+
+
+def _builds(given: Any) -> bool:
+    return callable(given) and not isinstance(given, nn.Module)
 
 
 def _check_numbers(depths: tuple[int, ...], steps: int, seeds: tuple[int, ...]) -> None:

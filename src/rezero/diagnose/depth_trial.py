@@ -15,6 +15,7 @@ from rezero.diagnose.signal import first_real, root_mean_square
 from rezero.diagnose.untouched import check_model, told
 from rezero.errors import UsageError
 from rezero.gate import gates
+from rezero.surgery.outputs import tensors
 from rezero.surgery.undisturbed import copied
 
 __all__ = ["Build", "MakeOptimizer", "Measurement", "Rule", "Trial"]
@@ -38,6 +39,8 @@ class Measurement:
             the start; None where that was zero.
         update: Root mean square of the step of all trainable parameters but the gates; 0 at the start.
         gate_update: Root mean square of the step of the gates; None without gates.
+        contrast: Root mean square of the distances of the examples' outputs from their mean, divided by that of the
+            output: 0 where all examples have the same; None where their inputs are the same, or there is one.
     """
 
     rule: str
@@ -49,6 +52,7 @@ class Measurement:
     change: float | None
     update: float
     gate_update: float | None
+    contrast: float | None = None
 
     @property
     def finite(self) -> bool:
@@ -110,6 +114,7 @@ class Trial:
         self._gates = [each for each in trained if id(each) in owned]
         self._others = [each for each in trained if id(each) not in owned]
         self._last = _last_block(model)
+        self._differ = any(each.ndim > 0 and bool((each != each[:1]).any()) for each in tensors(example))
 
     def forward(self) -> tuple[Tensor, Tensor, float]:
         """Return loss, output, and the size of the last block's output.
@@ -147,7 +152,7 @@ class Trial:
         loss, start, activation = self.forward()
         size = root_mean_square(start)
         change = None if size == 0 else 0.0 if math.isfinite(size) else math.inf
-        row = self._row(0, loss, activation, change, 0.0, 0.0 if self._gates else None)
+        row = self._row(0, loss, start, activation, change, 0.0, 0.0 if self._gates else None)
         yield row
         for step in range(1, steps + 1):
             if not row.finite:
@@ -159,14 +164,22 @@ class Trial:
             update, gate_update = _distance(self._others, others), _distance(self._gates, owned)
             loss, output, activation = self.forward()
             change = root_mean_square(output.double() - start.double()) / size if size else None
-            row = self._row(step, loss, activation, change, update or 0.0, gate_update)
+            row = self._row(step, loss, output, activation, change, update or 0.0, gate_update)
             yield row
 
     def _row(
-        self, step: int, loss: Tensor, activation: float, change: float | None, update: float, gates: float | None
+        self,
+        step: int,
+        loss: Tensor,
+        output: Tensor,
+        activation: float,
+        change: float | None,
+        update: float,
+        gates: float | None,
     ) -> Measurement:
+        contrast = _contrast(output) if self._differ else None
         return Measurement(
-            self.name, self.depth, self.seed, step, float(loss.detach()), activation, change, update, gates
+            self.name, self.depth, self.seed, step, float(loss.detach()), activation, change, update, gates, contrast
         )
 
 
@@ -178,6 +191,13 @@ def _numbers(parameters: Sequence[nn.Parameter]) -> Tensor:
 
 def _distance(parameters: Sequence[nn.Parameter], before: Tensor) -> float | None:
     return root_mean_square(_numbers(parameters) - before) if parameters else None
+
+
+def _contrast(output: Tensor) -> float | None:
+    if output.ndim == 0 or len(output) < 2:
+        return None
+    apart = root_mean_square(output.double() - output.double().mean(0))
+    return apart / root_mean_square(output) if apart else 0.0
 
 
 def _last_block(model: nn.Module) -> nn.Module:

@@ -22,6 +22,7 @@ from rezero.diagnose.propagation import Propagation, propagation
 from rezero.errors import UsageError
 from rezero.gate import gates
 from rezero.surgery.convert import convert_
+from rezero.surgery.find import find_residuals
 
 __all__ = ["Diagnosis", "diagnose"]
 
@@ -36,7 +37,7 @@ class Diagnosis:
         report: What `check` says of it with its gates.
         converted: Whether the gates were put in for this.
         restarted: How many parameters that ended a branch with zeros were set to their usual start by that.
-        alphas: Its gates, one record.
+        alphas: Its gates, one record; None without any.
         signals: `propagation` with gates, and without them if they were put in for this.
         spectra: `jacobian_spectrum` of the same, from the first block's input to the last one's output.
     """
@@ -44,7 +45,7 @@ class Diagnosis:
     report: Report
     converted: bool
     restarted: int
-    alphas: AlphaHistory
+    alphas: AlphaHistory | None
     signals: Mapping[str, Propagation]
     spectra: Mapping[str, Spectrum] = field(default_factory=dict)
 
@@ -54,7 +55,7 @@ class Diagnosis:
             "converted": self.converted,
             "restarted": self.restarted,
             "check": self.report.to_json(),
-            "alphas": self.alphas.to_json(),
+            "alphas": None if self.alphas is None else self.alphas.to_json(),
             "propagation": {name: each.to_json() for name, each in self.signals.items()},
             "jacobian": {name: each.to_json() for name, each in self.spectra.items()},
         }
@@ -73,7 +74,7 @@ class Diagnosis:
         from rezero.charts.depth import propagation_chart
 
         charts: dict[str, Any] = {"propagation": propagation_chart(self.signals)}
-        if bool(self.alphas.alphas.any()):
+        if self.alphas is not None and bool(self.alphas.alphas.any()):
             charts["alphas"] = self.alphas.profile()
         if self.spectra:
             sets = {name: {"": each.singular_values.flatten().tolist()} for name, each in self.spectra.items()}
@@ -97,7 +98,7 @@ def diagnose(
     singular_values: int | None = 0,
     busy: Callable[[str], AbstractContextManager[None]],
 ) -> Diagnosis:
-    """Look into a model; one without gates is converted.
+    """Look into a model; one without gates is converted, if it has residual additions.
 
     Args:
         model: The model.
@@ -137,6 +138,10 @@ def diagnose(
     if converted:
         look(ORIGINAL)
         with busy("converting"):
+            found = find_residuals(model, args, kwargs)
+            if not found and not any(each.refused for each in found.left_out):
+                notes = ("the model has no residual additions to gate", *[str(found)] * bool(found.left_out))
+                return Diagnosis(Report((), 0, notes), False, 0, None, signals, spectra)
             restarted = len(convert_(model, args, kwargs).reset)
     look(GATED)
     with busy("checking the gates"):

@@ -11,7 +11,7 @@ from rezero.diagnose.example import check_devices, read_input
 from rezero.diagnose.linear_map import LinearMap, frozen, linear_maps, square
 from rezero.diagnose.untouched import check_model, untouched, written
 from rezero.diagnose.whole import whole
-from rezero.errors import UsageError
+from rezero.errors import TooManyError, UsageError
 from rezero.surgery.undisturbed import copied, switched, undisturbed
 
 __all__ = ["Spectrum", "jacobian_spectrum"]
@@ -50,7 +50,8 @@ class Spectrum:
     @property
     def condition(self) -> Tensor:
         """The largest singular value divided by the smallest computed, ``(B,)``; infinite for a singular Jacobian."""
-        return self.singular_values[:, 0] / self.singular_values[:, -1]
+        largest, smallest = self.singular_values[:, 0], self.singular_values[:, -1]
+        return (largest / smallest).where(smallest > 0, torch.inf)
 
     @property
     def isometry(self) -> Tensor:
@@ -122,12 +123,16 @@ def jacobian_spectrum(
     r"""Compute singular values of the Jacobian of a model, at each example of a batch, in evaluation mode.
 
     A network through which signals and gradients pass unchanged has singular values of 1 only: dynamical isometry. A
-    ReZero network at ``alpha = 0`` is the identity, and all of them are exactly 1; with He-initialised ReLU branches
-    and a small ``alpha`` their mean square is about ``(1 + alpha^2)^L``.
+    ReZero network at ``alpha = 0`` is the identity, and all of them are exactly 1. With He-initialised ReLU branches
+    and a small ``alpha`` the mean square of all but the largest is about ``(1 + alpha^2)^L``. Along the largest the
+    means of the ReLUs add up; it adds about ``exp(1.13 alpha L) / (2 width)``, which only in wide networks is little:
+    at ``alpha = 0.1``, ``L = 60`` the mean square is 1.7 without it and 21 with it at width 32, 1.8 and 5.9 at 128.
 
-    Without ``k`` all are computed from the matrix, by one backward pass an output. With ``k`` the largest and smallest
-    are computed by ARPACK from products with the Jacobian, which is never made; the mean square is then Hutchinson's
-    estimate. The model, its mode, its gradients and the random generators are left as they were.
+    Without ``k``, or where it asks for all, they are computed from the matrix, by one backward pass an output. With
+    ``k`` the largest and smallest are computed by ARPACK from products with the Jacobian, which is never made; the mean
+    square is then Hutchinson's estimate. Each example is passed through the model alone, so that what a model does with
+    a whole batch, such as subtracting its mean, is done to a batch of one. The model, its mode, its gradients and the
+    random generators are left as they were.
 
     Args:
         model: Any module.
@@ -185,7 +190,7 @@ def jacobian_spectrum(
         maps = linear_maps(model, args, kwargs, between)
         shape = maps[0].shape
         _check_size(shape, k)
-        if k is None:
+        if k is None or _all_asked(shape, k, which):
             parts = [_all(each) for each in maps]
         else:
             parts = [_some(each, k, which, probes, generator) for each in maps]
@@ -196,6 +201,10 @@ def jacobian_spectrum(
         ]
     values, residuals, squares, errors = (torch.stack(column) for column in zip(*parts, strict=True))
     return Spectrum(values, residuals, squares, errors, shape, tuple(densities), _notes(maps))
+
+
+def _all_asked(shape: tuple[int, int], k: int, which: str) -> bool:
+    return (2 * k if which == "both" else k) >= min(shape) and min(shape) <= _WHOLE
 
 
 _Part = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -270,13 +279,17 @@ def _hutchinson(linear_map: LinearMap, probes: int, generator: torch.Generator) 
 
 def _check_size(shape: tuple[int, int], k: int | None) -> None:
     count = min(shape)
+    most = count if count <= _WHOLE else count - 1  # ARPACK's, and all of so many are refused
     if k is None and count > _WHOLE:
-        raise UsageError(
+        raise TooManyError(
             f"the Jacobian is {shape[0]} x {shape[1]}, too large for all singular values (at most {_WHOLE:,}): ask for "
-            "the k largest and smallest, such as k=10, or for their density, such as k=0, density=10"
+            "the k largest and smallest, such as k=10, or for their density, such as k=0, density=10",
+            shape,
+            most,
         )
-    if k is not None and not 0 <= k < count:
-        raise UsageError(f"expected k from 0 to {count - 1}, below the number of singular values, got {k}")
+    if k is not None and not 0 <= k <= most:
+        message = f"expected k from 0 to {most}, for there are {count} singular values, got {k}"
+        raise TooManyError(message, shape, most)
 
 
 def _notes(maps: list[LinearMap]) -> tuple[str, ...]:

@@ -178,8 +178,8 @@ def linear_maps(
     with kept(model):
         for example in range(examples):
             one = tree_map_only(Tensor, partial(_one, example, examples), (args, kwargs))
-            section = _Section(model, start, end, *one)
-            maps.append(LinearMap(section.run, section.input(first)))
+            section = _Section(model, (first, start), (last, end), *one)
+            maps.append(LinearMap(section.run, section.input()))
     return maps
 
 
@@ -218,11 +218,17 @@ class _Section:
     """What lies between the input of one module and the output of another, on one example."""
 
     def __init__(
-        self, model: nn.Module, start: nn.Module, end: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+        self,
+        model: nn.Module,
+        start: tuple[str, nn.Module],
+        end: tuple[str, nn.Module],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
     ) -> None:
-        self.model, self.start, self.end, self.args, self.kwargs = model, start, end, args, kwargs
+        self.model, self.args, self.kwargs = model, args, kwargs
+        (self.first, self.start), (self.last, self.end) = start, end
 
-    def input(self, name: str) -> Tensor:
+    def input(self) -> Tensor:
         """Return what the first module is given."""
         seen: list[Tensor] = []
 
@@ -232,7 +238,7 @@ class _Section:
 
         with torch.no_grad():
             self._run((), ((self.start, look),))
-        where = f"the input of {name!r}" if name else "the input"
+        where = f"the input of {self.first!r}" if self.first else "the input"
         if not seen:
             raise UsageError(
                 f"{where} is no tensor, or it is never called: choose another layer with between=(first, last)"
@@ -272,7 +278,10 @@ class _Section:
 
         output = self._run(((self.end, leave),), ((self.start, enter),))
         if not isinstance(output, _Reached):
-            raise UsageError("the first layer of between= is not called before the last one")
+            raise UsageError(
+                f"{self.first!r} is not called before {self.last!r}: expected between=(first, last) in the order of "
+                f"their calls, got {(self.first, self.last)}"
+            )
         floating = [each for each in tensors(output.output) if each.is_floating_point()]
         if not floating:
             raise UsageError("the output holds no real numbers that could be differentiated")

@@ -23,6 +23,7 @@ from rezero.diagnose.untouched import check_model, told, untouched, written
 from rezero.diagnose.whole import whole
 from rezero.errors import UsageError
 from rezero.surgery.backward import kept
+from rezero.surgery.outputs import tensors
 from rezero.surgery.undisturbed import copied, switched, undisturbed, unfused
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ class Propagation:
         self, *, skip: bool, alpha: float = 1.0, weight_variance: float = 2.0, centred: bool = False
     ) -> MeanField:
         """Return what theory expects of layers ``s x + alpha relu(W x)`` from where this signal starts.
+
+        It holds for infinite width; with a skip the gradient of deep, narrow networks is larger (`relu_mean_field`).
 
         Args:
             skip: Whether a layer adds its input to its branch (``s = 1``).
@@ -180,8 +183,8 @@ def propagation(
     Raises:
         TypeError: If ``model`` is no module, or a number is not whole.
         UsageError: If the model can't be run; if a layer is unknown, is not called or returns no real numbers; if the
-            batch has one example, lies on another device than the model or has no numbers; if the loss is no scalar
-            with a gradient.
+            batch has one example, lies on another device than the model, has no numbers or is not finite; if the loss
+            is no scalar with a gradient.
 
     References:
         Poole et al. (2016), arXiv:1606.05340 (norms and cosines); Schoenholz et al. (2017), arXiv:1611.01232
@@ -200,6 +203,7 @@ def propagation(
     examples = batch_size(example)
     if examples < 2:
         raise UsageError("expected at least two examples, for the cosine between them, got a batch of 1")
+    _check_finite(example)
     names = block_names(model) if layers is None else [layers] if isinstance(layers, str) else list(layers)
     if not names:
         raise UsageError("expected at least one layer, got none")
@@ -232,6 +236,14 @@ def propagation(
     return Propagation(
         tuple(each for each in rows if each.depth), next((each for each in rows if not each.depth), None)
     )
+
+
+def _check_finite(example: Any) -> None:
+    given = [each for each in tensors(example) if each.is_floating_point()]
+    if any(bool(each.isnan().any()) for each in given) or (
+        given and bool(given[0].isinf().any())
+    ):  # masks are infinite
+        raise UsageError("the input is nan or infinite, and so is all that comes of it: look at what it comes from")
 
 
 @dataclass

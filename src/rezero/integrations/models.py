@@ -2,11 +2,12 @@
 
 import importlib
 import inspect
+import math
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ from torch import nn
 
 from rezero.errors import UsageError, near
 from rezero.integrations.examples import example_inputs
+from rezero.integrations.extras import advice
 
 __all__ = ["build_model"]
 
 _PYTHON = tuple(sysconfig.get_paths()[each] for each in ("stdlib", "purelib", "platlib"))
-_REBUILD = "install torchvision and torch from the same release and build"
 Built = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 
 
@@ -36,7 +37,8 @@ def build_model(spec: str, device: str = "meta") -> Built:
         The model, example arguments and example keyword arguments.
 
     Raises:
-        UsageError: If there is no such model, its package is not installed, or the function fails.
+        UsageError: If there is no such model, its package is not installed, or the function fails; if the weights of a
+            known model are larger than the memory that is free.
     """
     source, colon, name = spec.partition(":")
     if not colon or not source or not name:
@@ -52,18 +54,17 @@ def build_model(spec: str, device: str = "meta") -> Built:
 def _package(name: str) -> Any:
     try:
         return importlib.import_module(name)
-    except ImportError as error:
-        raise UsageError(f"{name} can't be imported ({error}): pip install {name}") from error
-    except RuntimeError as error:  # torchvision's compiled part was built for another torch
-        raise UsageError(f"{name} can't be imported ({error}): {_REBUILD}") from error
+    except (ImportError, RuntimeError) as error:
+        mismatch, wanted = advice(error)
+        reason, wanted = mismatch or str(error), wanted or f"pip install {name}"
+        raise UsageError(f"{name} can't be imported ({reason}): {wanted}") from error
 
 
 def _from_timm(name: str, device: str) -> Built:
     timm = _package("timm")
     if not timm.is_model(name):
         raise UsageError(f"timm has no model {name!r}{near(name, timm.list_models(), count=5)}")
-    with torch.device(device):
-        model = timm.create_model(name)
+    model: Any = _built(lambda: timm.create_model(name), f"timm:{name}", device)
     return model, (torch.randn(1, *model.default_cfg["input_size"], device=device),), {}
 
 
@@ -80,13 +81,43 @@ def _from_transformers(name: str, device: str) -> Built:
         raise UsageError(f"transformers has no model type {name!r}{near(name, known, count=5)}")
     try:
         config = known[name]()
-        with torch.device(device):
-            model = transformers.AutoModel.from_config(config)
+        model = _built(lambda: transformers.AutoModel.from_config(config), f"hf:{name}", device)
+    except UsageError:
+        raise
     except Exception as error:
-        cause = error.__cause__ or error  # an import that failed hides the reason
-        reason = " ".join(str(cause).split())[:300] + (f"; {_REBUILD}" if "torchvision::" in str(cause) else "")
+        mismatch, wanted = advice(error)
+        cause = mismatch or str(error.__cause__ or error)  # an import that failed hides the reason
+        reason = " ".join(cause.split())[:300] + (f"; {wanted}" if wanted else "")
         raise UsageError(f"transformers can't build {name!r} from its default configuration: {reason}") from error
     return model, (), example_inputs(model)
+
+
+def _built(make: Callable[[], nn.Module], spec: str, device: str) -> nn.Module:
+    if device != "meta":
+        _check_fits(make, spec)
+    with torch.device(device):
+        return make()
+
+
+def _check_fits(make: Callable[[], nn.Module], spec: str) -> None:
+    """Refuse a model whose weights, counted without making them, are larger than the free memory."""
+    free, needed = _free_memory(), 0
+    with suppress(Exception), torch.random.fork_rng([]), torch.device("meta"):  # what fails there may not fail here
+        needed = sum(each.numel() * each.element_size() for each in make().parameters())
+    if needed > free:
+        raise UsageError(
+            f"the weights of {spec} take {needed / 2**30:.1f} GiB, with {free / 2**30:.1f} GiB of memory free: write a "
+            "function that returns one of a smaller configuration, with its example, and give package.module:function"
+        )
+
+
+def _free_memory() -> float:
+    """Return the bytes that can be had without swapping, as Linux tells; elsewhere it is not known to have an end."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return math.inf
+    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), math.inf)
 
 
 def _from_function(source: str, name: str) -> Built:
