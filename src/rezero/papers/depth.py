@@ -3,7 +3,7 @@
 Bachlechner et al. (2020), arXiv:2003.04887, sec. 4.1, and the authors' notebook: ReLU layers, Adagrad at 0.01. Here
 they are 32 wide and see one batch of scikit-learn's digits.
 
-    python -m rezero.papers.depth    # nine minutes; writes results/depth-check
+    python -m rezero.papers.depth    # nine minutes on a free core, 24 on a busy one; writes results/depth-check
 """
 
 import argparse
