@@ -29,7 +29,7 @@ import vl_convert
 from rezero.cli import run
 from rezero.data.digits import load_digits
 from rezero.data.sources import SOURCES, Source
-from rezero.lab import TASKS, Point, Settings, Store, Study, Trial, Watcher, find_task, run_study
+from rezero.lab import TASKS, Point, Question, Settings, Store, Study, Trial, Watcher, find_task, run_study
 from rezero.progress import StudyProgress
 
 MODULE = [sys.executable, "-m", "rezero"]
@@ -98,6 +98,25 @@ ISSUE: dict[str, tuple[list[str], str]] = {
         r"device must be one that .* \(cpu.*\): got 'tpu9'",
     ),
     "no-arms": (["compare", "fc-digits", "--arms", ""], r"expected at least one arm, got ''; choose from plain"),
+    "tune-text": (["compare", "fc-digits", "--tune", "yes"], r"tune must be off, or the number of rates .*: got 'yes'"),
+    "tune-1": (["compare", "fc-digits", "--tune", "1"], r"tune must be off, or .*, 2 or more: got 1"),
+    "tuned-and-given": (
+        ["compare", "fc-digits", "--tune", "3", "--arms", "plain,rezero lr=0.1"],
+        r"lr is tuned: leave it out of the arm 'rezero lr=0.1', or give --tune off",
+    ),
+    "arm-setting": (
+        ["compare", "fc-digits", "--arms", "rezero momentum=0.9"],
+        r"no arm .* called 'rezero momentum=0.9'.*; settings of an arm are lr, alpha-lr, warmup, weight-decay",
+    ),
+    "arm-number": (["compare", "fc-digits", "--arms", "rezero warmup=few"], r"warmup of an arm must be a whole number"),
+    "baseline": (
+        ["compare", "fc-digits", "--baseline", "skipinit"],
+        r"baseline must be an arm of the study, plain, residual, post-norm, pre-norm, rezero: got 'skipinit'",
+    ),
+    "metric": (["compare", "fc-digits", "--metric", "f1"], r"metric must be val_accuracy, train_loss, val_loss: got"),
+    "resolve": (["compare", "fc-digits", "--resolve", "-1"], r"resolve must be a finite number above 0"),
+    "target": (["compare", "fc-digits", "--target", "nan"], r"target must be a finite number"),
+    "jobs-0": (["compare", "fc-digits", "--jobs", "0"], r"jobs must be 1 or more: got 0"),
     "depth-0": (["compare", "fc-digits", "--depth", "0"], r"depth must be a whole number, 1 or more: got 0"),
     "width-negative": (["compare", "fc-digits", "--width", "-3"], r"width must be a whole number, 1 or more: got -3"),
     "seeds-0": (["compare", "fc-digits", "--seeds", "0"], r"seeds must be a whole number, 1 or more: got 0"),
@@ -219,7 +238,7 @@ MORE: dict[str, tuple[list[str], str]] = {
     "checkpoint-every-negative": (["compare", "fc-digits", "--checkpoint-every", "-1"], r"--checkpoint-every.* 0"),
     "newer-schema": (
         ["compare", "fc-digits", *TINY, "-o", "NEWER"],
-        r"NEWER was written by a newer version of rezero: expected schema 2, got 99; update rezero",
+        r"NEWER was written by a newer version of rezero: expected schema 3, got 99; update rezero",
     ),
     "report-newer-schema": (["report", "NEWER"], r"NEWER was written by a newer version of rezero"),
     "download-nothing": (["download"], r"requires an argument"),
@@ -450,9 +469,32 @@ def test_help_has_an_option_for_every_setting(capsys: pytest.CaptureFixture[str]
     """Every setting has an option, but the processes, which torchrun has; beside them only what decides no number."""
     assert run(["compare", "--help"]) == 0
     options = set(re.findall(r"^│ \*? *(?:TASK )?--([a-z-]+)", capsys.readouterr().out, re.MULTILINE))
-    decides_nothing = {"output", "checkpoint-every"}
+    decides_nothing = {"output", "checkpoint-every", "jobs", *vars(Question())}
     settings = {field.name.replace("_", "-") for field in fields(Settings)} - {"processes"}
     assert options == settings | decides_nothing
+
+
+def test_a_tuned_study_and_its_questions(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The table names the rates that were chosen, and the report can be asked something else and keeps that."""
+    arguments = " ".join(["compare", "fc-digits", *TINY, "--tune", "2", "-o", "study"])
+    arguments = arguments.replace("--seeds 1", "--seeds 2")
+    assert run(arguments.split()) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^plain +lr [\d.e-]+ ", out, re.M)
+    assert "rezero against plain, 2 paired seeds" in out
+    assert run(["report", "study", "--baseline", "rezero", "--target", "12.5", "--resolve", "0.5"]) == 0
+    out = capsys.readouterr().out
+    assert "plain against rezero, 2 paired seeds" in out
+    assert "To validation accuracy 12.5 %" in " ".join(out.split())
+    assert run(["report", "study"]) == 0
+    assert capsys.readouterr().out == out
+    page = (here / "study" / "report.html").read_text(encoding="utf-8")
+    assert "<dt>baseline</dt><dd>rezero</dd>" in page
+    assert "<dt>target</dt><dd>0.125</dd>" in page
+    before = tree(here)
+    assert run(["report", "study", "--baseline", "skipinit"]) == 2
+    assert "baseline must be an arm of the study, plain, rezero: got 'skipinit'" in capsys.readouterr().err
+    assert tree(here) == before
 
 
 @pytest.mark.parametrize(

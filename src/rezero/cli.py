@@ -24,7 +24,7 @@ from rezero.errors import TooManyError, UsageError
 from rezero.interrupt import STOPPED
 
 if TYPE_CHECKING:
-    from rezero.lab import Store, Study
+    from rezero.lab import Question, Settings, Store, Study, Task
 
 __all__ = ["app", "run"]
 
@@ -62,9 +62,9 @@ def _read_path(_: object, tokens: Sequence[Token]) -> Path:
 Whole = Annotated[int | None, Parameter(converter=_read_whole_number)]
 Place = Annotated[Path, Parameter(converter=_read_path)]
 OWN = "By default the task's own."
-SIZE, LENGTH, RATES, MACHINE = (
-    Group(title, help=OWN, sort_key=place)
-    for place, title in enumerate(("The network", "How long", "How it learns", "Where it runs"), 1)
+TITLES = ("The network", "How long", "How it learns", "How rates are chosen", "What is asked", "Where it runs")
+SIZE, LENGTH, RATES, TUNING, QUESTION, MACHINE = (
+    Group(title, help=OWN, sort_key=place) for place, title in enumerate(TITLES, 1)
 )
 
 
@@ -116,14 +116,23 @@ def compare(
     measure_every: Annotated[Whole, Parameter(group=LENGTH)] = None,
     lr: Annotated[float | None, Parameter(group=RATES)] = None,
     alpha_lr: Annotated[float | None, Parameter(group=RATES)] = None,
+    weight_decay: Annotated[float | None, Parameter(group=RATES)] = None,
     optimizer: Annotated[str | None, Parameter(group=RATES)] = None,
     schedule: Annotated[str | None, Parameter(group=RATES)] = None,
     warmup: Annotated[Whole, Parameter(group=RATES)] = None,
     clip: Annotated[float | None, Parameter(group=RATES)] = None,
+    tune: Annotated[str | None, Parameter(group=TUNING)] = None,
+    tune_seeds: Annotated[Whole, Parameter(group=TUNING)] = None,
+    tune_over: Annotated[str | None, Parameter(group=TUNING)] = None,
+    metric: Annotated[str | None, Parameter(group=QUESTION)] = None,
+    baseline: Annotated[str | None, Parameter(group=QUESTION)] = None,
+    target: Annotated[float | None, Parameter(group=QUESTION)] = None,
+    resolve: Annotated[float | None, Parameter(group=QUESTION)] = None,
     device: Annotated[str | None, Parameter(group=MACHINE)] = None,
     threads: Annotated[Whole, Parameter(group=MACHINE)] = None,
     precision: Annotated[str | None, Parameter(group=MACHINE)] = None,
     accumulate: Annotated[Whole, Parameter(group=MACHINE)] = None,
+    jobs: Annotated[Whole, Parameter(group=MACHINE)] = None,
     checkpoint_every: Annotated[float, Parameter(group=MACHINE, validator=Number(gt=0))] = 30.0,
 ) -> None:
     """Train the arms of a task on paired seeds and report what came out.
@@ -145,6 +154,7 @@ def compare(
         task: What to train.
         arms: Residual formulas to compare, separated by commas: plain, plain-norm, residual, post-norm, pre-norm,
             rezero, skipinit, layerscale, fixup, deepnorm. Not every task has all of them. By default the task's own.
+            An arm can have settings of its own: "rezero lr=0.003, post-norm warmup=400".
         seeds: Number of paired seeds; by default the task's own.
         output: Folder of the study. By default rezero-studies/TASK-KEY, where KEY stands for the options.
         depth: Number of residual blocks; of layers for a ResNet (6n + 2) or a Transformer.
@@ -157,18 +167,32 @@ def compare(
         steps: Optimizer steps, instead of epochs.
         batch_size: Examples a step.
         measure_every: Steps between measurements; by default one epoch, 50 steps for text.
-        lr: Learning rate, the same for every arm.
+        lr: Learning rate, the same for every arm; the middle of the table where rates are tuned.
         alpha_lr: Learning rate of the gates; by default that of everything else, as in the authors' code.
+        weight_decay: Weight decay, in the place of the optimizer's own.
         optimizer: A class of torch.optim with options, such as "SGD momentum=0.9 weight_decay=1e-4".
         schedule: "constant", or a class of torch.optim.lr_scheduler with options, such as "CosineAnnealingLR" or
             "MultiStepLR milestones=100e,150e", where e stands for epochs.
         warmup: Steps over which the rates rise from near zero.
         clip: Largest norm of the gradient.
+        tune: off, or how many rates every arm tries out, on seeds that the comparison does not use. The table is
+            around --lr, two a decade, and grows for all arms where the best one of an arm lies at its edge.
+        tune_seeds: Seeds that every rate is tried on.
+        tune_over: What is tuned: lr, alpha-lr, weight-decay or warmup.
+        metric: The metric that decides: val_accuracy, val_loss or train_loss; by default the task's own.
+        baseline: The arm that the others are held against; by default the first.
+        target: Value of the metric that speed is measured by, in percent for an accuracy; by default the worst value
+            at the end of the two arms that are compared.
+        resolve: Difference that you want to be able to see, in points for an accuracy: how many seeds would it take?
         device: cpu, cuda, cuda:1, ...
         threads: CPU threads. Kept with the study, because results differ in their last bits between thread counts.
         precision: float32, or bf16 for bfloat16 autocast.
         accumulate: Parts that each batch is computed in, one after another, to save memory.
+        jobs: Trials that run at once, each in a process of its own, with --threads threads each, and a GPU each.
         checkpoint_every: Seconds between checkpoints of the trial that runs.
+
+    Raises:
+        UsageError: If there are not so many jobs to be had.
     """
     from rezero.lab import Study, find_task, parse_arms
     from rezero.lab.sweep import follow_study, run_study
@@ -191,28 +215,38 @@ def compare(
         "measure_every": measure_every,
         "lr": lr,
         "alpha_lr": alpha_lr,
+        "weight_decay": weight_decay,
         "optimizer": optimizer,
         "schedule": schedule,
         "warmup": warmup,
         "clip": clip,
+        "tune": None if tune is None else _read_tune(tune),
+        "tune_seeds": tune_seeds,
+        "tune_over": tune_over,
+        "metric": metric,
         "device": device,
         "threads": threads,
         "precision": precision,
         "accumulate": accumulate,
     }
     settings = chosen.settings({name: value for name, value in given.items() if value is not None})
+    question = _question(chosen, settings, baseline, target, resolve)
     key = sha256(repr(settings).encode()).hexdigest()[:8]
     folder = output or Path("rezero-studies") / f"{task}-{key}"
     with busy(f"reading the data of {task}") if is_first_process() else nullcontext():
         examples = chosen.load(settings)
     chosen.check(examples, settings)
-    study = Study(task, settings, {**provenance(), **chosen.recipe}, examples.name)
+    if jobs is not None and (jobs < 1 or (jobs > 1 and settings.processes > 1)):
+        several = " for the processes of torchrun" if settings.processes > 1 else ""
+        raise UsageError(f"jobs must be {'1' if several else '1 or more'}{several}: got {jobs}")
+    study = Study(task, settings, {**provenance(), **chosen.recipe}, examples.name, question)
     if not is_first_process():
         follow_study(folder, study, chosen, examples)
         return
     with _open(folder, study) as store:
+        store.ask(question)
         with StudyProgress(store, chosen.quality) as progress:
-            run_study(store, chosen, examples, progress, checkpoint_every=checkpoint_every)
+            run_study(store, chosen, examples, progress, checkpoint_every=checkpoint_every, jobs=jobs or 1)
         _tell(store)
 
 
@@ -234,14 +268,54 @@ def download(name: str, /) -> None:
 
 
 @app.command
-def report(folder: Place, /) -> None:
-    """Make the report of a study again, byte for byte.
+def report(
+    folder: Place,
+    /,
+    *,
+    baseline: str | None = None,
+    target: float | None = None,
+    resolve: float | None = None,
+) -> None:
+    """Make the report of a study again, byte for byte, or ask something else of its numbers.
 
     Args:
         folder: Folder of the study.
+        baseline: The arm that the others are held against.
+        target: Value of the metric that speed is measured by, in percent for an accuracy.
+        resolve: Difference that you want to be able to see, in points for an accuracy.
     """
+    from dataclasses import replace
+
+    from rezero.lab import find_task
+
     with _open(folder) as store:
+        study = store.study
+        asked = _question(find_task(study.task), study.settings, baseline, target, resolve)
+        given = {name: value for name, value in vars(asked).items() if value is not None}
+        if given:
+            store.ask(replace(study.question, **given))
         _tell(store)
+
+
+def _question(
+    task: "Task", settings: "Settings", baseline: str | None, target: float | None, resolve: float | None
+) -> "Question":
+    from rezero.lab import Question
+
+    quality = task.decisive(settings)
+    shown = {"target": target, "resolve": resolve}
+    recorded = {name: None if value is None else quality.recorded(value) for name, value in shown.items()}
+    question = Question(baseline=baseline, **recorded)
+    question.held_against(settings)
+    return question
+
+
+def _read_tune(text: str) -> int:
+    if text == "off":
+        return 0
+    if not text.isdecimal():
+        raise UsageError(f"tune must be off, or the number of rates that every arm tries out: got {text!r}")
+    return int(text)
 
 
 @app.command
@@ -358,7 +432,7 @@ def _open(folder: Path, study: "Study | None" = None) -> Any:
 
 def _tell(store: "Store") -> None:
     from rezero.lab import write_report, write_verdict
-    from rezero.lab.report import summary_rows
+    from rezero.lab.tables import summary_rows
     from rezero.progress import print_table, print_text
 
     results = store.results()

@@ -17,11 +17,12 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from rezero.lab.costs import costs_of
+from rezero.lab.quality import Quality, loss_unit
 from rezero.lab.store import Store
-from rezero.lab.sweep import plan
-from rezero.lab.task import Quality
 from rezero.lab.trial import Point, Trial
-from rezero.lab.verdict import loss_unit, show_value
+from rezero.lab.tune import plan
+from rezero.lab.verdict import show_value
 
 __all__ = ["StudyProgress", "print_table", "print_text"]
 
@@ -35,8 +36,8 @@ class StudyProgress:
     """
 
     def __init__(self, store: Store, quality: Quality) -> None:
-        self._quality = quality
-        trials = plan(store.study.settings)
+        self._store, self._quality = store, quality
+        trials = self._plan()
         self._width = max(len(trial.arm) for trial in trials)
         self._console = Console(stderr=True)
         self._bars = Progress(
@@ -72,10 +73,10 @@ class StudyProgress:
 
     def begin(self, trial: Trial, total_steps: int, start: int) -> None:
         """Start the trial's bar."""
-        name = f"{trial.arm:{self._width}} seed {trial.seed}"
+        name = self._name(trial)
         self._bars.reset(self._trial, total=total_steps, completed=start, description=name, visible=True, note="steps")
         if start:
-            self._print(f"{trial.arm:{self._width}}  seed {trial.seed}  goes on from step {start}")
+            self._print(f"{name}  goes on from step {start}")
 
     def step(self, step: int) -> None:
         """Move the trial's bar."""
@@ -90,12 +91,30 @@ class StudyProgress:
         metrics, quality = point.metrics, self._quality
         reached = _with_unit(point, quality.factor * metrics[quality.metric], quality.show, quality.unit)
         self._print(
-            f"{trial.arm:{self._width}}  seed {trial.seed}  {point.step} steps  "
+            f"{self._name(trial)}  {point.step} steps  "
             f"training loss {self._loss(point):>12}  "
             f"{quality.name} {reached:>7}  {metrics['seconds']:5.1f} s"
         )
         self._bars.update(self._trial, visible=False)
-        self._bars.advance(self._study)
+        self._bars.update(self._study, completed=len(self._store.done()), total=len(self._plan()))
+
+    def several(self, running: int, done: float) -> None:
+        """Move the study's bar by what the running trials have done, and say how many they are."""
+        self._bars.update(self._study, completed=done, note=f"trials, {running} running")
+
+    def died(self, trial: Trial, times: int) -> None:
+        """Leave a line for a process that died."""
+        self._print(f"{self._name(trial)}  its process died{f' for the {times}th time' if times > 1 else ''}; again")
+
+    def _plan(self) -> list[Trial]:
+        study = self._store.study
+        return plan(study.settings, costs_of(study, self._store.results()))
+
+    def _name(self, trial: Trial) -> str:
+        if not trial.tuning:
+            return f"{trial.arm:{self._width}}  seed {trial.seed}"
+        tried = " ".join(f"{name} {value:g}" for name, value in (("lr", trial.lr), *trial.tuned))
+        return f"{trial.arm:{self._width}}  tuning  {tried}"
 
     def _loss(self, point: Point) -> str:
         factor, unit = loss_unit(self._quality)

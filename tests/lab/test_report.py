@@ -24,7 +24,7 @@ import vl_convert
 from rezero.data.digits import load_digits
 from rezero.errors import UsageError
 from rezero.lab import TASKS, Point, Store, Study, Trial, Watcher, find_task, run_study, write_report, write_verdict
-from rezero.lab.report import summary_rows
+from rezero.lab.tables import summary_rows
 from rezero.lab.tasks import SAMPLE_MARK
 
 TASK = find_task("fc-digits")
@@ -152,7 +152,7 @@ def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_folder_holds_what_is_promised(folder: Path) -> None:
     """A report is one page, a verdict, a summary, and each chart as SVG and PNG."""
-    charts = ["alpha_rezero", "train_loss", "val_accuracy"]
+    charts = ["alpha_rezero", "arrivals", "seeds", "train_loss", "val_accuracy"]
     assert {*files(folder)} == {
         "report.html",
         "verdict.txt",
@@ -194,7 +194,7 @@ def test_text_is_shown_in_bits_a_byte(text_folder: Path) -> None:
     low, high = sorted(r.last.metrics["val_loss"] / math.log(2) for r in results if r.trial.arm == "pre-norm")
     assert row["validation loss (bits a byte)"] == f"{(low + high) / 2:.3f} ({low:.3f} to {high:.3f})"
     specs = specs_of(page)
-    assert [*specs] == ["train_loss", "val_loss", "alpha_rezero"]
+    assert [*specs] == ["val_loss", "train_loss", "arrivals", "seeds", "alpha_rezero"]
     (rows,) = specs["val_loss"]["datasets"].values()
     assert {(row["arm"], row["x"]) for row in rows} == {(arm, x) for arm in ("pre-norm", "rezero") for x in (2, 4, 6)}
     for name in ("train_loss", "val_loss"):
@@ -206,7 +206,7 @@ def test_text_is_shown_in_bits_a_byte(text_folder: Path) -> None:
     assert "training loss (bits a byte, log scale)" in json.dumps(specs["train_loss"])
     assert "nats" not in json.dumps(specs) + " ".join(page.find("p"))
     for name, spec in specs.items():
-        assert '"step"' in json.dumps(spec), name
+        assert ('"step"' in json.dumps(spec)) == (name != "seeds"), name
         assert '"epoch"' not in json.dumps(spec), name
     assert "validation loss (bits a byte)" in json.dumps(specs["val_loss"])
     assert "bits a byte" in page.find("p")[1]
@@ -281,7 +281,7 @@ def test_page_fetches_nothing(folder: Path) -> None:
 def test_charts_carry_their_data(folder: Path) -> None:
     """Every chart's data are in the page, none is loaded from an address."""
     specs = specs_of(page_of(folder))
-    assert [*specs] == ["train_loss", "val_accuracy", "alpha_rezero"]
+    assert [*specs] == ["val_accuracy", "train_loss", "arrivals", "seeds", "alpha_rezero"]
     for spec in specs.values():
         assert '"url"' not in json.dumps(spec)
         assert sum(len(rows) for rows in spec["datasets"].values()) > 0
@@ -340,7 +340,7 @@ def test_verdict_is_in_the_page_and_in_its_file(folder: Path) -> None:
     with Store.open(folder) as store:
         verdict = write_verdict(store.study, store.results())
     assert (folder / "verdict.txt").read_text(encoding="utf-8") == verdict + "\n"
-    assert page_of(folder).find("p")[:3] == verdict.split("\n\n")
+    assert page_of(folder).find("p")[:4] == verdict.split("\n\n")
 
 
 def test_page_says_how_to_make_it_again(folder: Path) -> None:
@@ -375,7 +375,7 @@ def test_only_gated_arms_have_a_map_of_alpha(tmp_path: Path) -> None:
         pass
     gated = {f"alpha_{arm}" for arm, formula in TASK.arms.items() if "alpha" in formula}
     assert gated == {"alpha_rezero", "alpha_skipinit"}
-    assert {*specs_of(page_of(tmp_path))} == {"train_loss", "val_accuracy", *gated}
+    assert {*specs_of(page_of(tmp_path))} == {"train_loss", "val_accuracy", "arrivals", "seeds", *gated}
     assert {path.stem for path in tmp_path.glob("alpha*")} == gated
     assert [row["arm"] for row in table_of(page_of(tmp_path))] == [*TASK.arms]
 
@@ -427,7 +427,7 @@ def test_what_a_user_types_stays_text(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [(row["arm"], row["formula"]) for row in table_of(hostile)][1:] == [(HOSTILE, f"f({HOSTILE})")]
     assert len(harmless.find("script")) == len(hostile.find("script")) == 2
     rows = [row for spec in specs_of(hostile).values() for data in spec["datasets"].values() for row in data]
-    assert Counter(row["arm"] for row in rows) == {"plain": 2, HOSTILE: 2}
+    assert Counter(row["arm"] for row in rows) == {"plain": 6, HOSTILE: 6}
 
 
 def strict_json(path: Path) -> Any:
@@ -449,7 +449,8 @@ def test_summary_is_the_study_for_programs(folder: Path) -> None:
         results = store.results()
     assert len(results) == 6
     assert summary["results"] == [
-        {**vars(r.trial), "status": "finished", "steps": 6, **r.last.metrics} for r in results
+        {**vars(r.trial), "tuned": {}, "status": "finished", "memory": r.memory, "steps": 6, **r.last.metrics}
+        for r in results
     ]
 
 
@@ -491,7 +492,7 @@ def test_report_of_arms_that_diverged(tmp_path: Path) -> None:
     with made(tmp_path, study("residual", "rezero", lr=1e30)):
         pass
     page = page_of(tmp_path)
-    assert "Every arm diverged." in page.find("p")[1]
+    assert page.find("p")[1] == "rezero against residual, 2 paired seeds: both diverged on every seed."
     assert [row["seeds"] for row in table_of(page)] == ["2, 2 diverged", "2, 2 diverged"]
     assert all(row["training loss (nats)"].startswith("diverged") for row in table_of(page))
     trials = strict_json(tmp_path / "summary.json")["results"]
@@ -513,7 +514,7 @@ def test_report_of_one_arm_that_diverged(tmp_path: Path) -> None:
     (rows,) = specs_of(page)["train_loss"]["datasets"].values()
     assert {row["arm"] for row in rows} == {"post-norm"}
     assert {*specs_of(page)} == {"train_loss", "val_accuracy"}
-    assert "post-norm ends lowest; every other arm diverged." in page.find("p")[1]
+    assert page.find("p")[1].startswith("post-norm against residual, 2 paired seeds: residual diverged on 2 of 2")
     assert_pictures_are_whole(tmp_path)
 
 
@@ -528,8 +529,8 @@ def test_report_of_one_arm_and_one_seed(tmp_path: Path) -> None:
     assert (row["training loss (nats)"], row["ms a step"], row["seeds"]) == ("1.48", "333.3", "1")
     captions = [caption.partition(" Files: ")[0] for caption in page.find("figcaption")]
     assert captions == [
-        "Training loss of rezero.",
         "Validation accuracy of rezero.",
+        "Training loss of rezero.",
         "Size of every gate of rezero over depth and time: |alpha|.",
     ]
     words = " ".join(page.find("p") + page.find("figcaption"))
@@ -660,7 +661,7 @@ def test_browser_draws_every_chart(folder: Path, tmp_path: Path, width: int) -> 
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     page = Page(done.stdout)
     charts = specs_of(page_of(folder))
-    assert len(charts) == 3
+    assert len(charts) == 5
     for name, spec in charts.items():
         start = next(i for i, (_, attributes, _) in enumerate(page.elements) if attributes.get("id") == name)
         inside = page.elements[start + 1 :]
@@ -668,6 +669,8 @@ def test_browser_draws_every_chart(folder: Path, tmp_path: Path, width: int) -> 
         tag, attributes, _ = inside[svgs[0]]
         assert tag == "svg", name
         assert 100 < float(attributes["width"] or 0) <= max(width, 500)
-        marks = [a for _, a, _ in inside[svgs[0] : svgs[1]] if (a.get("aria-label") or "").startswith("epoch: ")]
-        assert len(marks) >= 4, name
+        marks = [
+            a for _, a, _ in inside[svgs[0] : svgs[1]] if re.match(r"epoch: |step: |arm: ", a.get("aria-label") or "")
+        ]
+        assert len(marks) >= (3 if name == "arrivals" else 4), name
         assert spec["description"] in [a.get("aria-label") for _, a, _ in page.elements[start : start + svgs[1]]]

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from rezero.errors import UsageError
-from rezero.lab import Point, Settings, Store, Study, Trial, find_task
+from rezero.lab import Point, Question, Settings, Store, Study, Trial, find_task
 
 TASK = find_task("fc-digits")
 PLAIN, REZERO = Trial("plain", 0.01, 0), Trial("rezero", 0.01, 0)
@@ -446,9 +446,9 @@ PLACES: list[tuple[Callable[[Path], Path], str]] = [
     (foreign_key_value_table, NOT_A_STUDY),
     (foreign_text_table, NOT_A_STUDY),
     (garbage, NOT_A_STUDY),
-    (newer_schema, r"written by a newer version of rezero: expected schema 2, got 99; update rezero, or choose"),
-    (newer_settings, r"written by a newer version of rezero: expected schema 2, got 99; update rezero, or choose"),
-    (older_schema, r"written by an older version of rezero: expected schema 2, got 1; use that .*, or choose"),
+    (newer_schema, r"written by a newer version of rezero: expected schema 3, got 99; update rezero, or choose"),
+    (newer_settings, r"written by a newer version of rezero: expected schema 3, got 99; update rezero, or choose"),
+    (older_schema, r"written by an older version of rezero: expected schema 3, got 1; use that .*, or choose"),
     (other_files, r"expected an empty or new folder, or one that holds this study: .* holds other files"),
     (hidden_file, r"expected an empty or new folder, or one that holds this study: .* holds other files"),
     (a_file, r"expected a folder for the study, got a file: .*file"),
@@ -670,3 +670,75 @@ def test_a_damaged_trial_is_not_run_again(tmp_path: Path, name: str) -> None:
         store._connection.execute(WRONG_VALUES[name])
         with pytest.raises(UsageError, match=NOT_A_STUDY):
             store.done()
+
+
+_OF_VERSION_2 = """
+CREATE TABLE old (id INTEGER PRIMARY KEY, arm TEXT NOT NULL, lr REAL NOT NULL, seed INTEGER NOT NULL,
+    status TEXT NOT NULL, UNIQUE (arm, lr, seed));
+INSERT INTO old SELECT id, arm, lr, seed, status FROM trial;
+DROP TABLE trial;
+ALTER TABLE old RENAME TO trial;
+DELETE FROM study WHERE key = 'question';
+UPDATE study SET value = '2' WHERE key = 'schema';
+UPDATE study SET value = json_remove(value, '$.tune', '$.tune_seeds', '$.tune_over', '$.metric', '$.weight_decay')
+    WHERE key = 'settings';
+"""
+
+
+@pytest.mark.parametrize("asked", [None, study()], ids=["to read", "to go on"])
+def test_a_study_of_version_2_is_brought_up(tmp_path: Path, asked: Study | None) -> None:
+    """Its trials, points and settings are there, untuned, and it goes on as if it had been written by this version."""
+    with Store.open(tmp_path, study()) as store:
+        for trial, status in ((PLAIN, "finished"), (REZERO, "diverged")):
+            store.begin(trial)
+            store.add(trial, point(12, alphas=(0.5,)))
+            store.finish(trial, status)
+        before = store.results()
+    execute(tmp_path / "study.sqlite", *_OF_VERSION_2.strip().split(";\n"))
+    with Store.open(tmp_path, asked) as store:
+        assert store.study == study()
+        assert store.results() == before
+        store.finish(REZERO, "finished", 5e8)
+        assert store.results()[1].memory == 5e8
+    with closing(sqlite3.connect(tmp_path / "study.sqlite")) as connection:
+        assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
+        assert connection.execute("SELECT value FROM study WHERE key = 'schema'").fetchone() == ("3",)
+
+
+def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
+    """A database of version 2 whose trials cannot be read stays as it was, and is refused by name."""
+    with Store.open(tmp_path, study()):
+        pass
+    execute(tmp_path / "study.sqlite", *_OF_VERSION_2.strip().split(";\n"), "ALTER TABLE trial DROP COLUMN status")
+    with pytest.raises(UsageError, match=r"study\.sqlite is not a study, or is damaged"), Store.open(tmp_path):
+        pass
+    with closing(sqlite3.connect(tmp_path / "study.sqlite")) as connection:
+        assert connection.execute("SELECT value FROM study WHERE key = 'schema'").fetchone() == ("2",)
+        assert {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")} == {
+            "study",
+            "trial",
+            "metric",
+            "alpha",
+            "sample",
+        }
+
+
+def test_trials_that_were_tuned_are_told_apart(tmp_path: Path) -> None:
+    """Two trials that differ only in what was chosen for them are two rows, and come back equal."""
+    trials = [replace(PLAIN, tuned=(("alpha_lr", value),)) for value in (0.1, 0.3)]
+    with Store.open(tmp_path, study()) as store:
+        for trial in (*trials, PLAIN):
+            store.begin(trial)
+            store.add(trial, point())
+            store.finish(trial, "finished", 1.5e8)
+        assert {result.trial for result in store.results()} == {*trials, PLAIN} == store.done()
+        assert {result.memory for result in store.results()} == {1.5e8}
+
+
+def test_a_study_can_be_asked_something_else(tmp_path: Path) -> None:
+    """Baseline, target and resolution are kept with a study and make it no other one."""
+    with Store.open(tmp_path, study()) as store:
+        assert store.study.question == Question()
+        store.ask(Question(baseline="rezero", target=0.5))
+    with Store.open(tmp_path, study()) as store:
+        assert store.study.question == Question(baseline="rezero", target=0.5)

@@ -61,7 +61,7 @@ ALL = [("plain", 0), ("rezero", 0), ("plain", 1), ("rezero", 1)]
 
 def test_plan_goes_seed_by_seed() -> None:
     """All arms of a seed come before the next seed, so that a study that is stopped early can be compared."""
-    trials = plan(study(lr=0.5).settings)
+    trials = plan(study(lr=0.5).settings, {})
     assert [(trial.arm, trial.seed) for trial in trials] == ALL
     assert {trial.lr for trial in trials} == {0.5}
 

@@ -14,7 +14,7 @@ from rezero import gates
 from rezero.data.batches import Data
 from rezero.errors import UsageError
 from rezero.lab import TASKS, Settings, Task, find_task
-from rezero.lab.task import ACCURACY, BITS
+from rezero.lab.quality import ACCURACY, BITS
 from rezero.lab.tasks import SAMPLE_MARK
 from rezero.layers import MLP, LanguageModel, ResNet
 from rezero.layers.residuals import RESIDUALS

@@ -1,8 +1,20 @@
 """Charts with one look."""
 
+from rezero.charts.arms import arrival_steps, rate_lines, seed_lines
 from rezero.charts.curves import curves
 from rezero.charts.gates import gate_lines, gate_map, gate_profile
 from rezero.charts.look import save
 from rezero.charts.spectra import density_line, histogram
 
-__all__ = ["curves", "density_line", "gate_lines", "gate_map", "gate_profile", "histogram", "save"]
+__all__ = [
+    "arrival_steps",
+    "curves",
+    "density_line",
+    "gate_lines",
+    "gate_map",
+    "gate_profile",
+    "histogram",
+    "rate_lines",
+    "save",
+    "seed_lines",
+]

@@ -27,13 +27,19 @@ COLOURS = {
 OTHER_COLOURS = ("#332288", "#117733", "#AA4499", "#44AA99", "#999933")
 DASHES = ([1, 0], [6, 3], [2, 2], [9, 3, 2, 3])
 SHAPES = ("circle", "square", "triangle-up", "diamond")
+_PADDING = {"left": 16, "top": 5, "right": 5, "bottom": 5}  # a reader's font may be wider than the renderer's
 _FONT = "system-ui, -apple-system, 'Segoe UI', 'Liberation Sans', Arial, sans-serif"
 
 
 def colours(arms: Sequence[str]) -> list[str]:
-    """Give each arm its colour, and others colours of their own, in the order in which they are named."""
-    others = iter(OTHER_COLOURS * len(arms))
-    return [COLOURS.get(arm) or next(others) for arm in arms]
+    """Give each arm the colour of its formula, and others their own, in the order in which they are named."""
+    others, taken = iter(OTHER_COLOURS * len(arms)), set[str]()
+    found = []
+    for arm in arms:
+        own = COLOURS.get(arm.partition(" ")[0], "")
+        found.append(own if own and own not in taken else next(others))
+        taken.add(own)
+    return found
 
 
 def dress(chart: Any, description: str) -> Any:
@@ -63,7 +69,7 @@ def dress_panels(chart: Any, description: str) -> Any:
         The chart.
     """
     return (
-        chart.properties(description=description, background="white")
+        chart.properties(description=description, background="white", padding=_PADDING)
         .configure(font=_FONT)
         .configure_view(stroke=None)
         .configure_axis(labelFontSize=13, titleFontSize=13, titleFontWeight="normal", gridColor="#e6e6e6", domain=False)

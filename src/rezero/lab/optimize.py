@@ -22,7 +22,9 @@ _LENGTHS = ("T_max", "total_steps", "total_iters")  # what schedules call the nu
 _REHEARSED = 100_000  # steps of a schedule, of some microseconds each
 
 
-def build_optimizer(text: str, model: nn.Module, *, lr: float, alpha_lr: float | None = None) -> Optimizer:
+def build_optimizer(
+    text: str, model: nn.Module, *, lr: float, alpha_lr: float | None = None, weight_decay: float | None = None
+) -> Optimizer:
     """Build an optimizer whose gates have a rate of their own and are never decayed.
 
     Args:
@@ -31,6 +33,7 @@ def build_optimizer(text: str, model: nn.Module, *, lr: float, alpha_lr: float |
         model: The model.
         lr: Learning rate.
         alpha_lr: Learning rate of the gates; None for ``lr``.
+        weight_decay: Weight decay; None for that of the text.
 
     Returns:
         The optimizer.
@@ -48,7 +51,10 @@ def build_optimizer(text: str, model: nn.Module, *, lr: float, alpha_lr: float |
     kind, options = _parse(text, known, "optimizer", per_epoch=1)
     if "lr" in options:
         raise UsageError(f"optimizer {text!r}: the learning rate has an option of its own, --lr")
-    decay = options.pop("weight_decay", 0.0)
+    if weight_decay is not None and "weight_decay" not in inspect.signature(kind).parameters:
+        raise UsageError(f"optimizer {text!r} has no weight decay: leave weight-decay out")
+    decay = options.pop("weight_decay", 0.0) if weight_decay is None else weight_decay
+    options.pop("weight_decay", None)
     if "foreach" in inspect.signature(kind).parameters:
         options.setdefault("foreach", not options.get("fused"))  # fewer and larger operations, on the CPU too
     with _faults_of("optimizer", text):
@@ -115,6 +121,7 @@ def check_recipe(
     *,
     warmup: int,
     lr: float,
+    weight_decay: float | None = None,
     steps: int | None = None,
     per_epoch: int = 100,
     device: str = "cpu",
@@ -129,6 +136,7 @@ def check_recipe(
         schedule: As for `build_schedule`.
         warmup: Steps of warm-up.
         lr: Learning rate.
+        weight_decay: As for `build_optimizer`.
         steps: Optimizer steps of the whole run; None as long as the length is unknown.
         per_epoch: Optimizer steps of an epoch.
         device: A torch device; some options need one that is no CPU.
@@ -137,7 +145,7 @@ def check_recipe(
         UsageError: If one of them cannot be built, or does not fit the length of the run.
     """
     model = nn.ParameterList([torch.zeros(1, 1, device=device), torch.zeros(1, device=device)])  # nothing is drawn
-    tried = build_optimizer(optimizer, model, lr=lr)
+    tried = build_optimizer(optimizer, model, lr=lr, weight_decay=weight_decay)
     length = warmup + 1000 if steps is None else steps
     build_schedule(schedule, tried, warmup=warmup, steps=length, per_epoch=per_epoch)
     course = build_schedule(schedule, tried, warmup=0, steps=length - warmup, per_epoch=per_epoch)

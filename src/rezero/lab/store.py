@@ -6,27 +6,28 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from rezero.errors import UsageError
-from rezero.lab.settings import Settings
+from rezero.lab.settings import Question, Settings
 from rezero.lab.trial import Point, Trial
 
 __all__ = ["Store", "Study", "TrialResult"]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 DATABASE = "study.sqlite"
+WAIT = 60.0  # seconds for other writers
 LOCK = ".lock"  # held by the process that runs the study
 METRICS = {"train_loss", "val_loss", "val_accuracy", "seconds"}
 _SCHEMA = """
 CREATE TABLE study (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE trial (
-    id INTEGER PRIMARY KEY, arm TEXT NOT NULL, lr REAL NOT NULL, seed INTEGER NOT NULL,
-    status TEXT NOT NULL, UNIQUE (arm, lr, seed));
+    id INTEGER PRIMARY KEY, arm TEXT NOT NULL, lr REAL NOT NULL, seed INTEGER NOT NULL, tuned TEXT NOT NULL,
+    status TEXT NOT NULL, memory REAL, UNIQUE (arm, lr, seed, tuned));
 CREATE TABLE metric (
     trial INTEGER NOT NULL REFERENCES trial, step INTEGER NOT NULL, epoch REAL NOT NULL, name TEXT NOT NULL, value REAL,
     PRIMARY KEY (trial, step, name));
@@ -35,6 +36,16 @@ CREATE TABLE alpha (
     PRIMARY KEY (trial, step, gate));
 CREATE TABLE sample (trial INTEGER PRIMARY KEY REFERENCES trial, step INTEGER NOT NULL, value TEXT NOT NULL);
 """
+_MIGRATIONS = {  # to a version from the one before
+    3: """
+CREATE TABLE new_trial (
+    id INTEGER PRIMARY KEY, arm TEXT NOT NULL, lr REAL NOT NULL, seed INTEGER NOT NULL, tuned TEXT NOT NULL,
+    status TEXT NOT NULL, memory REAL, UNIQUE (arm, lr, seed, tuned));
+INSERT INTO new_trial SELECT id, arm, lr, seed, '{}', status, NULL FROM trial;
+DROP TABLE trial;
+ALTER TABLE new_trial RENAME TO trial;
+"""
+}
 
 
 @dataclass(frozen=True)
@@ -46,12 +57,14 @@ class Study:
         settings: Everything that decides its numbers.
         provenance: How it came about, as the report shows it: command, versions, machine, date.
         data: Name of the data; one that was given by path carries its checksum.
+        question: What is asked of the results.
     """
 
     task: str
     settings: Settings
     provenance: dict[str, str]
     data: str = ""
+    question: Question = field(default_factory=Question)
 
 
 @dataclass(frozen=True)
@@ -62,11 +75,13 @@ class TrialResult:
         trial: Which one.
         status: ``running``, ``finished`` or ``diverged``.
         points: What was measured, in the order of steps.
+        memory: Bytes that its process, or its device, held at the peak; None if nobody looked.
     """
 
     trial: Trial
     status: str
     points: tuple[Point, ...]
+    memory: float | None = None
 
     @property
     def last(self) -> Point:
@@ -120,11 +135,12 @@ class Store:
                     _check_new_folder(folder)
                     folder.mkdir(parents=True, exist_ok=True)
                 _check_writable(folder, path)
-                connection = stack.enter_context(closing(sqlite3.connect(path, timeout=10)))
+                connection = stack.enter_context(closing(sqlite3.connect(path, timeout=WAIT)))
                 if study is not None:
                     if _is_empty(connection, folder):
                         _check_new_folder(folder)
                     else:
+                        _migrate(connection, folder)
                         _check_same(_read_study(connection, folder), study, folder)
                     stack.enter_context(FileLock(path.with_name(LOCK), timeout=0))
                     stack.callback(path.with_name(LOCK).unlink, missing_ok=True)
@@ -134,27 +150,54 @@ class Store:
             except (OSError, sqlite3.Error) as error:
                 purpose = "read" if study is None else "write to"
                 raise UsageError(f"cannot {purpose} the output folder {folder}: {error}") from error
+            _migrate(connection, folder)
             held = _read_study(connection, folder)
             if study is not None:
                 _check_same(held, study, folder)
             yield cls(folder, connection, held, asked=study)
 
+    def ask(self, question: Question) -> None:
+        """Ask something else of the study from now on."""
+        with self._writing() as connection:
+            connection.execute("INSERT OR REPLACE INTO study VALUES ('question', ?)", (json.dumps(asdict(question)),))
+        self.study = replace(self.study, question=question)
+
     def done(self) -> set[Trial]:
         """Return the trials that need not be run again."""
         with _damage_named(self.folder):
-            return {trial for _, trial, _ in self._ended()}
+            return {trial for _, trial, *_ in self._ended()}
+
+    def running(self) -> dict[Trial, int]:
+        """Return the trials that have begun and not ended, with the step of their last point, 0 without one."""
+        query = """SELECT arm, lr, seed, tuned, coalesce(max(step), 0) FROM trial LEFT JOIN metric ON trial = trial.id
+                   WHERE status = 'running' GROUP BY trial.id"""
+        with _damage_named(self.folder):
+            rows = self._rows(query, (), str, float, int, str, int)
+            return {Trial(arm, lr, seed, tuple(json.loads(tuned).items())): step for arm, lr, seed, tuned, step in rows}
+
+    def length(self) -> int:
+        """Return the steps of the longest trial so far, 0 before the first has ended."""
+        with _damage_named(self.folder):
+            query = "SELECT coalesce(max(step), 0) FROM metric JOIN trial ON trial.id = trial WHERE status = 'finished'"
+            return next(self._rows(query, (), int))[0] or self.study.settings.steps or 0
+
+    def last_point(self, trial: Trial) -> Point:
+        """Return the last point of a trial that has ended."""
+        with _damage_named(self.folder):
+            (row,) = self._connection.execute(_FIND, _key(trial)).fetchone()
+            return self._points(row)[-1]
 
     def begin(self, trial: Trial, start: int = 0) -> None:
         """Record that a trial starts, forgetting what an interrupted one left after its checkpoint at ``start``."""
         with self._writing() as connection:
             if self._asked is not None:
                 self.study = _note_continuation(connection, self.study, self._asked)
-            found = connection.execute("SELECT id FROM trial WHERE (arm, lr, seed) = (?, ?, ?)", _key(trial)).fetchone()
+            found = connection.execute(_FIND, _key(trial)).fetchone()
             for table in ("metric", "alpha", "sample"):
                 statement = f"DELETE FROM {table} WHERE trial = ? AND step > ?"  # noqa: S608 - constant
                 connection.execute(statement, (*(found or (None,)), start))
             connection.execute(
-                "INSERT INTO trial (arm, lr, seed, status) VALUES (?, ?, ?, 'running') "
+                "INSERT INTO trial (arm, lr, seed, tuned, status) VALUES (?, ?, ?, ?, 'running') "
                 "ON CONFLICT DO UPDATE SET status = 'running'",
                 _key(trial),
             )
@@ -162,9 +205,7 @@ class Store:
     def add(self, trial: Trial, point: Point) -> None:
         """Record a point. Values that are not finite are kept as NULL."""
         with self._writing() as connection:
-            (row,) = connection.execute(
-                "SELECT id FROM trial WHERE (arm, lr, seed) = (?, ?, ?)", _key(trial)
-            ).fetchone()
+            (row,) = connection.execute(_FIND, _key(trial)).fetchone()
             connection.executemany(
                 "INSERT OR REPLACE INTO metric VALUES (?, ?, ?, ?, ?)",
                 [(row, point.step, point.epoch, name, _finite(value)) for name, value in point.metrics.items()],
@@ -176,23 +217,27 @@ class Store:
             if point.sample is not None:
                 connection.execute("INSERT OR REPLACE INTO sample VALUES (?, ?, ?)", (row, point.step, point.sample))
 
-    def finish(self, trial: Trial, status: str) -> None:
-        """Record that a trial ended as ``finished`` or ``diverged``."""
+    def finish(self, trial: Trial, status: str, memory: float | None = None) -> None:
+        """Record that a trial ended as ``finished`` or ``diverged``, and the bytes that it held at the peak."""
         with self._writing() as connection:
-            connection.execute("UPDATE trial SET status = ? WHERE (arm, lr, seed) = (?, ?, ?)", (status, *_key(trial)))
+            statement = "UPDATE trial SET status = ?, memory = ? WHERE (arm, lr, seed, tuned) = (?, ?, ?, ?)"
+            connection.execute(statement, (status, memory, *_key(trial)))
 
     def results(self) -> list[TrialResult]:
-        """Return the trials that ended, by arm in the study's order and then by seed."""
+        """Return the trials that ended, those of the tuning too, by arm in the study's order and then by seed."""
         order = {arm: position for position, arm in enumerate(self.study.settings.arms)}
         with _damage_named(self.folder):
-            ended = [TrialResult(trial, status, self._points(row)) for row, trial, status in self._ended()]
-            return sorted(ended, key=lambda result: (order[result.trial.arm], result.trial.seed))
+            ended = [
+                TrialResult(trial, status, self._points(row), memory) for row, trial, status, memory in self._ended()
+            ]
+            return sorted(ended, key=lambda result: (order[result.trial.arm], result.trial.seed, result.trial))
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         """Commit what the block writes, all or nothing."""
         try:
             with self._connection as connection:
+                connection.execute("BEGIN IMMEDIATE")  # waits for other writers before it reads
                 yield connection
         except sqlite3.Error as error:
             raise UsageError(
@@ -200,12 +245,14 @@ class Store:
                 "else is in the way, then give the same command again"
             ) from error
 
-    def _ended(self) -> Iterator[tuple[int, Trial, str]]:
-        query = "SELECT id, arm, lr, seed, status FROM trial WHERE status IN ('finished', 'diverged')"
-        for row, arm, lr, seed, status in self._rows(query, (), int, str, float, int, str):
+    def _ended(self) -> Iterator[tuple[int, Trial, str, float | None]]:
+        query = "SELECT id, arm, lr, seed, tuned, status, memory FROM trial WHERE status IN ('finished', 'diverged')"
+        for row, arm, lr, seed, tuned, status, memory in self._rows(
+            query, (), int, str, float, int, str, str, float | None
+        ):
             if arm not in self.study.settings.arms:
                 raise ValueError(f"arm is {arm!r}")
-            yield row, Trial(arm, lr, seed), status
+            yield row, Trial(arm, lr, seed, tuple(json.loads(tuned).items())), status, memory
 
     def _points(self, row: int) -> tuple[Point, ...]:
         metrics: dict[tuple[int, float], dict[str, float]] = {}
@@ -242,8 +289,11 @@ def _of_kind(name: str, value: Any, kind: Any) -> Any:
     return value
 
 
-def _key(trial: Trial) -> tuple[str, float, int]:
-    return trial.arm, trial.lr, trial.seed
+_FIND = "SELECT id FROM trial WHERE (arm, lr, seed, tuned) = (?, ?, ?, ?)"
+
+
+def _key(trial: Trial) -> tuple[str, float, int, str]:
+    return trial.arm, trial.lr, trial.seed, json.dumps(dict(trial.tuned))
 
 
 def _finite(value: float) -> float | None:
@@ -286,6 +336,7 @@ def _write_schema(connection: sqlite3.Connection, study: Study, folder: Path) ->
         "task": study.task,
         "data": study.data,
         "settings": asdict(study.settings),
+        "question": asdict(study.question),
         **study.provenance,
     }
     rows = [(key, json.dumps(value)) for key, value in facts.items()]
@@ -308,6 +359,23 @@ def _damage_named(folder: Path) -> Iterator[None]:
         raise UsageError(f"{folder / 'study.sqlite'} is not a study, or is damaged: {detail}") from error
 
 
+def _migrate(connection: sqlite3.Connection, folder: Path) -> None:
+    """Bring the tables of an older version up to this one's, in one transaction."""
+    if _is_empty(connection, folder):
+        return
+    with _damage_named(folder):
+        (held,) = connection.execute("SELECT value FROM study WHERE key = 'schema'").fetchone() or ("0",)
+        version = _of_kind("schema", json.loads(held), int)
+    if version + 1 not in _MIGRATIONS:
+        return  # this one's, or one that is refused
+    with _damage_named(folder), connection:
+        connection.execute("BEGIN IMMEDIATE")
+        for number in range(version + 1, SCHEMA_VERSION + 1):
+            for statement in filter(str.strip, _MIGRATIONS[number].split(";")):
+                connection.execute(statement)
+        connection.execute("UPDATE study SET value = ? WHERE key = 'schema'", (json.dumps(SCHEMA_VERSION),))
+
+
 def _read_study(connection: sqlite3.Connection, folder: Path) -> Study:
     with _damage_named(folder):
         rows = connection.execute("SELECT key, value FROM study ORDER BY rowid").fetchall()
@@ -321,12 +389,16 @@ def _read_study(connection: sqlite3.Connection, folder: Path) -> Study:
         )
     with _damage_named(folder):
         given = _of_kind("settings", facts.pop("settings"), dict)
-        kinds = {field.name: field.type for field in fields(Settings) if field.name != "arms"}
+        kinds = {each.name: each.type for each in fields(Settings) if each.name != "arms"}
         settings = {name: _of_kind(name, value, kinds[name]) for name, value in given.items() if name != "arms"}
         arms = tuple(_of_kind("arm", arm, str) for arm in given["arms"])
+        asked = _of_kind("question", facts.pop("question", {}), dict)
+        question = Question(
+            **{field.name: _of_kind(field.name, asked.get(field.name), field.type) for field in fields(Question)}
+        )
         texts = {name: _of_kind(name, value, str) for name, value in facts.items()}
         task, data = texts.pop("task"), texts.pop("data")
-        return Study(task, Settings(arms=arms, **settings), texts, data)
+        return Study(task, Settings(arms=arms, **settings), texts, data, question)
 
 
 def _note_continuation(connection: sqlite3.Connection, held: Study, asked: Study) -> Study:

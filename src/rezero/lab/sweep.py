@@ -1,52 +1,29 @@
-"""Run the trials of a study that are missing."""
+"""Run the trials of a study that are missing: here, in processes of their own, or along with a first process."""
 
 from pathlib import Path
-from typing import Protocol
 
 from rezero.data.batches import Data
-from rezero.lab.checkpoint import Checkpoints
+from rezero.lab.jobs import run_jobs
 from rezero.lab.memory import memory_named
+from rezero.lab.one import Watcher, checkpoints_of, missing_trials, run_one
 from rezero.lab.processes import agree, open_processes
-from rezero.lab.settings import Settings, total_steps
+from rezero.lab.run import run_trial
 from rezero.lab.store import Store, Study
 from rezero.lab.task import Task
-from rezero.lab.trial import Point, Trial, owner, run_trial
 
-__all__ = ["CHECKPOINT_SECONDS", "Watcher", "follow_study", "plan", "run_study"]
+__all__ = ["CHECKPOINT_SECONDS", "follow_study", "run_study"]
 
 CHECKPOINT_SECONDS = 30.0
 
 
-class Watcher(Protocol):
-    """Is told how a study goes; the command line shows it as progress bars."""
-
-    def begin(self, trial: Trial, total_steps: int, start: int) -> None:
-        """Note that a trial starts, at step ``start`` if it goes on from a checkpoint."""
-
-    def step(self, step: int) -> None:
-        """Note that the trial has done ``step`` steps."""
-
-    def point(self, point: Point) -> None:
-        """Note a measurement of the trial."""
-
-    def finish(self, trial: Trial, point: Point) -> None:
-        """Note that a trial has ended, with its last measurement."""
-
-
-def plan(settings: Settings) -> list[Trial]:
-    """List the trials of a study: seed by seed, so that a study that is stopped early can still be compared.
-
-    Args:
-        settings: The study's settings.
-
-    Returns:
-        One trial for each arm and seed.
-    """
-    return [Trial(arm, settings.lr, seed) for seed in range(settings.seeds) for arm in settings.arms]
-
-
 def run_study(
-    store: Store, task: Task, data: Data, watcher: Watcher, *, checkpoint_every: float = CHECKPOINT_SECONDS
+    store: Store,
+    task: Task,
+    data: Data,
+    watcher: Watcher,
+    *,
+    checkpoint_every: float = CHECKPOINT_SECONDS,
+    jobs: int = 1,
 ) -> None:
     """Run every trial that the store does not hold yet, each from its checkpoint if it has one.
 
@@ -58,43 +35,28 @@ def run_study(
         data: The task's data.
         watcher: Is told of the progress.
         checkpoint_every: Seconds between two checkpoints of a trial.
+        jobs: Trials that run at once, each in a process of its own.
 
     Raises:
         UsageError: If a checkpoint cannot be read or written, or there is not enough memory.
     """
     settings = store.study.settings
-    done = store.done()
-    missing = [trial for trial in plan(settings) if trial not in done]
-    for trial in done:  # killed between its end and this
-        _checkpoints(store.folder, store.study, task, trial, data).clear()
+    for trial in store.done():  # killed between its end and this
+        checkpoints_of(store.folder, store.study, task, trial, data).clear()
+    missing = missing_trials(store)
     if not missing and settings.processes == 1:
         return
     for trial in missing:
-        _checkpoints(store.folder, store.study, task, trial, data).check()
+        checkpoints_of(store.folder, store.study, task, trial, data).check()
+    if jobs > 1:
+        run_jobs(store, watcher, jobs=jobs, checkpoint_every=checkpoint_every)
+        return
     with memory_named(settings), open_processes(settings) as accelerator:
         here = data.to(accelerator.device)
-        for trial in missing:
-            checkpoints = _checkpoints(store.folder, store.study, task, trial, data)
-            start, _ = agree(accelerator, (checkpoints.latest(), trial))
-            points = run_trial(
-                task,
-                settings,
-                trial,
-                here,
-                watcher.step,
-                accelerator=accelerator,
-                checkpoints=checkpoints,
-                checkpoint_every=checkpoint_every,
-                start=start,
-            )
-            store.begin(trial, start)
-            watcher.begin(trial, total_steps(settings, data), start)
-            for point in points:
-                store.add(trial, point)
-                watcher.point(point)
-            store.finish(trial, "diverged" if point.diverged else "finished")
-            checkpoints.clear()
-            watcher.finish(trial, point)
+        while missing:
+            for trial in missing:
+                run_one(store, task, trial, here, watcher, accelerator, checkpoint_every)
+            missing = missing_trials(store)
         agree(accelerator, None)
 
 
@@ -111,7 +73,7 @@ def follow_study(folder: Path, study: Study, task: Task, data: Data) -> None:
         here = data.to(accelerator.device)
         while (turn := agree(accelerator, None)) is not None:
             start, trial = turn
-            checkpoints = _checkpoints(folder, study, task, trial, data)
+            checkpoints = checkpoints_of(folder, study, task, trial, data)
             points = run_trial(
                 task,
                 study.settings,
@@ -124,8 +86,3 @@ def follow_study(folder: Path, study: Study, task: Task, data: Data) -> None:
             )
             for _ in points:
                 pass
-
-
-def _checkpoints(folder: Path, study: Study, task: Task, trial: Trial, data: Data) -> Checkpoints:
-    name = f"{trial.arm}-lr{trial.lr!r}-seed{trial.seed}"
-    return Checkpoints(folder / "checkpoints" / name, owner(task, study.settings, trial, data))

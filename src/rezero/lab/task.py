@@ -1,6 +1,5 @@
 """What a kind of study is: where its data come from, how a model is built from an arm, and its settings unless told."""
 
-import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -11,43 +10,16 @@ from torch import nn
 
 from rezero.data.batches import Data
 from rezero.errors import UsageError
+from rezero.lab.arm import read_arm
 from rezero.lab.memory import check_memory
 from rezero.lab.optimize import check_recipe
 from rezero.lab.processes import world_size
+from rezero.lab.quality import Quality, loss_unit
 from rezero.lab.settings import Settings, check_parts, total_steps
+from rezero.lab.trial import settings_of
+from rezero.lab.tune import plan
 
-__all__ = ["ACCURACY", "BITS", "Quality", "Task"]
-
-
-@dataclass(frozen=True)
-class Quality:
-    """How well a model does on the validation part.
-
-    Attributes:
-        name: As reports show it.
-        unit: Unit in brackets, or nothing.
-        metric: The recorded metric that it is computed from.
-        factor: What that metric is multiplied by.
-        lower_is_better: Whether small values are good.
-        percent: Whether values are fractions that are shown in percent.
-    """
-
-    name: str
-    unit: str
-    metric: str
-    factor: float
-    lower_is_better: bool
-    percent: bool
-
-    def show(self, value: float) -> str:
-        """Write a value with its digits."""
-        if not math.isfinite(value):
-            return "none"
-        return f"{100 * value:.1f} %" if self.percent else f"{value:.3f}"
-
-
-ACCURACY = Quality("validation accuracy", "", "val_accuracy", 1.0, lower_is_better=False, percent=True)
-BITS = Quality("validation loss", "bits a byte", "val_loss", 1 / math.log(2), lower_is_better=True, percent=False)
+__all__ = ["Task"]
 
 
 @dataclass(frozen=True)
@@ -106,10 +78,45 @@ class Task:
         check_device(settings.device)
         if settings.threads > (cores := os.cpu_count() or 1):
             raise UsageError(f"threads must be at most the number of cores, {cores}: got {settings.threads}")
-        check_recipe(
-            settings.optimizer, settings.schedule, warmup=settings.warmup, lr=settings.lr, device=settings.device
-        )
+        self.decisive(settings)
+        tuned = settings.tune_over if settings.tune else ""
+        for arm in settings.arms:
+            if tuned.replace("-", "_") in read_arm(arm).own:
+                raise UsageError(f"{tuned} is tuned: leave it out of the arm {arm!r}, or give --tune off")
+        for each in _each(settings):
+            check_recipe(
+                each.optimizer,
+                each.schedule,
+                warmup=each.warmup,
+                lr=each.lr,
+                weight_decay=each.weight_decay,
+                device=each.device,
+            )
         return settings
+
+    def decisive(self, settings: Settings) -> Quality:
+        """Return what decides a study.
+
+        Args:
+            settings: The study's settings; their metric takes the place of the task's own.
+
+        Returns:
+            The measure.
+
+        Raises:
+            UsageError: If the task has no such metric.
+        """
+        own = self.quality
+        if settings.metric in (None, own.metric):
+            return own
+        factor, unit = loss_unit(own)
+        losses = {"train_loss": "training loss", "val_loss": "validation loss"}
+        if settings.metric not in losses:
+            raise UsageError(
+                f"metric must be {', '.join(dict.fromkeys((own.metric, *losses)))}: got {settings.metric!r}"
+            )
+        name = losses[settings.metric]
+        return Quality(name, unit, settings.metric, factor, lower_is_better=True, percent=False)
 
     def check(self, data: Data, settings: Settings) -> None:
         """Refuse settings that only the data and building every arm can refuse, before anything is written.
@@ -123,26 +130,34 @@ class Task:
                 does not fit the length of the run.
         """
         steps = total_steps(settings, data)
-        if steps <= settings.warmup == self.defaults.warmup:
-            raise UsageError(
-                f"warmup must be shorter than the run of {steps} steps: got {settings.warmup}, the default of "
-                f"{self.name}; give --warmup"
-            )
         check_parts(settings, data)
         with torch.random.fork_rng(devices=[]):
             for arm in settings.arms:
                 with torch.device("meta"):
-                    model = self.build(data, arm, settings)
+                    model = self.build(data, read_arm(arm).formula, settings)
                 check_memory(model, settings)
-        check_recipe(
-            settings.optimizer,
-            settings.schedule,
-            warmup=settings.warmup,
-            lr=settings.lr,
-            steps=steps,
-            per_epoch=data.steps_per_epoch(settings.batch_size),
-            device=settings.device,
-        )
+        for each in _each(settings):
+            if steps <= each.warmup == self.defaults.warmup:
+                raise UsageError(
+                    f"warmup must be shorter than the run of {steps} steps: got {each.warmup}, the default of "
+                    f"{self.name}; give --warmup"
+                )
+            check_recipe(
+                each.optimizer,
+                each.schedule,
+                warmup=each.warmup,
+                lr=each.lr,
+                weight_decay=each.weight_decay,
+                steps=steps,
+                per_epoch=data.steps_per_epoch(each.batch_size),
+                device=each.device,
+            )
+
+
+def _each(settings: Settings) -> list[Settings]:
+    """List the settings that the study's trials run with, as far as they differ in more than the rate."""
+    found = [settings_of(settings, trial) for trial in plan(settings, {})]
+    return list({(each.warmup, each.weight_decay, each.alpha_lr): each for each in found}.values())
 
 
 def check_device(name: str) -> None:

@@ -11,8 +11,9 @@ from rezero.data.cifar10 import load_cifar10
 from rezero.data.digits import load_digits
 from rezero.data.text import TextData, load_enwik8, load_text, load_tiny_shakespeare
 from rezero.errors import UsageError, near
+from rezero.lab.quality import ACCURACY, BITS
 from rezero.lab.settings import Settings
-from rezero.lab.task import ACCURACY, BITS, Task
+from rezero.lab.task import Task
 from rezero.layers import MLP, LanguageModel, ResNet
 from rezero.layers.residuals import RESIDUALS
 

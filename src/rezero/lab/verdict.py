@@ -1,37 +1,73 @@
 """The outcome of a study in plain words."""
 
 import math
+from collections.abc import Mapping, Sequence
 
-from rezero.lab.settings import Settings
-from rezero.lab.stats import Spread, by_arm, spread
+from rezero.lab.comparison import Comparison, compare
+from rezero.lab.costs import costs_of
+from rezero.lab.quality import Quality
+from rezero.lab.spread import by_arm
+from rezero.lab.stats import LEVEL, Paired, compare_pairs, detectable, pairs_needed
 from rezero.lab.store import Study, TrialResult
-from rezero.lab.sweep import plan
-from rezero.lab.task import Quality
 from rezero.lab.tasks import find_task
+from rezero.lab.trial import settings_of
+from rezero.lab.tune import Choice, choose, plan
 
-__all__ = ["loss_unit", "show_value", "write_verdict"]
+__all__ = ["compare_arms", "run_length", "show_value", "write_verdict"]
 
 
-def write_verdict(study: Study, results: list[TrialResult]) -> str:
+def write_verdict(study: Study, results: Sequence[TrialResult]) -> str:
     """Say what a study found, without saying more than it can.
 
     Args:
         study: What was run.
-        results: The trials that ended.
+        results: The trials that ended, those of the tuning among them.
 
     Returns:
         Paragraphs separated by empty lines.
     """
-    shared = set.intersection(*({r.trial.seed for r in results if r.trial.arm == arm} for arm in study.settings.arms))
-    paired = [result for result in results if result.trial.seed in shared]
+    finals = [result for result in results if not result.trial.tuning]
+    found = compare_arms(study, results)
+    quality = find_task(study.task).decisive(study.settings)
     paragraphs = [_describe(study, results)]
-    if paired:
-        common = (
-            "" if paired == results else f"Compared on the {_count(len(shared), 'seed')} that every arm has finished. "
-        )
-        quality = find_task(study.task).quality
-        paragraphs += [common + _compare(paired, quality), _limits(len(shared), len(study.settings.arms))]
+    paragraphs += [_compared(study, each, finals) for each in found]
+    if finals and not found:
+        paragraphs.append(_alone(study, finals))
+    elif found:
+        paragraphs.append(_limits(study, found, quality))
     return "\n\n".join(paragraphs)
+
+
+def compare_arms(study: Study, results: Sequence[TrialResult]) -> list[Comparison]:
+    """Hold every arm of a study against its baseline.
+
+    Args:
+        study: What was run, and what is asked of it.
+        results: The trials that ended.
+
+    Returns:
+        A comparison an arm, the baseline left out.
+
+    Raises:
+        UsageError: If the study has no such baseline.
+    """
+    baseline = study.question.held_against(study.settings)
+    finals = [result for result in results if not result.trial.tuning]
+    quality = find_task(study.task).decisive(study.settings)
+    return compare(finals, quality, baseline, steps=run_length(study, finals), target=study.question.target)
+
+
+def run_length(study: Study, finals: Sequence[TrialResult]) -> int:
+    """Return the optimizer steps of a whole trial, as far as the trials that ended tell.
+
+    Args:
+        study: What was run.
+        finals: The trials that ended.
+
+    Returns:
+        The number.
+    """
+    return study.settings.steps or max((result.last.step for result in finals), default=0)
 
 
 def show_value(value: float) -> str:
@@ -39,107 +75,237 @@ def show_value(value: float) -> str:
     return f"{value:#.3g}".removesuffix(".") if math.isfinite(value) else "diverged"
 
 
-def loss_unit(quality: Quality) -> tuple[float, str]:
-    """Choose the unit of training losses: that of the validation loss where one is shown, otherwise nats.
-
-    Args:
-        quality: What is measured on the validation part.
-
-    Returns:
-        What a loss in nats is multiplied by, and the unit.
-    """
-    return (quality.factor, quality.unit) if quality.metric == "val_loss" else (1.0, "nats")
-
-
-def _describe(study: Study, results: list[TrialResult]) -> str:
+def _describe(study: Study, results: Sequence[TrialResult]) -> str:
     settings = study.settings
     length = _count(settings.epochs, "epoch") if settings.epochs else _count(settings.steps or 0, "step")
     text = (
         f"{study.task}: depth {settings.depth}, width {settings.width}, {length} of batches of "
-        f"{settings.batch_size}, {_count(settings.seeds, 'seed')}. {_rates(settings)}"
+        f"{settings.batch_size}, {_count(settings.seeds, 'seed')}. {_rates(study, results)}"
     )
-    planned = len(plan(settings))
-    return text if len(results) == planned else f"{text} Only {len(results)} of {planned} trials have ended so far."
+    planned = len(plan(settings, costs_of(study, results)))
+    ended = len(results)
+    return text if ended == planned else f"{text} Only {ended} of {planned} trials have ended so far."
 
 
-def _rates(settings: Settings) -> str:
-    who = "Every arm" if len(settings.arms) > 1 else "The arm"
+def _rates(study: Study, results: Sequence[TrialResult]) -> str:
+    settings = study.settings
+    if settings.tune:
+        return _tuned(study, choose(settings, costs_of(study, results)))
+    arms = plan(settings, {})[: len(settings.arms)]
+    who = "Every arm" if len(arms) > 1 else "The arm"
+    each = {trial.arm: settings_of(settings, trial) for trial in arms}
+    lrs = {arm: own.lr for arm, own in each.items()}
+    rate = f"{lrs[arms[0].arm]:g}" if len({*lrs.values()}) == 1 else "its own, " + _listed(lrs)
     gates = "" if settings.alpha_lr is None else f" ({settings.alpha_lr:g} for the gates)"
-    if settings.schedule == "constant" and not settings.warmup:
-        return f"{who} ran at one fixed learning rate, {settings.lr:g}{gates}: not tuned."
+    if settings.schedule == "constant" and not any(own.warmup for own in each.values()):
+        return f"{who} ran at one fixed learning rate, {rate}{gates}: not tuned."
     warmup = f"{_count(settings.warmup, 'step')} of warm-up" if settings.warmup else ""
     schedule = "" if settings.schedule == "constant" else settings.schedule
     course = " and ".join(filter(None, (warmup, schedule)))
-    return f"{who} ran at the learning rate {settings.lr:g}{gates} with {course}: not tuned."
+    return f"{who} ran at the learning rate {rate}{gates}{f' with {course}' if course else ''}: not tuned."
 
 
-def _compare(results: list[TrialResult], quality: Quality) -> str:
-    factor, unit = loss_unit(quality)
-    losses = {arm: spread(factor * r.final("train_loss") for r in trials) for arm, trials in by_arm(results).items()}
-    ranked = sorted(losses, key=lambda arm: losses[arm].median)
-    listed = "; ".join(f"{arm} {show_value(losses[arm].median)}{_range(losses[arm])}" for arm in ranked)
-    what = ", median over seeds and range" if losses[ranked[0]].n > 1 else ""
-    text = f"Training loss at the end ({unit}){what}: {listed}."
-    if len(ranked) == 1:
-        return text
-    return f"{text} {_rank(losses, ranked)} {_validate(results, quality)}".rstrip()
+def _tuned(study: Study, choices: Mapping[str, Choice]) -> str:
+    settings = study.settings
+    what = {"lr": "learning rate"}.get(settings.tune_over, settings.tune_over.replace(",", ", "))
+    text = (
+        f"Every arm chose its {what} from the same table on {_count(settings.tune_seeds, 'seed')} that the comparison "
+        "does not use"
+    )
+    if not choices:
+        return f"{text}; this has not ended yet."
+    tried = sorted(next(iter(choices.values())).costs)
+    best = {arm: choice.values[0][1] for arm, choice in choices.items()}
+    edge = [arm for arm, choice in choices.items() if choice.at_edge]
+    beyond = f" A better one may lie beyond the table for {_and(edge)}." if edge else ""
+    return f"{text}: {len(tried)} values from {tried[0][0][1]:g} to {tried[-1][0][1]:g}; {_listed(best)}.{beyond}"
 
 
-def _rank(losses: dict[str, Spread], ranked: list[str]) -> str:
-    best, second = ranked[:2]
-    first, other = losses[best], losses[second]
-    rest = [losses[arm] for arm in ranked if arm != best]
-    half = "left the finite numbers on half of their seeds or more"
-    if not math.isfinite(first.median):
-        survived = any(math.isfinite(values.low) for values in losses.values())
-        return f"All arms {half}." if survived else "Every arm diverged."
-    if not math.isfinite(other.median):
-        survived = any(math.isfinite(values.low) for values in rest)
-        return f"{best} ends lowest; {f'the others {half}' if survived else 'every other arm diverged'}."
-    if first.median == other.median:
-        return f"{best} and {second} come out lowest, level at {show_value(first.median)}."
-    times = show_value(first.median / other.median)
-    if first.n == 1:
-        return f"{best} ends lowest, at {times} times the loss of the next arm, {second}; one seed shows no spread."
-    if first.high >= other.low:
-        return f"{best} and {second} come out lowest and their ranges overlap: {first.n} seeds do not part them."
-    return f"{best} ends lowest, at {times} times the loss of the next arm, {second}; their ranges do not overlap."
+def _listed(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{arm} {value:g}" for arm, value in values.items())
 
 
-def _validate(results: list[TrialResult], quality: Quality) -> str:
-    survivors = {arm: trials for arm, trials in by_arm(results).items() if all(r.status == "finished" for r in trials)}
-    scores = {
-        arm: spread(quality.factor * r.final(quality.metric) for r in trials) for arm, trials in survivors.items()
+def _compared(study: Study, found: Comparison, finals: Sequence[TrialResult]) -> str:
+    quality = find_task(study.task).decisive(study.settings)
+    if not found.seeds:
+        return f"{found.arm} against {found.baseline}: no seed that both have finished."
+    n = len(found.seeds)
+    head = f"{found.arm} against {found.baseline}, {_count(n, 'paired seed')}"
+    if n == 1:
+        return f"{head}: one seed has no interval, so nothing is decided. {_ends(found, quality, finals)}"
+    parts = [_speed(study, found, quality), _end(found, quality), _cost(found, finals)]
+    return " ".join(filter(None, (f"{head}: {_headline(found)}.", *parts)))
+
+
+def _headline(found: Comparison) -> str:
+    """Put both outcomes into a few words."""
+    n = _count(len(found.seeds), "seed")
+    ours, theirs = found.diverged
+    if ours == theirs == len(found.seeds):
+        return "both diverged on every seed"
+    if ours or theirs:
+        who = found.arm if ours else found.baseline
+        times = f"on {ours or theirs} of {n}"
+        both = f"; {found.baseline} on {theirs}" if ours and theirs else ""
+        return f"{who} diverged {times}{both}"
+    speed = {
+        "more": "faster",
+        "less": "slower",
+        "level": "no difference in speed",
+        "unknown": "too few seeds to decide speed",
     }
-    if len(scores) < 2:
+    if (found.speed, found.quality) == ("level", "level"):
+        return f"no difference that {n} can see"
+    end = {
+        "more": "better at the end",
+        "less": "worse at the end",
+        "level": f"no difference at the end that {n} can see",
+        "unknown": "too few seeds to decide the end",
+    }
+    caught_up = found.speed == "more" and found.quality in ("level", "less")
+    return f"{'faster early' if caught_up else speed[found.speed]}, {end[found.quality]}"
+
+
+def _speed(study: Study, found: Comparison, quality: Quality) -> str:
+    if found.lead is None or found.target is None or max(found.diverged) == len(found.seeds):
         return ""
-    sign = 1 if quality.lower_is_better else -1
-    ranked = sorted(scores, key=lambda arm: sign * scores[arm].median)
-    best, second = (scores[arm] for arm in ranked[:2])
-    first = quality.show(best.median) + (f" {quality.unit}" if quality.unit else "")
-    if best.median == second.median:
-        return f"On {quality.name} {ranked[0]} and {ranked[1]} come first, level at {first}."
-    overlap = second.low <= best.high if quality.lower_is_better else best.low <= second.high
-    ranges = "" if best.n == 1 else f"; their ranges {'overlap' if overlap else 'do not overlap'}"
+    n, lead = len(found.seeds), found.lead
+    target = _with_unit(quality.show(quality.factor * found.target), quality)
+    ours, theirs = found.censored
+    if ours or theirs:
+        missed = f"{found.arm} missed it on {ours} of {n} seeds, {found.baseline} on {theirs}"
+        steps = f"mean steps, cut off at the end of the run, differ by {abs(lead.mean):,.0f}"
+        who = found.arm if lead.mean > 0 else found.baseline
+        decided = f"{n} are too few for a test by signs" if math.isnan(found.lead_p) else f"{_p(found.lead_p)} by signs"
+        return f"To {quality.name} {target}: {missed}; {steps} in favour of {who}, {decided}."
+    early = sum(pair[0].at_first for pair in found.arrivals.values())
+    first = f" It was there at its first measurement on {early} of {n}, so it may have been faster." if early else ""
+    reach = ", which both reach on every seed" if study.question.target is None else ""
+    how = _ratio_of_steps(lead, _p(found.lead_p))
+    return f"To {quality.name} {target}{reach}, it is {how}{_ratio_of_seconds(found)}.{first}"
+
+
+def _ratio_of_steps(lead: Paired, p: str) -> str:
+    if lead.mean >= 0:
+        middle, low, high = (math.exp(value) for value in (lead.mean, lead.low, lead.high))
+        return f"{_times(middle)} times as fast ({_times(low)} to {_times(high)}, {p})"
+    middle, low, high = (math.exp(-value) for value in (lead.mean, lead.high, lead.low))
+    return f"slower: it takes {_times(middle)} times the steps ({_times(low)} to {_times(high)}, {p})"
+
+
+def _ratio_of_seconds(found: Comparison) -> str:
+    seconds = [(ours.seconds, theirs.seconds) for ours, theirs in found.arrivals.values()]
+    if not all(time > 0 for pair in seconds for time in pair):
+        return ""
+    ratio = compare_pairs([math.log(theirs / ours) for ours, theirs in seconds])
+    middle, low, high = (_times(math.exp(value)) for value in (ratio.mean, ratio.low, ratio.high))
+    return f", in seconds {middle} times ({low} to {high})"
+
+
+def _end(found: Comparison, quality: Quality) -> str:
+    gain = found.gain
+    if gain is None:
+        return "" if min(found.diverged) == len(found.seeds) else "Final values are not compared where a seed diverged."
+    word = "better" if gain.mean >= 0 else "worse"
+    sign = 1 if gain.mean >= 0 else -1
+    low, high = sorted((sign * gain.low, sign * gain.high))
+    shown = (_amount(value, quality) for value in (abs(gain.mean), low, high))
+    middle, bottom, top = shown
+    if not float(middle):
+        return f"At the end they are level ({bottom} to {top} {_unit(quality)}, {_p(found.gain_p)})."
+    return f"At the end it is {word} by {middle} {_unit(quality)} ({bottom} to {top}, {_p(found.gain_p)})."
+
+
+def _ends(found: Comparison, quality: Quality, finals: Sequence[TrialResult]) -> str:
+    values = {r.trial.arm: r.final(quality.metric) for r in finals if r.trial.seed in found.seeds}
+    shown = (
+        f"{arm} {_with_unit(quality.show(quality.factor * values[arm]), quality)}"
+        for arm in (found.arm, found.baseline)
+    )
+    return f"{quality.name[0].upper()}{quality.name[1:]} at the end: {' and '.join(shown)}."
+
+
+def _cost(found: Comparison, finals: Sequence[TrialResult]) -> str:
+    """Say what a step costs, and the peak of memory, as ratios over the same seeds."""
+    if any(found.diverged):
+        return ""
+    arms = {arm: {r.trial.seed: r for r in trials} for arm, trials in by_arm(finals).items()}
+    pairs = [(arms[found.arm][seed], arms[found.baseline][seed]) for seed in found.seeds]
+    paces = [[r.last.metrics["seconds"] / r.last.step for r in pair] for pair in pairs]
+    text = []
+    if all(pace > 0 for pair in paces for pace in pair):
+        ratio = compare_pairs([math.log(one / other) for one, other in paces])
+        shown = (_times(math.exp(value)) for value in (ratio.mean, ratio.low, ratio.high))
+        text.append("A step takes {} times as long ({} to {})".format(*shown))
+    memory = [(one.memory, other.memory) for one, other in pairs if one.memory and other.memory]
+    if len(memory) == len(pairs):
+        ratio = compare_pairs([math.log(one / other) for one, other in memory])
+        text.append(f"peak memory is {_times(math.exp(ratio.mean))} times as much")
+    return f"{'; '.join(text)}." if text else ""
+
+
+def _alone(study: Study, finals: Sequence[TrialResult]) -> str:
+    quality = find_task(study.task).decisive(study.settings)
+    values = [quality.factor * result.final(quality.metric) for result in finals]
+    known = [value for value in values if not math.isnan(value)]
+    gone = f"; {len(values) - len(known)} diverged" if len(known) < len(values) else ""
+    if not known:
+        return f"{finals[0].trial.arm} diverged on every seed."
+    mean = compare_pairs(known)
+    interval = f" ({quality.show(mean.low)} to {quality.show(mean.high)})" if mean.n > 1 else ""
+    middle = _with_unit(quality.show(mean.mean), quality)
     return (
-        f"On {quality.name} {ranked[0]} comes first with {first} and {ranked[1]} second with "
-        f"{quality.show(second.median)}{ranges}."
+        f"{finals[0].trial.arm} alone: {quality.name} {middle}{interval} at the end, mean of "
+        f"{_count(mean.n, 'seed')}{gone}. There is no arm to hold it against."
     )
 
 
-def _limits(seeds: int, arms: int) -> str:
-    spread_is_no_interval = f"a range over {seeds} seeds is no interval" if seeds > 1 else "one seed has no interval"
-    changes, claim = (
-        ("change the order of the arms", "which arm is better") if arms > 1 else ("give another loss", "how good it is")
-    )
-    return (
-        f"Another learning rate may {changes}, and {spread_is_no_interval}: this says what happened at this setting, "
-        f"not {claim} in general."
-    )
+def _limits(study: Study, found: Sequence[Comparison], quality: Quality) -> str:
+    tests = 2 * len(found)
+    text = [
+        f"Intervals are 95%, each for itself; p are of paired t tests or tests by signs, corrected together for the "
+        f"{tests} of this study (Holm), and decide at {LEVEL:g}."
+    ]
+    gains = [each.gain for each in found if each.gain is not None and each.gain.n > 1 and each.gain.deviation > 1e-9]
+    if gains:
+        worst = max(gains, key=lambda gain: gain.deviation)
+        level = LEVEL / tests
+        seen = detectable(worst.n, worst.deviation, level=level)
+        shown = "nothing" if quality.percent and seen > 1 else f"no less than {_amount(seen, quality)} {_unit(quality)}"
+        text.append(f"{_count(worst.n, 'seed')} see {shown} at the end in four of five such studies.")
+        if (asked := study.question.resolve) is not None:
+            needed = pairs_needed(asked, worst.deviation, level=level)
+            many = "more than 100,000 seeds" if needed is None else _count(needed, "seed")
+            text.append(f"{_amount(asked, quality)} {_unit(quality)} would take {many}.")
+    text.append("Other sizes, lengths or data may come out otherwise.")
+    return " ".join(text)
 
 
-def _range(values: Spread) -> str:
-    return f" ({show_value(values.low)} to {show_value(values.high)})" if values.n > 1 else ""
+def _amount(value: float, quality: Quality) -> str:
+    """Write a difference of the metric."""
+    if quality.percent:
+        return f"{100 * value:.1f}" if abs(value) >= 0.1 else f"{100 * value:.2f}"
+    return f"{quality.factor * value:.3g}"
+
+
+def _unit(quality: Quality) -> str:
+    return "points" if quality.percent else quality.unit
+
+
+def _with_unit(value: str, quality: Quality) -> str:
+    return f"{value} {quality.unit}".rstrip()
+
+
+def _times(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.3g}"
+
+
+def _p(value: float) -> str:
+    return "not tested" if math.isnan(value) else f"p = {value:.2g}" if value >= 0.0001 else "p < 0.0001"
+
+
+def _and(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -41,7 +41,8 @@ def read(folder: Path) -> dict[int, AlphaHistory]:
         Seed to what was measured.
     """
     with Store.open(folder) as store:
-        found = {result.trial.seed: result.points for result in store.results() if result.trial.arm == "rezero"}
+        ended = [result for result in store.results() if result.trial.arm == "rezero" and not result.trial.tuning]
+        found = {result.trial.seed: result.points for result in ended}
     return {
         seed: AlphaHistory(
             names=tuple(f"block {i + 1}" for i in range(len(points[0].alphas))),

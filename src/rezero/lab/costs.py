@@ -1,0 +1,26 @@
+"""What decides between the trials of a study."""
+
+import math
+from collections.abc import Sequence
+
+from rezero.lab.store import Study, TrialResult
+from rezero.lab.tasks import find_task
+from rezero.lab.trial import Trial
+
+__all__ = ["costs_of"]
+
+
+def costs_of(study: Study, results: Sequence[TrialResult]) -> dict[Trial, float]:
+    """Return what decides between trials: low values are good, and infinite ones diverged.
+
+    Args:
+        study: The study.
+        results: Its trials that ended.
+
+    Returns:
+        Trial to cost, in the unit of the metric that decides.
+    """
+    quality = find_task(study.task).decisive(study.settings)
+    sign = 1 if quality.lower_is_better else -1
+    found = {result.trial: sign * result.final(quality.metric) for result in results}
+    return {trial: math.inf if math.isnan(cost) else cost for trial, cost in found.items()}

@@ -1,0 +1,199 @@
+"""The charts of a report."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+
+from rezero import charts
+from rezero.lab.comparison import worst_final
+from rezero.lab.costs import costs_of
+from rezero.lab.quality import Quality, loss_unit
+from rezero.lab.speed import arrival
+from rezero.lab.spread import by_arm, spread
+from rezero.lab.stats import survival
+from rezero.lab.store import Study, TrialResult
+from rezero.lab.tables import quality_title
+from rezero.lab.tasks import find_task
+from rezero.lab.tune import choose
+from rezero.lab.verdict import run_length
+
+__all__ = ["draw"]
+
+Drawn = tuple[str, alt.TopLevelMixin]
+"""A caption and a chart."""
+
+
+def draw(study: Study, results: Sequence[TrialResult]) -> dict[str, Drawn]:
+    """Draw the charts of a study, the one that decides first.
+
+    Args:
+        study: What was run.
+        results: The trials that ended.
+
+    Returns:
+        Name to caption and chart; what there is nothing of is left out.
+    """
+    quality = find_task(study.task).decisive(study.settings)
+    finals = [result for result in results if not result.trial.tuning]
+    drawn = {
+        **_curves(study, finals, quality),
+        "arrivals": _arrivals(study, finals, quality),
+        "seeds": _seeds(study, finals, quality),
+        "rates": _rates(study, results, quality),
+        **_gates(study, finals),
+    }
+    return {name: each for name, each in drawn.items() if each is not None}
+
+
+def _curves(study: Study, finals: Sequence[TrialResult], quality: Quality) -> dict[str, Drawn | None]:
+    loss, unit = loss_unit(find_task(study.task).quality)
+    plots = {
+        quality.metric: (quality.factor, quality.name, quality_title(quality), False, quality.percent),
+        "train_loss": (loss, "training loss", f"training loss ({unit}, log scale)", True, False),
+    }
+    return {name: _curve(study, finals, name, *plot) for name, plot in plots.items()}
+
+
+def _curve(
+    study: Study,
+    finals: Sequence[TrialResult],
+    metric: str,
+    factor: float,
+    title: str,
+    axis: str,
+    log: bool,
+    percent: bool,
+) -> Drawn | None:
+    arms, by = _arms(study, finals), _by(study)
+    spread_of = ": median over seeds, shaded from the lowest to the highest seed" if _several(finals) else ""
+    caption = f"{title[0].upper()}{title[1:]} of {_whose(arms)}{spread_of}."
+    if not (rows := _curve_rows(finals, metric, factor, by)):
+        return None  # nothing has ended, or nothing stayed finite
+    described = _describe(caption, rows, by)
+    return caption, charts.curves(rows, x=by, y=axis, arms=arms, log=log, percent=percent, description=described)
+
+
+def _arrivals(study: Study, finals: Sequence[TrialResult], quality: Quality) -> Drawn | None:
+    """Draw the share of seeds that are still on their way to a target that is one for all arms."""
+    arms = _arms(study, finals)
+    baseline = study.question.held_against(study.settings)
+    target = study.question.target
+    whose = "the target"
+    if target is None:
+        target = worst_final([r for r in finals if r.trial.arm == baseline], quality)
+        whose = f"the worst that {baseline} ends with"
+    if target is None or len(arms) < 2:
+        return None
+    rows, steps = [], run_length(study, finals)
+    for arm, trials in by_arm(finals).items():
+        found = [arrival(result, quality, target, steps) for result in trials]
+        corners = survival([each.step for each in found], [each.reached for each in found])
+        rows += [{"arm": arm, "x": step, "share": share} for step, share in [*corners, (float(steps), corners[-1][1])]]
+    shown = f"{quality.show(quality.factor * target)} {quality.unit}".rstrip()
+    caption = f"Steps to {quality.name} {shown}, {whose}: the share of seeds that are still on their way."
+    ends = ", ".join(f"{arm} {[r['share'] for r in rows if r['arm'] == arm][-1]:.0%}" for arm in arms)
+    description = f"{caption} At the end of the run: {ends}."
+    return caption, charts.arrival_steps(rows, x="step", arms=arms, description=description)
+
+
+def _seeds(study: Study, finals: Sequence[TrialResult], quality: Quality) -> Drawn | None:
+    arms = _arms(study, finals)
+    ends = [(r.trial.arm, r.trial.seed, quality.factor * r.final(quality.metric)) for r in finals]
+    rows = [{"arm": arm, "seed": seed, "value": value} for arm, seed, value in ends if math.isfinite(value)]
+    arms = [arm for arm in arms if any(row["arm"] == arm for row in rows)]
+    if len(arms) < 2:
+        return None
+    gone = len(ends) - len(rows)
+    lost = f" {gone} that diverged have no place." if gone else ""
+    caption = f"{quality.name[0].upper()}{quality.name[1:]} at the end of every seed; a line joins a seed's arms.{lost}"
+    chart = charts.seed_lines(rows, y=quality_title(quality), arms=arms, percent=quality.percent, description=caption)
+    return caption, chart
+
+
+def _rates(study: Study, results: Sequence[TrialResult], quality: Quality) -> Drawn | None:
+    choices = choose(study.settings, costs_of(study, results))
+    if not choices:
+        return None
+    sign = quality.factor * (1 if quality.lower_is_better else -1)
+    rows = [
+        {"arm": arm, "x": values[0][1], "value": sign * cost, "chosen": values == choice.values}
+        for arm, choice in choices.items()
+        for values, cost in sorted(choice.costs.items())
+        if math.isfinite(cost)
+    ]
+    if not rows:
+        return None
+    over = {"lr": "learning rate"}.get(study.settings.tune_over, study.settings.tune_over)
+    caption = (
+        f"{quality.name[0].upper()}{quality.name[1:]} at the end of every {over} that was tried, on seeds that the "
+        "comparison does not use; ringed: the chosen ones. What diverged has no point."
+    )
+    arms = [arm for arm in study.settings.arms if any(row["arm"] == arm for row in rows)]
+    chart = charts.rate_lines(
+        rows, x=over, y=quality_title(quality), arms=arms, percent=quality.percent, description=caption
+    )
+    return caption, chart
+
+
+def _gates(study: Study, finals: Sequence[TrialResult]) -> dict[str, Drawn | None]:
+    drawn: dict[str, Drawn | None] = {}
+    for arm, cells in _gate_cells(finals, _by(study)).items():
+        size = "median of |alpha| over seeds" if _several(finals) else "|alpha|"
+        caption = f"Size of every gate of {arm} over depth and time: {size}."
+        name = f"alpha_{arm}".replace(" ", "_")
+        drawn[name] = caption, charts.gate_map(cells, x=_by(study), description=caption)
+    return drawn
+
+
+def _arms(study: Study, finals: Sequence[TrialResult]) -> list[str]:
+    return [arm for arm in study.settings.arms if arm in by_arm(finals)]
+
+
+def _by(study: Study) -> str:
+    return "step" if study.settings.epochs is None else "epoch"
+
+
+def _whose(arms: Sequence[str]) -> str:
+    return "each arm" if len(arms) > 1 else "".join(arms)
+
+
+def _several(finals: Sequence[TrialResult]) -> bool:
+    return max((len(trials) for trials in by_arm(finals).values()), default=0) > 1
+
+
+def _curve_rows(results: Sequence[TrialResult], metric: str, factor: float, by: str) -> list[dict[str, Any]]:
+    rows = []
+    for arm, trials in by_arm(results).items():
+        curves = [{getattr(point, by): factor * point.metrics[metric] for point in result.points} for result in trials]
+        for x in sorted(set().union(*curves)):
+            # A trial that diverged has no value from then on, and counts as infinite.
+            values = [curve.get(x, math.nan) for curve in curves]
+            at = spread(values)
+            if math.isfinite(at.median):
+                high = max(value for value in values if math.isfinite(value))
+                rows.append({"arm": arm, "x": x, "median": at.median, "low": at.low, "high": high})
+    return rows
+
+
+def _gate_cells(results: Sequence[TrialResult], by: str) -> dict[str, list[dict[str, Any]]]:
+    cells: dict[str, list[dict[str, Any]]] = {}
+    for arm, trials in by_arm(results).items():
+        sizes: dict[tuple[float, int], list[float]] = defaultdict(list)
+        for point in (point for result in trials for point in result.points):
+            for gate, value in enumerate(point.alphas, 1):
+                sizes[getattr(point, by), gate].append(abs(value))
+        medians = {place: spread(values).median for place, values in sorted(sizes.items())}
+        finite = [{"x": x, "gate": gate, "size": size} for (x, gate), size in medians.items() if math.isfinite(size)]
+        if finite:
+            cells[arm] = finite
+    return cells
+
+
+def _describe(caption: str, rows: list[dict[str, Any]], by: str) -> str:
+    """Append where each curve ends, so that the chart can be read aloud."""
+    ends = {row["arm"]: (row["x"], row["median"]) for row in rows}
+    listed = ", ".join(f"{arm} {value:.3g} at {by} {x:g}" for arm, (x, value) in ends.items())
+    return f"{caption} Where each curve ends: {listed}."

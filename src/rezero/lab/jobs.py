@@ -1,0 +1,186 @@
+"""Several trials at once, each in a process of its own, which may die."""
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+from joblib import Parallel, delayed
+from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+from rezero.data.batches import Data
+from rezero.errors import UsageError
+from rezero.lab.memory import memory_named
+from rezero.lab.one import Watcher, missing_trials, run_one, slug
+from rezero.lab.processes import open_processes
+from rezero.lab.settings import Settings
+from rezero.lab.store import LOCK, Store
+from rezero.lab.tasks import find_task
+from rezero.lab.trial import Point, Trial
+
+__all__ = ["run_jobs"]
+
+DEATHS = 10  # of the process of one trial, without a step forward between them
+_EVERY = 0.5  # seconds between two looks at the store, and of a worker at its driver
+
+
+def run_jobs(store: Store, watcher: Watcher, *, jobs: int, checkpoint_every: float) -> None:
+    """Run every trial that the store does not hold yet, several at once.
+
+    Each runs in a process of a pool, which writes what it measures into the store. A process that dies takes the pool
+    with it; a new one goes on with what the store shows unfinished. The processes end when this one is gone.
+
+    Args:
+        store: The study's records, open here.
+        watcher: Is told of the progress.
+        jobs: How many at once.
+        checkpoint_every: Seconds between two checkpoints of a trial.
+
+    Raises:
+        UsageError: If a trial can't be run, or its process dies time and again.
+    """
+    deaths: Counter[Trial] = Counter()
+    reached: dict[Trial, int] = {}
+    try:
+        while missing := missing_trials(store):
+            try:
+                with _looking(store.folder, watcher):
+                    for trial in _pool(store.folder, missing, jobs, checkpoint_every):
+                        watcher.finish(trial, store.last_point(trial))
+            except TerminatedWorkerError:
+                _count_deaths(store, watcher, deaths, reached)
+    finally:
+        get_reusable_executor().shutdown(wait=True, kill_workers=True)
+    for path in store.folder.glob(f"{LOCK}-*"):  # of processes that died
+        path.unlink(missing_ok=True)
+
+
+def _count_deaths(store: Store, watcher: Watcher, deaths: Counter[Trial], reached: dict[Trial, int]) -> None:
+    """Count the deaths of every trial that was running, anew where it had got on since the last one."""
+    for trial, step in store.running().items():
+        if step > reached.get(trial, -1):
+            deaths[trial], reached[trial] = 0, step
+        deaths[trial] += 1
+        watcher.died(trial, deaths[trial])
+        if deaths[trial] >= DEATHS:
+            raise UsageError(
+                f"the process of {trial.arm}, seed {trial.seed}, died {DEATHS} times at step {step}: is there memory "
+                "for so many jobs? What is done is kept; give --jobs 1 to see what happens"
+            )
+
+
+def _pool(folder: Path, trials: list[Trial], jobs: int, checkpoint_every: float) -> Iterator[Trial]:
+    """Run trials in a pool of processes, and tell which one has ended."""
+    pool = Parallel(n_jobs=jobs, backend="loky", batch_size=1, return_as="generator_unordered")
+    ended: Iterator[Trial] = pool(delayed(_work)(folder, trial, os.getpid(), checkpoint_every) for trial in trials)
+    return ended
+
+
+@contextmanager
+def _looking(folder: Path, watcher: Watcher) -> Iterator[None]:
+    """Tell a watcher what the store shows, now and again, while the block runs."""
+    over = threading.Event()
+
+    def look() -> None:
+        with Store.open(folder) as store:
+            total = store.length()
+            while not over.wait(_EVERY):
+                steps, total = store.running(), total or store.length()
+                watcher.several(len(steps), len(store.done()) + sum(steps.values()) / max(1, total))
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _work(folder: Path, trial: Trial, driver: int, checkpoint_every: float) -> Trial:
+    """Run one trial in this process."""
+    _follow(driver)
+    with Store.open(folder) as store, _alone(folder, trial):
+        if trial in store.done():
+            return trial
+        settings = store.study.settings
+        with _device(folder, settings) as own, memory_named(own), open_processes(own) as accelerator:
+            data = _load(store.study.task, settings)
+            task = find_task(store.study.task)
+            run_one(store, task, trial, data.to(accelerator.device), _Silent(), accelerator, checkpoint_every)
+    return trial
+
+
+@cache
+def _load(task: str, settings: Settings) -> Data:
+    return find_task(task).load(settings)
+
+
+@cache
+def _follow(driver: int) -> None:
+    """End this process when the one that started it is gone, and leave Ctrl-C to that one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == driver:
+            time.sleep(_EVERY)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def _alone(folder: Path, trial: Trial) -> Iterator[None]:
+    """Wait for a process that still runs the same trial because nobody has told it yet that its driver is gone."""
+    path = folder / f"{LOCK}-{slug(trial)}"
+    with FileLock(path, timeout=20 * _EVERY):
+        yield
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _device(folder: Path, settings: Settings) -> Iterator[Settings]:
+    """Take a CUDA device that no other trial of the study has, where any of them will do."""
+    if settings.device != "cuda":
+        yield settings
+        return
+    while True:
+        for index in range(torch.cuda.device_count()):
+            try:
+                with FileLock(folder / f"{LOCK}-cuda-{index}", timeout=0):
+                    yield replace(settings, device=f"cuda:{index}")
+                    return
+            except Timeout:
+                continue
+        time.sleep(_EVERY)
+
+
+class _Silent:
+    """Tells nobody; the driver looks into the store."""
+
+    def begin(self, trial: Trial, total_steps: int, start: int) -> None:
+        pass
+
+    def step(self, step: int) -> None:
+        pass
+
+    def point(self, point: Point) -> None:
+        pass
+
+    def finish(self, trial: Trial, point: Point) -> None:
+        pass
+
+    def several(self, running: int, done: float) -> None:
+        pass
+
+    def died(self, trial: Trial, times: int) -> None:
+        pass

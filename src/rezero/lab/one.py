@@ -1,0 +1,129 @@
+"""One trial of a study: what is missing, its checkpoint, its run."""
+
+import re
+from pathlib import Path
+from typing import Protocol
+
+from accelerate import Accelerator
+
+from rezero.data.batches import Data
+from rezero.lab.checkpoint import Checkpoints
+from rezero.lab.costs import costs_of
+from rezero.lab.memory import peak_memory
+from rezero.lab.processes import agree
+from rezero.lab.run import owner, run_trial
+from rezero.lab.settings import total_steps
+from rezero.lab.store import Store, Study
+from rezero.lab.task import Task
+from rezero.lab.trial import Point, Trial
+from rezero.lab.tune import plan
+
+__all__ = ["Watcher", "checkpoints_of", "missing_trials", "run_one", "slug"]
+
+
+class Watcher(Protocol):
+    """Is told how a study goes; the command line shows it as progress bars."""
+
+    def begin(self, trial: Trial, total_steps: int, start: int) -> None:
+        """Note that a trial starts, at step ``start`` if it goes on from a checkpoint."""
+
+    def step(self, step: int) -> None:
+        """Note that the trial has done ``step`` steps."""
+
+    def point(self, point: Point) -> None:
+        """Note a measurement of the trial."""
+
+    def finish(self, trial: Trial, point: Point) -> None:
+        """Note that a trial has ended, with its last measurement."""
+
+    def several(self, running: int, done: float) -> None:
+        """Note how many trials run at once, and how much is done, in whole trials."""
+
+    def died(self, trial: Trial, times: int) -> None:
+        """Note that the process of a trial has died, for the how manieth time since it got on, and is begun again."""
+
+
+def missing_trials(store: Store) -> list[Trial]:
+    """List the trials that a study takes next, as far as its results so far tell.
+
+    Args:
+        store: The study's records.
+
+    Returns:
+        The trials, in the order in which they are run; none if the study is complete.
+    """
+    known = costs_of(store.study, store.results())
+    return [trial for trial in plan(store.study.settings, known) if trial not in known]
+
+
+def run_one(
+    store: Store,
+    task: Task,
+    trial: Trial,
+    data: Data,
+    watcher: Watcher,
+    accelerator: Accelerator,
+    checkpoint_every: float,
+) -> None:
+    """Run one trial, from its checkpoint if it has one, and keep what is measured.
+
+    Args:
+        store: The study's records.
+        task: The study's task.
+        trial: The trial.
+        data: The task's data, on the accelerator's device.
+        watcher: Is told of the progress.
+        accelerator: The processes and their device.
+        checkpoint_every: Seconds between two checkpoints.
+    """
+    checkpoints = checkpoints_of(store.folder, store.study, task, trial, data)
+    start, _ = agree(accelerator, (checkpoints.latest(), trial))
+    with peak_memory(accelerator.device) as memory:
+        points = run_trial(
+            task,
+            store.study.settings,
+            trial,
+            data,
+            watcher.step,
+            accelerator=accelerator,
+            checkpoints=checkpoints,
+            checkpoint_every=checkpoint_every,
+            start=start,
+        )
+        store.begin(trial, start)
+        watcher.begin(trial, total_steps(store.study.settings, data), start)
+        for point in points:
+            store.add(trial, point)
+            watcher.point(point)
+        store.finish(trial, "diverged" if point.diverged else "finished", memory())
+    checkpoints.clear()
+    watcher.finish(trial, point)
+
+
+def checkpoints_of(folder: Path, study: Study, task: Task, trial: Trial, data: Data) -> Checkpoints:
+    """Return where a trial keeps its state.
+
+    Args:
+        folder: The study's folder.
+        study: The study.
+        task: Its task.
+        trial: The trial.
+        data: The task's data.
+
+    Returns:
+        The place.
+    """
+    return Checkpoints(folder / "checkpoints" / slug(trial), owner(task, study.settings, trial, data))
+
+
+def slug(trial: Trial) -> str:
+    """Return a trial's name for files.
+
+    Args:
+        trial: The trial.
+
+    Returns:
+        Letters, digits and few other characters.
+    """
+    tuned = "".join(f"-{name}{value!r}" for name, value in trial.tuned)
+    return re.sub(r"[^\w.=+-]", "-", f"{trial.arm}-lr{trial.lr!r}{tuned}-seed{trial.seed}")

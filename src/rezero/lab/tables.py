@@ -1,0 +1,62 @@
+"""The tables of a report: how every arm ends, and what it costs."""
+
+from collections.abc import Callable, Sequence
+
+from rezero.lab.arm import read_arm
+from rezero.lab.quality import Quality, loss_unit
+from rezero.lab.spread import Spread, by_arm, spread
+from rezero.lab.store import Store, TrialResult
+from rezero.lab.tasks import find_task
+from rezero.lab.trial import Trial
+from rezero.lab.verdict import show_value
+
+__all__ = ["quality_title", "summary_rows"]
+
+
+def summary_rows(store: Store, results: Sequence[TrialResult]) -> list[dict[str, str]]:
+    """Reduce each arm to a row of the table that the report and the command line show.
+
+    Args:
+        store: The study's records.
+        results: Its trials that ended; those of the tuning are left out.
+
+    Returns:
+        A row an arm, column title to text.
+    """
+    study, task = store.study, find_task(store.study.task)
+    quality = task.decisive(study.settings)
+    factor, unit = loss_unit(task.quality)
+    rows = []
+    for arm, trials in by_arm(each for each in results if not each.trial.tuning).items():
+        diverged = sum(result.status == "diverged" for result in trials)
+        row = {"arm": arm}
+        if study.settings.tune:
+            row["chosen"] = _chosen(trials[0].trial, study.settings.tune_over)
+        row[f"training loss ({unit})"] = _with_range(spread(factor * r.final("train_loss") for r in trials), show_value)
+        if quality.metric != "train_loss":
+            reached = spread(quality.factor * r.final(quality.metric) for r in trials)
+            row[quality_title(quality)] = _with_range(reached, quality.show)
+        pace = spread(1000 * r.last.metrics["seconds"] / r.last.step for r in trials)
+        row["ms a step"] = _with_range(pace, "{:.1f}".format)
+        memory = [r.memory / 1e6 for r in trials if r.memory]
+        if memory:
+            row["peak memory (MB)"] = f"{spread(memory).median:,.0f}"
+        row["seeds"] = f"{len(trials)}" + (f", {diverged} diverged" if diverged else "")
+        row["formula"] = task.arms[read_arm(arm).formula]
+        rows.append(row)
+    return rows
+
+
+def quality_title(quality: Quality) -> str:
+    """Return the title of an axis or a column."""
+    return f"{quality.name} ({quality.unit})" if quality.unit else quality.name
+
+
+def _chosen(trial: Trial, over: str) -> str:
+    value = trial.lr if over == "lr" else dict(trial.tuned)[over.replace("-", "_")]
+    return f"{over} {value:g}"
+
+
+def _with_range(values: Spread, show: Callable[[float], str]) -> str:
+    low, high = show(values.low).removesuffix(" %"), show(values.high).removesuffix(" %")
+    return f"{show(values.median)} ({low} to {high})" if values.n > 1 else show(values.median)

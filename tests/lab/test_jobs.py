@@ -1,0 +1,132 @@
+"""Several trials at once, in processes that may die."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from unittest.mock import create_autospec
+
+import psutil
+import pytest
+
+from rezero.data.digits import load_digits
+from rezero.errors import UsageError
+from rezero.lab import Store, Study, Trial, TrialResult, Watcher, find_task, run_study
+from rezero.lab import jobs as lab_jobs
+
+TASK = find_task("fc-digits")
+DATA = load_digits()
+KILLS = int(os.environ.get("REZERO_KILLS", "5"))
+
+
+def study(**changes: Any) -> Study:
+    small = {"arms": ("plain", "rezero"), "depth": 2, "width": 8, "epochs": 2, "batch_size": 500, "seeds": 2, "tune": 2}
+    return Study("fc-digits", TASK.settings({**small, **changes}), {}, DATA.name)
+
+
+def timeless(results: list[TrialResult]) -> list[tuple[Trial, str, list[Any]]]:
+    """Results without what a clock decides."""
+    return [
+        (r.trial, r.status, [(p.step, p.epoch, {**p.metrics, "seconds": 0}, p.alphas) for p in r.points])
+        for r in results
+    ]
+
+
+def run(folder: Path, asked: Study, jobs: int, watcher: Watcher | None = None) -> list[TrialResult]:
+    with Store.open(folder, asked) as store:
+        run_study(store, TASK, DATA, watcher or create_autospec(Watcher, instance=True), jobs=jobs)
+        return store.results()
+
+
+@pytest.mark.timeout(300)
+def test_jobs_change_no_number(tmp_path: Path) -> None:
+    """Two at once end with the bits of one after another, each trial is told as it ends, and no lock stays behind."""
+    watcher = create_autospec(Watcher, instance=True)
+    found = run(tmp_path / "two", study(), 2, watcher)
+    assert timeless(found) == timeless(run(tmp_path / "one", study(), 1))
+    ends = {call.args[0]: call.args[1] for call in watcher.finish.call_args_list}
+    assert ends == {result.trial: result.last for result in found}
+    assert list((tmp_path / "two").glob(".lock*")) == []
+    assert all(result.memory for result in found)
+
+
+def test_a_process_that_dies_again_and_again_ends_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trial is begun again ten times, each time is told, and then the study stops with one line."""
+
+    def die(folder: Path, trials: list[Trial], *_: Any) -> Any:
+        with Store.open(folder) as store:
+            store.begin(trials[0])
+        raise lab_jobs.TerminatedWorkerError("gone")
+        yield
+
+    monkeypatch.setattr(lab_jobs, "_pool", die)
+    watcher = create_autospec(Watcher, instance=True)
+    with pytest.raises(UsageError, match=r"the process of plain, seed 1000000, died 10 times at step 0: is there mem"):
+        run(tmp_path, study(), 2, watcher)
+    assert [call.args[1] for call in watcher.died.call_args_list] == [*range(1, 11)]
+
+
+def test_what_a_trial_refuses_ends_the_study(tmp_path: Path) -> None:
+    """An error in a process of the pool is the error of the study, and what had ended is kept."""
+    asked = study(tune=0)
+    with Store.open(tmp_path, asked) as store:
+        (tmp_path / "checkpoints").mkdir()
+    with Store.open(tmp_path, asked) as store:
+        slug = lab_jobs.slug(Trial("rezero", 0.01, 1))
+        (tmp_path / "checkpoints" / slug / "step-000000001").mkdir(parents=True)
+        with pytest.raises(UsageError, match="is not the state of a checkpoint"):
+            run_study(store, TASK, DATA, create_autospec(Watcher, instance=True), jobs=2)
+
+
+SIZE = ["--depth", "8", "--width", "16", "--epochs", "3", "--seeds", "2", "--tune", "2"]
+COMMAND = ["compare", "fc-digits", "--arms", "plain,rezero", *SIZE, "--jobs", "2", "--checkpoint-every", "0.2", "-o"]
+
+
+@pytest.mark.timeout(3_000)
+def test_a_storm_of_kills_loses_nothing(tmp_path: Path) -> None:
+    """Killed at random moments, driver or worker, a study keeps every trial that ended and comes to the same bits."""
+    draw = random.Random(0)
+    kills, kept, folder = 0, set[Trial](), tmp_path / "stormy"
+    while True:
+        driver = subprocess.Popen([sys.executable, "-m", "rezero", *COMMAND, str(folder)], stderr=subprocess.DEVNULL)
+        while driver.poll() is None:
+            time.sleep(draw.uniform(0.5, 5.0))
+            if kills < KILLS and _kill_one(driver, draw):
+                kills += 1
+                kept = _keeps(folder, kept)
+        if driver.returncode != -signal.SIGKILL:
+            break
+    assert driver.returncode == 0
+    assert kills == KILLS
+    subprocess.run([sys.executable, "-m", "rezero", *COMMAND, str(tmp_path / "calm")], check=True, capture_output=True)
+    with Store.open(folder) as stormy, Store.open(tmp_path / "calm") as calm:
+        assert timeless(stormy.results()) == timeless(calm.results())
+    assert {path.name for path in folder.iterdir()} == {path.name for path in (tmp_path / "calm").iterdir()}
+
+
+def _kill_one(driver: "subprocess.Popen[bytes]", draw: random.Random) -> bool:
+    """Kill the driver or one of its workers; whether there was something to kill."""
+    try:
+        first = psutil.Process(driver.pid)
+        workers = [each for each in first.children(recursive=True) if "loky" in " ".join(each.cmdline())]
+        draw.choice([first, *workers]).kill()
+    except psutil.Error:
+        return False
+    return True
+
+
+def _keeps(folder: Path, before: set[Trial]) -> set[Trial]:
+    """Return the trials that have ended, among which are all that had."""
+    if not (folder / "study.sqlite").exists():
+        return before
+    try:
+        with Store.open(folder) as store:
+            ended = store.done()
+    except UsageError:  # killed before it was written
+        return before
+    assert before <= ended
+    return ended
