@@ -5,11 +5,10 @@ from dataclasses import dataclass
 
 from rezero.data.batches import Data
 from rezero.errors import UsageError
+from rezero.lab.design import LARGEST, Design, check_count
 
-__all__ = ["Question", "Settings", "check_parts", "total_steps"]
+__all__ = ["Settings", "check_parts", "total_steps"]
 
-LARGEST = 1_000_000
-TUNED = ("lr", "alpha-lr", "weight-decay", "warmup")
 PRECISIONS = ("float32", "bf16")
 _COUNTS = (
     "depth",
@@ -21,19 +20,16 @@ _COUNTS = (
     "batch_size",
     "accumulate",
     "measure_every",
-    "seeds",
-    "tune_seeds",
     "threads",
     "processes",
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Design):
     """Everything that decides a study's numbers; two studies with equal settings are the same study.
 
     Attributes:
-        arms: Residual formulas that are compared, each with what it has of its own, in the order of the report.
         depth: Number of residual blocks; of layers in the networks that are named by their layers.
         width: Width of the blocks (features, channels of the first stage).
         heads: Attention heads; None for a network without attention.
@@ -44,7 +40,6 @@ class Settings:
         steps: Optimizer steps; None if ``epochs`` counts.
         batch_size: Examples a step, over all processes and accumulated parts.
         accumulate: Parts that a batch is computed in, one after another, to save memory.
-        lr: Learning rate of every parameter; the middle of the table of rates where they are tuned.
         alpha_lr: Learning rate of the gates; None for ``lr``, as in the authors' code.
         weight_decay: Weight decay of parameters with two or more axes; None for that of ``optimizer``.
         optimizer: A class of torch.optim with its options, such as ``SGD momentum=0.9``.
@@ -53,17 +48,11 @@ class Settings:
         clip: Largest norm of the gradient; None leaves it as it is.
         precision: ``float32``, or ``bf16`` for bfloat16 autocast.
         measure_every: Steps between measurements; None measures after every epoch.
-        seeds: Number of paired seeds, from 0.
-        tune: Trials that every arm gets to choose its rate; 0 runs all at ``lr``.
-        tune_seeds: Seeds that each of these is run on; the comparison uses others.
-        tune_over: What is chosen: lr, alpha-lr, weight-decay or warmup.
-        metric: The metric that decides; None for the task's own.
         device: A torch device.
         threads: CPU threads of each process; a matrix product differs in its last bits between thread counts.
         processes: Processes that share each batch.
     """
 
-    arms: tuple[str, ...]
     depth: int
     width: int
     heads: int | None = None
@@ -74,7 +63,6 @@ class Settings:
     steps: int | None
     batch_size: int
     accumulate: int = 1
-    lr: float
     alpha_lr: float | None = None
     weight_decay: float | None = None
     optimizer: str
@@ -83,34 +71,21 @@ class Settings:
     clip: float | None = None
     precision: str = "float32"
     measure_every: int | None = None
-    seeds: int
-    tune: int = 0
-    tune_seeds: int = 1
-    tune_over: str = "lr"
-    metric: str | None = None
     device: str = "cpu"
     threads: int
     processes: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in _COUNTS:
-            value = getattr(self, name)
-            if value is not None and not 1 <= value <= LARGEST:
-                bound = "1 or more" if value < 1 else f"at most {LARGEST:,}"
-                raise UsageError(f"{name.replace('_', '-')} must be a whole number, {bound}: got {value}")
+            check_count(name.replace("_", "-"), getattr(self, name))
         if not 0 <= self.warmup <= LARGEST:
             raise UsageError(f"warmup must be a whole number of steps, 0 or more: got {self.warmup}")
-        if self.tune_over not in TUNED:
-            raise UsageError(f"tune-over must be {', '.join(TUNED)}: got {self.tune_over!r}")
-        if self.tune == 1 or not 0 <= self.tune <= LARGEST:
-            raise UsageError(
-                f"tune must be off, or the number of trials that every arm gets, 2 or more: got {self.tune}"
-            )
         if self.weight_decay is not None and not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise UsageError(f"weight-decay must be a finite number, 0 or more: got {self.weight_decay}")
         if (self.epochs is None) == (self.steps is None):
             raise UsageError("give the length of training once, as epochs or as steps")
-        for name in ("lr", "alpha_lr", "clip", "embedding_std"):
+        for name in ("alpha_lr", "clip", "embedding_std"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise UsageError(f"{name.replace('_', '-')} must be a finite number above 0: got {value}")
@@ -124,44 +99,16 @@ class Settings:
                 f"got {self.batch_size}"
             )
 
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """What is asked of a study's numbers, of which it changes none: the same study can be asked something else.
-
-    Attributes:
-        baseline: The arm that the others are held against; None for the first.
-        target: Value of the deciding metric that speed is measured by, as it is recorded; None for the worst final
-            value of the two arms that are compared, which both reach on every seed.
-        resolve: Difference of the final metric, as it is recorded, that the reader wants to be able to see; None for
-            none in particular.
-    """
-
-    baseline: str | None = None
-    target: float | None = None
-    resolve: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.target is not None and not math.isfinite(self.target):
-            raise UsageError(f"target must be a finite number: got {self.target}")
-        if self.resolve is not None and not (math.isfinite(self.resolve) and self.resolve > 0):
-            raise UsageError(f"resolve must be a finite number above 0: got {self.resolve}")
-
-    def held_against(self, settings: Settings) -> str:
-        """Return the arm that the others are held against.
-
-        Args:
-            settings: The study's settings.
-
-        Returns:
-            The arm.
-
-        Raises:
-            UsageError: If the study has no such arm.
-        """
-        if self.baseline is not None and self.baseline not in settings.arms:
-            raise UsageError(f"baseline must be an arm of the study, {', '.join(settings.arms)}: got {self.baseline!r}")
-        return self.baseline or settings.arms[0]
+    def middle(self) -> float:
+        """Return the value around which the table of what is tuned lies."""
+        match self.tune_over:
+            case "alpha-lr":
+                return self.alpha_lr or self.lr
+            case "weight-decay":
+                return self.weight_decay or 0.01
+            case "warmup":
+                return self.warmup or 100
+        return self.lr
 
 
 def total_steps(settings: Settings, data: Data) -> int:

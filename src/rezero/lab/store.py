@@ -13,7 +13,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from rezero.errors import UsageError
-from rezero.lab.settings import Question, Settings
+from rezero.lab.design import Design, Question
+from rezero.lab.own import OwnSettings
+from rezero.lab.settings import Settings
 from rezero.lab.trial import Point, Trial
 
 __all__ = ["Store", "Study", "TrialResult"]
@@ -61,7 +63,7 @@ class Study:
     """
 
     task: str
-    settings: Settings
+    settings: Design
     provenance: dict[str, str]
     data: str = ""
     question: Question = field(default_factory=Question)
@@ -73,7 +75,7 @@ class TrialResult:
 
     Attributes:
         trial: Which one.
-        status: ``running``, ``finished`` or ``diverged``.
+        status: ``finished``, ``diverged``, or, of a script, ``crashed``, ``timed out`` or ``silent``.
         points: What was measured, in the order of steps.
         memory: Bytes that its process, or its device, held at the peak; None if nobody looked.
     """
@@ -85,12 +87,12 @@ class TrialResult:
 
     @property
     def last(self) -> Point:
-        """The last point."""
-        return self.points[-1]
+        """The last point; one of nothing for a trial that measured nothing."""
+        return self.points[-1] if self.points else Point(0, 0.0, {"seconds": 0.0}, ())
 
     def final(self, metric: str) -> float:
-        """Return a metric at the end; nan for a trial that diverged, whatever it had reached before."""
-        return math.nan if self.status == "diverged" else self.last.metrics[metric]
+        """Return a metric at the end; nan for a trial that did not finish, whatever it had reached before."""
+        return self.last.metrics.get(metric, math.nan) if self.status == "finished" else math.nan
 
 
 class Store:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from rezero.lab.arm import read_arm
-from rezero.lab.settings import Settings
+from rezero.lab.design import Design
 from rezero.lab.trial import TUNING_SEEDS, Trial
 
 __all__ = ["Choice", "Values", "choose", "plan", "table"]
@@ -35,7 +35,7 @@ class Choice:
         return len(self.values) == 1 and self.values in (min(self.costs), max(self.costs))
 
 
-def plan(settings: Settings, costs: Mapping[Trial, float]) -> list[Trial]:
+def plan(design: Design, costs: Mapping[Trial, float]) -> list[Trial]:
     """List the trials of a study as far as its results so far tell.
 
     Tuning: every arm with every entry of the table, on seeds of its own. While the best entry of an arm is the lowest
@@ -43,35 +43,35 @@ def plan(settings: Settings, costs: Mapping[Trial, float]) -> list[Trial]:
     comparison: seed by seed, so that a study that is stopped early can still be compared, every arm at its best.
 
     Args:
-        settings: The study's settings.
+        design: The study's design.
         costs: What ended trials came to, low values good and infinite ones diverged.
 
     Returns:
         The trials, in the order in which they are run. If all of them have costs the study is complete.
     """
-    tuning = _tuning(settings, costs)
+    tuning = _tuning(design, costs)
     if any(trial not in costs for trial in tuning):
         return tuning
-    chosen = _choices(settings, tuning, costs)
+    chosen = _choices(design, tuning, costs)
     return tuning + [
-        _trial(settings, arm, chosen[arm].values if chosen else (), seed)
-        for seed in range(settings.seeds)
-        for arm in settings.arms
+        _trial(design, arm, chosen[arm].values if chosen else (), seed)
+        for seed in range(design.seeds)
+        for arm in design.arms
     ]
 
 
-def choose(settings: Settings, costs: Mapping[Trial, float]) -> dict[str, Choice]:
+def choose(design: Design, costs: Mapping[Trial, float]) -> dict[str, Choice]:
     """Find each arm's best settings among those that it has tried.
 
     Args:
-        settings: The study's settings.
+        design: The study's design.
         costs: As for `plan`.
 
     Returns:
         Arm to choice; empty while trials are missing, and for a study that is not tuned.
     """
-    tuning = _tuning(settings, costs)
-    return {} if any(trial not in costs for trial in tuning) else _choices(settings, tuning, costs)
+    tuning = _tuning(design, costs)
+    return {} if any(trial not in costs for trial in tuning) else _choices(design, tuning, costs)
 
 
 def table(middle: float, count: int) -> tuple[float, ...]:
@@ -100,23 +100,23 @@ def _beside(entry: float, step: int) -> float:
     return _entry(round(2 * math.log10(entry)) + step)
 
 
-def _tuning(settings: Settings, costs: Mapping[Trial, float]) -> list[Trial]:
+def _tuning(design: Design, costs: Mapping[Trial, float]) -> list[Trial]:
     """List the trials that serve the choice, the table as wide as the results so far ask for."""
-    if not settings.tune:
+    if not design.tune:
         return []
-    name, middle = settings.tune_over.replace("-", "_"), _middle(settings)
-    entries = list(table(middle, settings.tune))
+    name, middle = design.tune_over.replace("-", "_"), design.middle()
+    entries = list(table(middle, design.tune))
     added = {-1: 0, 1: 0}
     while True:
         tuning = [
-            _trial(settings, arm, ((name, entry),), TUNING_SEEDS + index)
+            _trial(design, arm, ((name, entry),), TUNING_SEEDS + index)
             for entry in entries
-            for index in range(settings.tune_seeds)
-            for arm in settings.arms
+            for index in range(design.tune_seeds)
+            for arm in design.arms
         ]
         if any(trial not in costs for trial in tuning):
             return tuning
-        best = {choice.values[0][1] for choice in _choices(settings, tuning, costs).values()}
+        best = {choice.values[0][1] for choice in _choices(design, tuning, costs).values()}
         ends = [step for step, end in ((-1, entries[0]), (1, entries[-1])) if end in best]
         ends = [step for step in ends if added[step] < MOST_EXTENSIONS]
         if not ends:
@@ -126,25 +126,14 @@ def _tuning(settings: Settings, costs: Mapping[Trial, float]) -> list[Trial]:
             entries = sorted([*entries, _beside(entries[0 if step < 0 else -1], step)])
 
 
-def _middle(settings: Settings) -> float:
-    match settings.tune_over:
-        case "alpha-lr":
-            return settings.alpha_lr or settings.lr
-        case "weight-decay":
-            return settings.weight_decay or 0.01
-        case "warmup":
-            return settings.warmup or 100
-    return settings.lr
-
-
-def _trial(settings: Settings, arm: str, values: Values, seed: int) -> Trial:
+def _trial(design: Design, arm: str, values: Values, seed: int) -> Trial:
     given = dict(values)
-    lr = given.pop("lr", read_arm(arm).own.get("lr", settings.lr))
+    lr = given.pop("lr", read_arm(arm).own.get("lr", design.lr))
     return Trial(arm, lr, seed, tuple(given.items()))
 
 
-def _choices(settings: Settings, tuning: Sequence[Trial], costs: Mapping[Trial, float]) -> dict[str, Choice]:
-    tunes_rate = "lr" in settings.tune_over.split(",")
+def _choices(design: Design, tuning: Sequence[Trial], costs: Mapping[Trial, float]) -> dict[str, Choice]:
+    tunes_rate = design.tune_over == "lr"
     found: dict[str, dict[Values, list[float]]] = {}
     for trial in tuning:
         values = ((("lr", trial.lr),) if tunes_rate else ()) + trial.tuned
