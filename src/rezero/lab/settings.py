@@ -130,7 +130,7 @@ class Question:
     """What is asked of a study's numbers, of which it changes none: the same study can be asked something else.
 
     Attributes:
-        baseline: The arm that the others are held against; None for the first.
+        baseline: The arm that the others are held against; None for the task's standard, or the first without it.
         target: Value of the deciding metric that speed is measured by, as it is recorded; None for the worst final
             value of the two arms that are compared, which both reach on every seed.
         resolve: Difference of the final metric, as it is recorded, that the reader wants to be able to see; None for
@@ -147,11 +147,12 @@ class Question:
         if self.resolve is not None and not (math.isfinite(self.resolve) and self.resolve > 0):
             raise UsageError(f"resolve must be a finite number above 0: got {self.resolve}")
 
-    def held_against(self, settings: Settings) -> str:
+    def held_against(self, settings: Settings, standard: str = "") -> str:
         """Return the arm that the others are held against.
 
         Args:
             settings: The study's settings.
+            standard: What most people would use.
 
         Returns:
             The arm.
@@ -161,7 +162,7 @@ class Question:
         """
         if self.baseline is not None and self.baseline not in settings.arms:
             raise UsageError(f"baseline must be an arm of the study, {', '.join(settings.arms)}: got {self.baseline!r}")
-        return self.baseline or settings.arms[0]
+        return self.baseline or (standard if standard in settings.arms else settings.arms[0])
 
 
 def total_steps(settings: Settings, data: Data) -> int:

@@ -144,7 +144,7 @@ def _trial(settings: Settings, arm: str, values: Values, seed: int) -> Trial:
 
 
 def _choices(settings: Settings, tuning: Sequence[Trial], costs: Mapping[Trial, float]) -> dict[str, Choice]:
-    tunes_rate = "lr" in settings.tune_over.split(",")
+    tunes_rate = settings.tune_over == "lr"
     found: dict[str, dict[Values, list[float]]] = {}
     for trial in tuning:
         values = ((("lr", trial.lr),) if tunes_rate else ()) + trial.tuned
