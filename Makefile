@@ -1,5 +1,6 @@
 # make demo   environment, then the main job on data that comes with the packages; names the report to open
 # make test   environment for development, then the tests with coverage
+# make storm  a study that is killed a hundred times; half an hour
 # make check  what CI runs: lint, types, tests, docs
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 CORE := functional gate residual zero_last optim transformer layers/* kernels/*
 
-.PHONY: setup demo test check lint types docs bench gpu clean
+.PHONY: setup demo test storm check lint types docs bench gpu clean
 .DEFAULT_GOAL := check
 
 setup: .venv/.dev
@@ -31,6 +32,9 @@ test: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests src --ignore tests/core --ignore tests/layers -n 2 --dist loadgroup
 	OMP_NUM_THREADS=1 $(BIN)/pytest README.md docs -n 2 --dist loadfile  # the blocks of a page build on each other
 	$(BIN)/coverage report --fail-under=95 --include='$(shell echo $(CORE:%=src/rezero/%.py) | tr " " ",")'
+
+storm: setup
+	REZERO_KILLS=100 OMP_NUM_THREADS=1 $(BIN)/pytest tests/lab/test_jobs.py -k storm
 
 lint: setup
 	$(BIN)/ruff check .

@@ -485,7 +485,7 @@ def test_a_tuned_study_and_its_questions(here: Path, capsys: pytest.CaptureFixtu
     assert run(["report", "study", "--baseline", "rezero", "--target", "12.5", "--resolve", "0.5"]) == 0
     out = capsys.readouterr().out
     assert "plain against rezero, 2 paired seeds" in out
-    assert "To validation accuracy 12.5 %" in " ".join(out.split())
+    assert "Both were at validation accuracy 12.5 % when they were first measured" in " ".join(out.split())
     assert run(["report", "study"]) == 0
     assert capsys.readouterr().out == out
     page = (here / "study" / "report.html").read_text(encoding="utf-8")

@@ -180,7 +180,8 @@ def compare(
         tune_seeds: Seeds that every rate is tried on.
         tune_over: What is tuned: lr, alpha-lr, weight-decay or warmup.
         metric: The metric that decides: val_accuracy, val_loss or train_loss; by default the task's own.
-        baseline: The arm that the others are held against; by default the first.
+        baseline: The arm that the others are held against; by default the task's standard (pre-norm, residual for a
+            ResNet) or, without it, the first.
         target: Value of the metric that speed is measured by, in percent for an accuracy; by default the worst value
             at the end of the two arms that are compared.
         resolve: Difference that you want to be able to see, in points for an accuracy: how many seeds would it take?
@@ -306,7 +307,7 @@ def _question(
     shown = {"target": target, "resolve": resolve}
     recorded = {name: None if value is None else quality.recorded(value) for name, value in shown.items()}
     question = Question(baseline=baseline, **recorded)
-    question.held_against(settings)
+    question.held_against(settings, task.standard)
     return question
 
 

@@ -100,6 +100,14 @@ def test_a_target_that_is_missed_is_decided_by_signs_where_they_can(n: int, spee
     assert found.lead.mean > 0
 
 
+def test_what_both_have_at_the_first_measurement_tells_no_speed() -> None:
+    """With a target that all have passed by then there is no lead, and nothing is said to be level."""
+    arms = {"base": [0.5, 0.52, 0.51], "new": [0.6, 0.61, 0.62]}
+    found = only(compare(ends(arms), ACCURACY, "base", steps=100, target=0.01))
+    assert (found.lead, found.speed) == (None, "unknown")
+    assert math.isnan(found.lead_p)
+
+
 def test_seeds_that_diverged_leave_the_end_undecided() -> None:
     """A final value that is no number has no difference; the arm that kept going is still the faster one in steps."""
     found = only(compare(ends({"base": [0.5, NAN, 0.52], "new": [0.6, 0.7, 0.65]}), ACCURACY, "base", steps=100))

@@ -86,7 +86,7 @@ SIZE = ["--depth", "8", "--width", "16", "--epochs", "3", "--seeds", "2", "--tun
 COMMAND = ["compare", "fc-digits", "--arms", "plain,rezero", *SIZE, "--jobs", "2", "--checkpoint-every", "0.2", "-o"]
 
 
-@pytest.mark.timeout(3_000)
+@pytest.mark.timeout(60 * KILLS + 600)
 def test_a_storm_of_kills_loses_nothing(tmp_path: Path) -> None:
     """Killed at random moments, driver or worker, a study keeps every trial that ended and comes to the same bits."""
     draw = random.Random(0)

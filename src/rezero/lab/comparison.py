@@ -32,7 +32,8 @@ class Comparison:
         target: The value of the metric that speed is measured by; None if no trial got anywhere.
         arrivals: Seed to when the arm and the baseline reached it.
         lead: How much sooner the arm is there: the logarithm of the baseline's steps over its own, or, where a trial
-            never got there, steps, of which the run has no more. Positive where the arm is faster.
+            never got there, steps, of which the run has no more. Positive where the arm is faster; None where both were
+            there whenever they were first measured, or there is no target.
         lead_p: Its p, corrected likewise.
     """
 
@@ -145,7 +146,9 @@ def _compare(
     )
 
 
-def _lead(arrivals: Sequence[tuple[Arrival, Arrival]]) -> Paired:
+def _lead(arrivals: Sequence[tuple[Arrival, Arrival]]) -> Paired | None:
+    if all(one.at_first and other.at_first for one, other in arrivals):
+        return None
     if all(one.reached and other.reached for one, other in arrivals):
         return compare_pairs([math.log(other.step / one.step) for one, other in arrivals])
     return compare_pairs([other.step - one.step for one, other in arrivals], by_signs=True)

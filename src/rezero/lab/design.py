@@ -71,7 +71,7 @@ class Question:
     """What is asked of a study's numbers, of which it changes none: the same study can be asked something else.
 
     Attributes:
-        baseline: The arm that the others are held against; None for the first.
+        baseline: The arm that the others are held against; None for the task's standard, or the first without it.
         target: Value of the deciding metric that speed is measured by, as it is recorded; None for the worst final
             value of the two arms that are compared, which both reach on every seed.
         resolve: Difference of the final metric, as it is recorded, that the reader wants to be able to see; None for
@@ -88,11 +88,12 @@ class Question:
         if self.resolve is not None and not (math.isfinite(self.resolve) and self.resolve > 0):
             raise UsageError(f"resolve must be a finite number above 0: got {self.resolve}")
 
-    def held_against(self, design: Design) -> str:
+    def held_against(self, design: Design, standard: str = "") -> str:
         """Return the arm that the others are held against.
 
         Args:
             design: The study's design.
+            standard: What most people would use.
 
         Returns:
             The arm.
@@ -102,4 +103,4 @@ class Question:
         """
         if self.baseline is not None and self.baseline not in design.arms:
             raise UsageError(f"baseline must be an arm of the study, {', '.join(design.arms)}: got {self.baseline!r}")
-        return self.baseline or design.arms[0]
+        return self.baseline or (standard if standard in design.arms else design.arms[0])

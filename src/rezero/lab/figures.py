@@ -79,7 +79,7 @@ def _curve(
 def _arrivals(study: Study, finals: Sequence[TrialResult], quality: Quality) -> Drawn | None:
     """Draw the share of seeds that are still on their way to a target that is one for all arms."""
     arms = _arms(study, finals)
-    baseline = study.question.held_against(study.settings)
+    baseline = study.question.held_against(study.settings, find_task(study.task).standard)
     target = study.question.target
     whose = "the target"
     if target is None:

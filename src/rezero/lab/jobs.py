@@ -31,6 +31,7 @@ __all__ = ["run_jobs"]
 
 DEATHS = 10  # of the process of one trial, without a step forward between them
 _EVERY = 0.5  # seconds between two looks at the store, and of a worker at its driver
+_PATIENCE = 120.0  # seconds that a worker without a driver may take to end on a busy machine
 
 
 def run_jobs(store: Store, watcher: Watcher, *, jobs: int, checkpoint_every: float) -> None:
@@ -142,7 +143,7 @@ def _follow(driver: int) -> None:
 def _alone(folder: Path, trial: Trial) -> Iterator[None]:
     """Wait for a process that still runs the same trial because nobody has told it yet that its driver is gone."""
     path = folder / f"{LOCK}-{slug(trial)}"
-    with FileLock(path, timeout=20 * _EVERY):
+    with FileLock(path, timeout=_PATIENCE):
         yield
         path.unlink(missing_ok=True)
 

@@ -34,6 +34,7 @@ class Task:
         load: Loads the data that the settings ask for.
         build: Builds the model of an arm from the data's shapes and the settings, drawing from torch's global RNG.
         quality: What is measured on the validation part, beside the training loss.
+        standard: The arm that most people would use, which the others are held against unless told.
         recipe: What the settings leave unsaid, title to text; kept with a study and shown in its report.
         takes: Settings that only some tasks have and this one does: ``heads``, ``context``,
             ``embedding_std``, ``data``.
@@ -48,6 +49,7 @@ class Task:
     load: Callable[[Settings], Data]
     build: Callable[[Data, str, Settings], nn.Module]
     quality: Quality
+    standard: str
     recipe: Mapping[str, str]
     takes: frozenset[str] = frozenset()
     derive: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda _: {}

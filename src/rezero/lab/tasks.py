@@ -102,6 +102,7 @@ _FC_DIGITS = Task(
     load=lambda _: load_digits(),
     build=_build_mlp,
     quality=ACCURACY,
+    standard="pre-norm",
     recipe=AUTHORS_RATE,
 )
 
@@ -124,6 +125,7 @@ _FC_CIFAR10 = Task(
     load=lambda _: load_cifar10(layout="flat"),
     build=_build_mlp,
     quality=ACCURACY,
+    standard="pre-norm",
     recipe={**AUTHORS_RATE, "validation": "the 10,000 test images; nothing was selected on them"},
 )
 
@@ -164,6 +166,7 @@ _RESNET_CIFAR10 = Task(
     load=lambda _: load_cifar10(layout="image"),
     build=_build_resnet,
     quality=ACCURACY,
+    standard="residual",
     recipe={
         **AUTHORS_RATE,
         "weight decay": "on weights with two or more axes; biases, norms and alpha are not decayed",
@@ -215,6 +218,7 @@ _LM_TEXT = Task(
     load=_load_text,
     build=_build_language_model,
     quality=BITS,
+    standard="pre-norm",
     recipe=_LM_RECIPE,
     takes=frozenset({"heads", "context", "embedding_std", "data"}),
     sample=_sample_text,
@@ -228,6 +232,7 @@ _LM_ENWIK8 = Task(
     load=lambda settings: load_enwik8(settings.context or 1, val_limit=VALIDATION_BYTES),
     build=_build_language_model,
     quality=BITS,
+    standard="pre-norm",
     recipe=_LM_RECIPE,
     takes=frozenset({"heads", "context", "embedding_std"}),
     sample=_sample_text,

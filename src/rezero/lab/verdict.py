@@ -51,9 +51,10 @@ def compare_arms(study: Study, results: Sequence[TrialResult]) -> list[Compariso
     Raises:
         UsageError: If the study has no such baseline.
     """
-    baseline = study.question.held_against(study.settings)
+    task = find_task(study.task)
+    baseline = study.question.held_against(study.settings, task.standard)
     finals = [result for result in results if not result.trial.tuning]
-    quality = find_task(study.task).decisive(study.settings)
+    quality = task.decisive(study.settings)
     return compare(finals, quality, baseline, steps=run_length(study, finals), target=study.question.target)
 
 
@@ -107,7 +108,7 @@ def _rates(study: Study, results: Sequence[TrialResult]) -> str:
 
 def _tuned(study: Study, choices: Mapping[str, Choice]) -> str:
     settings = study.settings
-    what = {"lr": "learning rate"}.get(settings.tune_over, settings.tune_over.replace(",", ", "))
+    what = {"lr": "learning rate"}.get(settings.tune_over, settings.tune_over)
     text = (
         f"Every arm chose its {what} from the same table on {_count(settings.tune_seeds, 'seed')} that the comparison "
         "does not use"
@@ -152,7 +153,7 @@ def _headline(found: Comparison) -> str:
         "more": "faster",
         "less": "slower",
         "level": "no difference in speed",
-        "unknown": "too few seeds to decide speed",
+        "unknown": "too few seeds to decide speed" if found.lead else "speed can't be told",
     }
     if (found.speed, found.quality) == ("level", "level"):
         return f"no difference that {n} can see"
@@ -167,10 +168,12 @@ def _headline(found: Comparison) -> str:
 
 
 def _speed(study: Study, found: Comparison, quality: Quality) -> str:
-    if found.lead is None or found.target is None or max(found.diverged) == len(found.seeds):
+    if found.target is None or max(found.diverged) == len(found.seeds):
         return ""
     n, lead = len(found.seeds), found.lead
     target = _with_unit(quality.show(quality.factor * found.target), quality)
+    if lead is None:
+        return f"Both were at {quality.name} {target} when they were first measured, so no speed can be told."
     ours, theirs = found.censored
     if ours or theirs:
         missed = f"{found.arm} missed it on {ours} of {n} seeds, {found.baseline} on {theirs}"
