@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -405,7 +406,8 @@ def test_resumed_training_is_the_same_file(tmp_path: Path) -> None:
     run(whole, 1, 12, None)
     saved = run(pieces, 1, 7, None)
     run(pieces, 6, 9, saved[5])  # from the checkpoint of step 5: 6 is recorded again
-    saved |= run(pieces, 2, 4, saved[1])
+    with pytest.warns(UserWarning, match=r"steps 2 to 8, and this one begins anew: that one is kept as pieces.jsonl.1"):
+        saved |= run(pieces, 2, 4, saved[1])  # from before the first record
     run(pieces, 5, 12, saved[4])
     assert pieces.read_bytes() == whole.read_bytes()
     assert AlphaHistory.read(whole).steps.tolist() == [2, 4, 6, 8, 10, 12]
@@ -428,6 +430,23 @@ def test_an_earlier_step_drops_the_later_records(tmp_path: Path, on_disk: bool) 
         assert recorder.history.steps.tolist() == [0]
     if path is not None:
         assert AlphaHistory.read(path).steps.tolist() == [0]
+
+
+def test_a_run_that_begins_anew_keeps_the_file_of_the_one_before(tmp_path: Path) -> None:
+    """The same path given to a second training, and to a third, loses no record of the first."""
+    path = tmp_path / "alphas.jsonl"
+    contents = []
+    for number, steps in enumerate((9, 4, 5)):
+        with AlphaRecorder(tiny(), path, every=1) as recorder:
+            with (
+                nullcontext() if number == 0 else pytest.warns(UserWarning, match=rf"is kept as alphas.jsonl.{number}$")
+            ):
+                recorder.step(1)
+            for step in range(2, steps):
+                recorder.step(step)
+        contents.append(path.read_bytes())
+    assert [(tmp_path / f"alphas.jsonl.{number}").read_bytes() for number in (1, 2)] == contents[:2]
+    assert AlphaHistory.read(path).steps.tolist() == [1, 2, 3, 4]
 
 
 def test_counting_goes_on_with_the_file(tmp_path: Path) -> None:

@@ -184,7 +184,8 @@ def test_the_trainer_trains_again_after_it_was_cut_off(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         trainer.train()
     trainer.remove_callback(Breaks)
-    trainer.train()
+    with pytest.warns(UserWarning, match=r"that one is kept as alphas\.jsonl\.1"):
+        trainer.train()
     assert AlphaHistory.read(tmp_path / "alphas.jsonl").steps.tolist() == list(range(STEPS + 1))
 
 
@@ -342,8 +343,10 @@ def test_lightning_gives_the_file_back_after_an_error(tmp_path: Path) -> None:
     broken = LambdaCallback(on_train_batch_end=lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         fit(module, callback, broken, folder=tmp_path)
-    fit(Regression(), for_lightning.AlphaCallback(file, every=1), folder=tmp_path)
+    with pytest.warns(UserWarning, match=r"that one is kept as alphas\.jsonl\.1"):
+        fit(Regression(), for_lightning.AlphaCallback(file, every=1), folder=tmp_path)
     assert AlphaHistory.read(file).steps.tolist() == list(range(STEPS + 1))
+    assert AlphaHistory.read(file.with_name("alphas.jsonl.1")).steps.tolist() == [0, 1]
 
 
 def test_lightnings_second_process_records_nothing(tmp_path: Path) -> None:

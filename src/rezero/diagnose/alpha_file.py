@@ -1,8 +1,11 @@
 """The file of an `AlphaRecorder`: lines of JSON that are only ever added to, and survive a killed process."""
 
+import itertools
 import json
 import math
 import os
+import shutil
+import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -109,6 +112,7 @@ class AlphaFile:
             self._write(header)
             self._ends = [len(header)]
         self._cut(self._ends[-1])
+        self._before = bool(self.records)
         self._linked = os.fstat(self._file.fileno()).st_nlink > 0  # some file systems count no names
 
     def append(self, record: Record) -> None:
@@ -134,6 +138,8 @@ class AlphaFile:
     def keep(self, count: int) -> None:
         """Drop all records but the first ones: a kill leaves them all, or none of the dropped.
 
+        Where that is every record of an earlier run, the file is copied aside before, for this may be no resumption.
+
         Args:
             count: How many stay.
 
@@ -142,12 +148,25 @@ class AlphaFile:
         """
         self._check_there()
         try:
+            if count == 0 and self._before:
+                self._keep_aside()
             self._cut(self._ends[count])
         except OSError as error:
             raise UsageError(
                 f"cannot write to {self._path} ({error}); it is as it was: mend that, then go on"
             ) from error
         del self.records[count:], self._ends[count + 1 :]
+
+    def _keep_aside(self) -> None:
+        places = (self._path.with_name(f"{self._path.name}.{number}") for number in itertools.count(1))
+        aside = next(place for place in places if not place.exists())
+        shutil.copyfile(self._path, aside)
+        self._before = False
+        warnings.warn(
+            f"{self._path} held the record of an earlier run, steps {self.records[0].step} to {self.records[-1].step}, "
+            f"and this one begins anew: that one is kept as {aside.name}",
+            stacklevel=2,
+        )
 
     def close(self) -> None:
         """Close the file and let others have it."""

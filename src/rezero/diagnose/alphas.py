@@ -120,7 +120,8 @@ class AlphaRecorder:
 
         Args:
             step: Number of the step; by default one more than at the last call, or than the last record in the file.
-                Records that are not before it are dropped. Step 0 is the start, if you call it before the first one.
+                Records that are not before it are dropped; if that is the whole of an earlier run, its file is kept
+                beside, with a number behind its name. Step 0 is the start, if you call it before the first one.
 
         Raises:
             TypeError: If the number is not whole.
