@@ -3,13 +3,14 @@
 from rezero.lab.arm import parse_arms
 from rezero.lab.checkpoint import Checkpoints
 from rezero.lab.comparison import Comparison
+from rezero.lab.design import Design, Question
 from rezero.lab.one import Watcher
 from rezero.lab.optimize import build_optimizer, build_schedule
 from rezero.lab.processes import open_processes
 from rezero.lab.quality import Quality
 from rezero.lab.report import write_report
 from rezero.lab.run import run_trial
-from rezero.lab.settings import Question, Settings
+from rezero.lab.settings import Settings
 from rezero.lab.spread import Spread, spread
 from rezero.lab.stats import Paired
 from rezero.lab.store import Store, Study, TrialResult
@@ -53,4 +54,5 @@ __all__ = [  # noqa: RUF022 - grouped by what a reader looks for, not by alphabe
     "compare_arms",
     "write_verdict",
     "write_report",
+    "Design",
 ]

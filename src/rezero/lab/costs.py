@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from rezero.lab.store import Study, TrialResult
-from rezero.lab.tasks import find_task
+from rezero.lab.subject import subject_of
 from rezero.lab.trial import Trial
 
 __all__ = ["costs_of"]
@@ -20,7 +20,9 @@ def costs_of(study: Study, results: Sequence[TrialResult]) -> dict[Trial, float]
     Returns:
         Trial to cost, in the unit of the metric that decides.
     """
-    quality = find_task(study.task).decisive(study.settings)
+    quality = subject_of(study).quality(results)
+    if quality is None:
+        return {result.trial: math.inf for result in results}
     sign = 1 if quality.lower_is_better else -1
     found = {result.trial: sign * result.final(quality.metric) for result in results}
     return {trial: math.inf if math.isnan(cost) else cost for trial, cost in found.items()}

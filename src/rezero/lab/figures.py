@@ -10,15 +10,14 @@ import altair as alt
 from rezero import charts
 from rezero.lab.comparison import worst_final
 from rezero.lab.costs import costs_of
-from rezero.lab.quality import Quality, loss_unit
+from rezero.lab.quality import Quality
 from rezero.lab.speed import arrival
 from rezero.lab.spread import by_arm, spread
 from rezero.lab.stats import survival
 from rezero.lab.store import Study, TrialResult
+from rezero.lab.subject import subject_of
 from rezero.lab.tables import quality_title
-from rezero.lab.tasks import find_task
 from rezero.lab.tune import choose
-from rezero.lab.verdict import run_length
 
 __all__ = ["draw"]
 
@@ -36,7 +35,9 @@ def draw(study: Study, results: Sequence[TrialResult]) -> dict[str, Drawn]:
     Returns:
         Name to caption and chart; what there is nothing of is left out.
     """
-    quality = find_task(study.task).decisive(study.settings)
+    quality = subject_of(study).quality(results)
+    if quality is None:
+        return {}
     finals = [result for result in results if not result.trial.tuning]
     drawn = {
         **_curves(study, finals, quality),
@@ -49,7 +50,7 @@ def draw(study: Study, results: Sequence[TrialResult]) -> dict[str, Drawn]:
 
 
 def _curves(study: Study, finals: Sequence[TrialResult], quality: Quality) -> dict[str, Drawn | None]:
-    loss, unit = loss_unit(find_task(study.task).quality)
+    loss, unit = subject_of(study).train_loss()
     plots = {
         quality.metric: (quality.factor, quality.name, quality_title(quality), False, quality.percent),
         "train_loss": (loss, "training loss", f"training loss ({unit}, log scale)", True, False),
@@ -79,7 +80,7 @@ def _curve(
 def _arrivals(study: Study, finals: Sequence[TrialResult], quality: Quality) -> Drawn | None:
     """Draw the share of seeds that are still on their way to a target that is one for all arms."""
     arms = _arms(study, finals)
-    baseline = study.question.held_against(study.settings, find_task(study.task).standard)
+    baseline = study.question.held_against(study.settings, subject_of(study).standard)
     target = study.question.target
     whose = "the target"
     if target is None:
@@ -87,7 +88,7 @@ def _arrivals(study: Study, finals: Sequence[TrialResult], quality: Quality) -> 
         whose = f"the worst that {baseline} ends with"
     if target is None or len(arms) < 2:
         return None
-    rows, steps = [], run_length(study, finals)
+    rows, steps = [], subject_of(study).length(finals)
     for arm, trials in by_arm(finals).items():
         found = [arrival(result, quality, target, steps) for result in trials]
         corners = survival([each.step for each in found], [each.reached for each in found])
@@ -153,7 +154,7 @@ def _arms(study: Study, finals: Sequence[TrialResult]) -> list[str]:
 
 
 def _by(study: Study) -> str:
-    return "step" if study.settings.epochs is None else "epoch"
+    return subject_of(study).axis
 
 
 def _whose(arms: Sequence[str]) -> str:

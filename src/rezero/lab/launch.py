@@ -50,7 +50,12 @@ class Launch:
         """
         self.printed.parent.mkdir(exist_ok=True)
         self._journal.unlink(missing_ok=True)
-        order = {"arm": self.trial.arm, "lr": self.trial.lr, "seed": self.trial.seed, "journal": str(self._journal.absolute())}
+        order = {
+            "arm": self.trial.arm,
+            "lr": self.trial.lr,
+            "seed": self.trial.seed,
+            "journal": str(self._journal.absolute()),
+        }
         self._order.write_text(json.dumps(order), encoding="utf-8")
         command = [sys.executable, self.settings.script, *self.settings.arguments]
         limit = math.inf if self.settings.time_limit is None else self.settings.time_limit

@@ -12,7 +12,16 @@ from rezero.lab.quality import Quality
 __all__ = ["OwnSettings", "choose_metric", "own_quality"]
 
 Goal = Literal["min", "max"]
-PREFERRED = ("val_accuracy", "eval_accuracy", "val_loss", "eval_loss", "test_accuracy", "test_loss", "train_loss", "loss")
+PREFERRED = (
+    "val_accuracy",
+    "eval_accuracy",
+    "val_loss",
+    "eval_loss",
+    "test_accuracy",
+    "test_loss",
+    "train_loss",
+    "loss",
+)
 _DOWN = r"loss|error|perplexity|ppl|nll|bpc|bpb|bits|mse|mae|rmse|wer|cer|fid"
 _UP = r"acc|accuracy|f1|auc|auroc|ap|map|miou|iou|dice|bleu|rouge|r2|psnr|ssim|score|reward|return|precision|recall"
 
@@ -64,7 +73,9 @@ def choose_metric(logged: Collection[str], asked: str | None) -> str:
         return asked
     known = [name for name in PREFERRED if name in logged]
     if not known:
-        raise UsageError(f"which metric decides? Give --metric, one of {', '.join(sorted(logged)) or 'none: nothing was logged'}")
+        raise UsageError(
+            f"which metric decides? Give --metric, one of {', '.join(sorted(logged)) or 'none: nothing was logged'}"
+        )
     return known[0]
 
 

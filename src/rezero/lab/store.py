@@ -14,7 +14,6 @@ from filelock import FileLock, Timeout
 
 from rezero.errors import UsageError
 from rezero.lab.design import Design, Question
-from rezero.lab.own import OwnSettings
 from rezero.lab.settings import Settings
 from rezero.lab.trial import Point, Trial
 
@@ -181,7 +180,7 @@ class Store:
         """Return the steps of the longest trial so far, 0 before the first has ended."""
         with _damage_named(self.folder):
             query = "SELECT coalesce(max(step), 0) FROM metric JOIN trial ON trial.id = trial WHERE status = 'finished'"
-            return next(self._rows(query, (), int))[0] or self.study.settings.steps or 0
+            return int(next(self._rows(query, (), int))[0])
 
     def last_point(self, trial: Trial) -> Point:
         """Return the last point of a trial that has ended."""

@@ -21,6 +21,11 @@ class Subject(ABC):
     def quality(self, results: Sequence[TrialResult]) -> Quality | None:
         """Return the measure that decides; None while no result shows what there is."""
 
+    @property
+    @abstractmethod
+    def standard(self) -> str:
+        """Return the arm that most people would use."""
+
     @abstractmethod
     def train_loss(self) -> tuple[float, str]:
         """Return what a recorded training loss is multiplied by, and its unit."""
@@ -49,6 +54,10 @@ class _OfTask(Subject):
 
     def quality(self, results: Sequence[TrialResult]) -> Quality | None:
         return self._task.decisive(self._settings)
+
+    @property
+    def standard(self) -> str:
+        return self._task.standard
 
     def train_loss(self) -> tuple[float, str]:
         return loss_unit(self._task.quality)
@@ -82,6 +91,10 @@ class _OfScript(Subject):
         if not logged:
             return None
         return own_quality(choose_metric(logged, self._settings.metric), self._settings.goal)
+
+    @property
+    def standard(self) -> str:
+        return "original"
 
     def train_loss(self) -> tuple[float, str]:
         return 1.0, "as logged"

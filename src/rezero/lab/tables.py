@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Sequence
 
-from rezero.lab.arm import read_arm
-from rezero.lab.quality import Quality, loss_unit
+from rezero.lab.quality import Quality
 from rezero.lab.spread import Spread, by_arm, spread
 from rezero.lab.store import Store, TrialResult
-from rezero.lab.tasks import find_task
+from rezero.lab.subject import subject_of
 from rezero.lab.trial import Trial
 from rezero.lab.verdict import show_value
 
@@ -23,9 +22,9 @@ def summary_rows(store: Store, results: Sequence[TrialResult]) -> list[dict[str,
     Returns:
         A row an arm, column title to text.
     """
-    study, task = store.study, find_task(store.study.task)
-    quality = task.decisive(study.settings)
-    factor, unit = loss_unit(task.quality)
+    study, subject = store.study, subject_of(store.study)
+    quality = subject.quality(results)
+    factor, unit = subject.train_loss()
     rows = []
     for arm, trials in by_arm(each for each in results if not each.trial.tuning).items():
         diverged = sum(result.status == "diverged" for result in trials)
@@ -33,7 +32,7 @@ def summary_rows(store: Store, results: Sequence[TrialResult]) -> list[dict[str,
         if study.settings.tune:
             row["chosen"] = _chosen(trials[0].trial, study.settings.tune_over)
         row[f"training loss ({unit})"] = _with_range(spread(factor * r.final("train_loss") for r in trials), show_value)
-        if quality.metric != "train_loss":
+        if quality is not None and quality.metric != "train_loss":
             reached = spread(quality.factor * r.final(quality.metric) for r in trials)
             row[quality_title(quality)] = _with_range(reached, quality.show)
         pace = spread(1000 * r.last.metrics["seconds"] / r.last.step for r in trials)
@@ -42,7 +41,7 @@ def summary_rows(store: Store, results: Sequence[TrialResult]) -> list[dict[str,
         if memory:
             row["peak memory (MB)"] = f"{spread(memory).median:,.0f}"
         row["seeds"] = f"{len(trials)}" + (f", {diverged} diverged" if diverged else "")
-        row["formula"] = task.arms[read_arm(arm).formula]
+        row["formula"] = subject.formula(arm)
         rows.append(row)
     return rows
 

@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from rezero.lab.comparison import Comparison, compare
 from rezero.lab.costs import costs_of
 from rezero.lab.quality import Quality
+from rezero.lab.settings import Settings
 from rezero.lab.spread import by_arm
 from rezero.lab.stats import LEVEL, Paired, compare_pairs, detectable, pairs_needed
 from rezero.lab.store import Study, TrialResult
-from rezero.lab.tasks import find_task
+from rezero.lab.subject import subject_of
 from rezero.lab.trial import settings_of
 from rezero.lab.tune import Choice, choose, plan
 
-__all__ = ["compare_arms", "run_length", "show_value", "write_verdict"]
+__all__ = ["compare_arms", "show_value", "write_verdict"]
 
 
 def write_verdict(study: Study, results: Sequence[TrialResult]) -> str:
@@ -28,11 +29,13 @@ def write_verdict(study: Study, results: Sequence[TrialResult]) -> str:
     """
     finals = [result for result in results if not result.trial.tuning]
     found = compare_arms(study, results)
-    quality = find_task(study.task).decisive(study.settings)
+    quality = subject_of(study).quality(results)
     paragraphs = [_describe(study, results)]
-    paragraphs += [_compared(study, each, finals) for each in found]
+    if quality is None:
+        return paragraphs[0]
+    paragraphs += [_compared(study, each, quality, finals) for each in found]
     if finals and not found:
-        paragraphs.append(_alone(study, finals))
+        paragraphs.append(_alone(finals, quality))
     elif found:
         paragraphs.append(_limits(study, found, quality))
     return "\n\n".join(paragraphs)
@@ -51,24 +54,13 @@ def compare_arms(study: Study, results: Sequence[TrialResult]) -> list[Compariso
     Raises:
         UsageError: If the study has no such baseline.
     """
-    task = find_task(study.task)
-    baseline = study.question.held_against(study.settings, task.standard)
+    subject = subject_of(study)
+    baseline = study.question.held_against(study.settings, subject.standard)
     finals = [result for result in results if not result.trial.tuning]
-    quality = task.decisive(study.settings)
-    return compare(finals, quality, baseline, steps=run_length(study, finals), target=study.question.target)
-
-
-def run_length(study: Study, finals: Sequence[TrialResult]) -> int:
-    """Return the optimizer steps of a whole trial, as far as the trials that ended tell.
-
-    Args:
-        study: What was run.
-        finals: The trials that ended.
-
-    Returns:
-        The number.
-    """
-    return study.settings.steps or max((result.last.step for result in finals), default=0)
+    quality = subject.quality(results)
+    if quality is None:
+        return []
+    return compare(finals, quality, baseline, steps=subject.length(finals), target=study.question.target)
 
 
 def show_value(value: float) -> str:
@@ -78,11 +70,7 @@ def show_value(value: float) -> str:
 
 def _describe(study: Study, results: Sequence[TrialResult]) -> str:
     settings = study.settings
-    length = _count(settings.epochs, "epoch") if settings.epochs else _count(settings.steps or 0, "step")
-    text = (
-        f"{study.task}: depth {settings.depth}, width {settings.width}, {length} of batches of "
-        f"{settings.batch_size}, {_count(settings.seeds, 'seed')}. {_rates(study, results)}"
-    )
+    text = f"{subject_of(study).described()} {_rates(study, results)}"
     planned = len(plan(settings, costs_of(study, results)))
     ended = len(results)
     return text if ended == planned else f"{text} Only {ended} of {planned} trials have ended so far."
@@ -92,6 +80,8 @@ def _rates(study: Study, results: Sequence[TrialResult]) -> str:
     settings = study.settings
     if settings.tune:
         return _tuned(study, choose(settings, costs_of(study, results)))
+    if not isinstance(settings, Settings):
+        return "Every arm ran at the script's own learning rate: not tuned."
     arms = plan(settings, {})[: len(settings.arms)]
     who = "Every arm" if len(arms) > 1 else "The arm"
     each = {trial.arm: settings_of(settings, trial) for trial in arms}
@@ -126,8 +116,7 @@ def _listed(values: Mapping[str, float]) -> str:
     return ", ".join(f"{arm} {value:g}" for arm, value in values.items())
 
 
-def _compared(study: Study, found: Comparison, finals: Sequence[TrialResult]) -> str:
-    quality = find_task(study.task).decisive(study.settings)
+def _compared(study: Study, found: Comparison, quality: Quality, finals: Sequence[TrialResult]) -> str:
     if not found.seeds:
         return f"{found.arm} against {found.baseline}: no seed that both have finished."
     n = len(found.seeds)
@@ -247,8 +236,7 @@ def _cost(found: Comparison, finals: Sequence[TrialResult]) -> str:
     return f"{'; '.join(text)}." if text else ""
 
 
-def _alone(study: Study, finals: Sequence[TrialResult]) -> str:
-    quality = find_task(study.task).decisive(study.settings)
+def _alone(finals: Sequence[TrialResult], quality: Quality) -> str:
     values = [quality.factor * result.final(quality.metric) for result in finals]
     known = [value for value in values if not math.isnan(value)]
     gone = f"; {len(values) - len(known)} diverged" if len(known) < len(values) else ""
