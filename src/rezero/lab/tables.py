@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from rezero.lab.arm import read_arm
 from rezero.lab.quality import Quality, loss_unit
-from rezero.lab.spread import Spread, by_arm, spread
+from rezero.lab.spread import Spread, by_arm, compared, spread
 from rezero.lab.store import Store, TrialResult
 from rezero.lab.tasks import find_task
 from rezero.lab.trial import Trial
@@ -27,7 +27,7 @@ def summary_rows(store: Store, results: Sequence[TrialResult]) -> list[dict[str,
     quality = task.decisive(study.settings)
     factor, unit = loss_unit(task.quality)
     rows = []
-    for arm, trials in by_arm(each for each in results if not each.trial.tuning).items():
+    for arm, trials in by_arm(compared(results)).items():
         diverged = sum(result.status == "diverged" for result in trials)
         row = {"arm": arm}
         if study.settings.tune:

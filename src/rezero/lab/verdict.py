@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from rezero.lab.comparison import Comparison, compare
 from rezero.lab.costs import costs_of
 from rezero.lab.quality import Quality
-from rezero.lab.spread import by_arm
+from rezero.lab.spread import by_arm, compared
 from rezero.lab.stats import LEVEL, Paired, compare_pairs, detectable, pairs_needed
 from rezero.lab.store import Study, TrialResult
 from rezero.lab.tasks import find_task
@@ -26,7 +26,7 @@ def write_verdict(study: Study, results: Sequence[TrialResult]) -> str:
     Returns:
         Paragraphs separated by empty lines.
     """
-    finals = [result for result in results if not result.trial.tuning]
+    finals = compared(results)
     found = compare_arms(study, results)
     paragraphs = [_describe(study, results)]
     paragraphs += [_compared(study, each, finals) for each in found]
@@ -52,7 +52,7 @@ def compare_arms(study: Study, results: Sequence[TrialResult]) -> list[Compariso
     """
     task = find_task(study.task)
     baseline = study.question.held_against(study.settings, task.standard)
-    finals = [result for result in results if not result.trial.tuning]
+    finals = compared(results)
     quality = task.decisive(study.settings)
     return compare(finals, quality, baseline, steps=run_length(study, finals), target=study.question.target)
 
