@@ -3,6 +3,7 @@
 import math
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from rezero.data.batches import Data
 from rezero.data.digits import load_digits
 from rezero.errors import UsageError
 from rezero.lab import Checkpoints, Point, Settings, Task, Trial, find_task, open_processes, run_trial
+from rezero.lab.processes import agree
 
 TASK, DATA = find_task("fc-digits"), load_digits()
 STEPS = 8  # of 3 an epoch, so that the last epoch is cut off
@@ -186,6 +188,24 @@ def test_three_processes_that_were_stopped_end_as_if_they_had_not_been(tmp_path:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(be_one_of_three, (tmp_path, port), nprocs=3)
+
+
+def meet_twice(rank: int, port: int) -> None:
+    """Do what one of two processes does that meet for one study after another, the first of them always late."""
+    group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in group.items()})
+    for study in range(2):
+        with open_processes(tiny()) as accelerator:
+            assert agree(accelerator, (study, rank)) == (study, 0)
+            time.sleep(1.5 if rank == 0 else 0)
+
+
+def test_processes_meet_for_one_study_after_another() -> None:
+    """A process that is ahead waits for the others, and does not look for them where they met before."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(meet_twice, (port,), nprocs=2)
 
 
 def test_checkpoints_change_nothing(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from rezero.lab.comparison import worst_final
 from rezero.lab.costs import costs_of
 from rezero.lab.quality import Quality
 from rezero.lab.speed import arrival
-from rezero.lab.spread import by_arm, spread
+from rezero.lab.spread import by_arm, compared, spread
 from rezero.lab.stats import survival
 from rezero.lab.store import Study, TrialResult
 from rezero.lab.subject import subject_of
@@ -35,10 +35,15 @@ def draw(study: Study, results: Sequence[TrialResult]) -> dict[str, Drawn]:
     Returns:
         Name to caption and chart; what there is nothing of is left out.
     """
+<<<<<<< HEAD
     quality = subject_of(study).quality(results)
     if quality is None:
         return {}
     finals = [result for result in results if not result.trial.tuning]
+=======
+    quality = find_task(study.task).decisive(study.settings)
+    finals = compared(results)
+>>>>>>> main
     drawn = {
         **_curves(study, finals, quality),
         "arrivals": _arrivals(study, finals, quality),

@@ -1,17 +1,23 @@
 """The processes that train one model together, and their device: Accelerate, told exactly what it should be."""
 
+import itertools
 import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from typing import TypeVar
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
+from torch.distributed.constants import default_pg_timeout
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from rezero.errors import UsageError
 from rezero.lab.settings import Settings
@@ -19,6 +25,7 @@ from rezero.lab.settings import Settings
 __all__ = ["add_gradients_", "agree", "open_processes", "share_", "world_size"]
 
 T = TypeVar("T")
+_groups = itertools.count()  # of this process; the others count alike, for they do the same studies
 _NUMBERS, _ADDRESS = ("WORLD_SIZE", "RANK", "LOCAL_RANK"), ("MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
 
 
@@ -64,6 +71,8 @@ def open_processes(settings: Settings) -> Iterator[Accelerator]:
     AcceleratorState._reset_state(reset_partial_state=True)  # an earlier study may have had another precision
     precision = "bf16" if settings.precision == "bf16" else "no"
     with nullcontext() if settings.processes == 1 else _ended_by_ctrl_c():
+        if settings.processes == world_size() > 1 and not dist.is_initialized():
+            _join(device)
         accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=precision)
     torch.set_num_threads(settings.threads)  # after Accelerate, which sets them too
     deterministic = torch.backends.cudnn.deterministic
@@ -82,6 +91,19 @@ def open_processes(settings: Settings) -> Iterator[Accelerator]:
         os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
         accelerator.end_training()
         AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def _join(device: torch.device) -> None:
+    # In a store that all groups share, a process that is ahead would find the addresses of the group before.
+    store = PrefixStore(f"rezero-{next(_groups)}", _meeting_point())
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=size)
+
+
+@cache
+def _meeting_point() -> Store:
+    store: Store = next(rendezvous("env://", timeout=default_pg_timeout))[0]
+    return store
 
 
 @contextmanager
@@ -125,7 +147,7 @@ def share_(tensors: Iterable[Tensor], accelerator: Accelerator) -> None:
     """
     if accelerator.num_processes > 1:
         for tensor in tensors:
-            torch.distributed.broadcast(tensor, 0)
+            dist.broadcast(tensor, 0)
 
 
 def add_gradients_(model: nn.Module, accelerator: Accelerator) -> None:
@@ -143,6 +165,6 @@ def add_gradients_(model: nn.Module, accelerator: Accelerator) -> None:
     if accelerator.num_processes == 1 or not gradients:
         return
     joined = torch.cat([gradient.flatten() for gradient in gradients])
-    torch.distributed.all_reduce(joined)
+    dist.all_reduce(joined)
     for gradient, part in zip(gradients, joined.split([gradient.numel() for gradient in gradients]), strict=True):
         gradient.copy_(part.view_as(gradient))

@@ -14,7 +14,7 @@ import vl_convert
 from rezero import charts
 from rezero.errors import UsageError
 from rezero.lab.figures import draw
-from rezero.lab.spread import by_arm
+from rezero.lab.spread import by_arm, compared
 from rezero.lab.store import Store, Study, TrialResult
 from rezero.lab.tables import summary_rows
 from rezero.lab.tasks import SAMPLE_MARK
@@ -53,11 +53,11 @@ def _write(store: Store, results: list[TrialResult], folder: Path) -> None:
     drawn = draw(store.study, results)
     for name, (_, chart) in drawn.items():
         charts.save(chart, folder / name)
-    finals = [result for result in results if not result.trial.tuning]
+    finals = compared(results)
     verdict = write_verdict(store.study, results)
     _write_text(folder / "verdict.txt", verdict + "\n")
-    compared = [asdict(each) for each in compare_arms(store.study, results)]
-    summary = {**asdict(store.study), "comparisons": compared, "results": _summarise(results)}
+    comparisons = [asdict(each) for each in compare_arms(store.study, results)]
+    summary = {**asdict(store.study), "comparisons": comparisons, "results": _summarise(results)}
     _write_text(folder / "summary.json", json.dumps(_finite(summary), indent=1) + "\n")
     specs = {name: chart.to_dict() for name, (_, chart) in drawn.items()}
     template = files("rezero.lab").joinpath("report.html.jinja").read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ from statistics import median
 
 from rezero.lab.store import TrialResult
 
-__all__ = ["Spread", "by_arm", "spread"]
+__all__ = ["Spread", "by_arm", "compared", "spread"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,18 @@ def spread(values: Iterable[float]) -> Spread:
     """
     known = [math.inf if math.isnan(value) else value for value in values]
     return Spread(median(known), min(known), max(known), len(known))
+
+
+def compared(results: Iterable[TrialResult]) -> list[TrialResult]:
+    """Leave out the trials that chose the rates, on seeds that no comparison uses.
+
+    Args:
+        results: Trials that ended.
+
+    Returns:
+        Those that are compared.
+    """
+    return [result for result in results if not result.trial.tuning]
 
 
 def by_arm(results: Iterable[TrialResult]) -> dict[str, list[TrialResult]]:

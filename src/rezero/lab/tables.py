@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from rezero.lab.quality import Quality
-from rezero.lab.spread import Spread, by_arm, spread
+from rezero.lab.spread import Spread, by_arm, compared, spread
 from rezero.lab.store import Store, TrialResult
 from rezero.lab.subject import subject_of
 from rezero.lab.trial import Trial
@@ -26,7 +26,7 @@ def summary_rows(store: Store, results: Sequence[TrialResult]) -> list[dict[str,
     quality = subject.quality(results)
     factor, unit = subject.train_loss()
     rows = []
-    for arm, trials in by_arm(each for each in results if not each.trial.tuning).items():
+    for arm, trials in by_arm(compared(results)).items():
         diverged = sum(result.status == "diverged" for result in trials)
         row = {"arm": arm}
         if study.settings.tune:

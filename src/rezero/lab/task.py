@@ -86,14 +86,7 @@ class Task:
             if tuned.replace("-", "_") in read_arm(arm).own:
                 raise UsageError(f"{tuned} is tuned: leave it out of the arm {arm!r}, or give --tune off")
         for each in _each(settings):
-            check_recipe(
-                each.optimizer,
-                each.schedule,
-                warmup=each.warmup,
-                lr=each.lr,
-                weight_decay=each.weight_decay,
-                device=each.device,
-            )
+            _check_recipe(each)
         return settings
 
     def decisive(self, settings: Settings) -> Quality:
@@ -144,16 +137,19 @@ class Task:
                     f"warmup must be shorter than the run of {steps} steps: got {each.warmup}, the default of "
                     f"{self.name}; give --warmup"
                 )
-            check_recipe(
-                each.optimizer,
-                each.schedule,
-                warmup=each.warmup,
-                lr=each.lr,
-                weight_decay=each.weight_decay,
-                steps=steps,
-                per_epoch=data.steps_per_epoch(each.batch_size),
-                device=each.device,
-            )
+            _check_recipe(each, steps=steps, per_epoch=data.steps_per_epoch(each.batch_size))
+
+
+def _check_recipe(settings: Settings, **length: int) -> None:
+    check_recipe(
+        settings.optimizer,
+        settings.schedule,
+        warmup=settings.warmup,
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        device=settings.device,
+        **length,
+    )
 
 
 def _each(settings: Settings) -> list[Settings]:

@@ -7,7 +7,7 @@ from rezero.lab.comparison import Comparison, compare
 from rezero.lab.costs import costs_of
 from rezero.lab.quality import Quality
 from rezero.lab.settings import Settings
-from rezero.lab.spread import by_arm
+from rezero.lab.spread import by_arm, compared
 from rezero.lab.stats import LEVEL, Paired, compare_pairs, detectable, pairs_needed
 from rezero.lab.store import Study, TrialResult
 from rezero.lab.subject import subject_of
@@ -27,7 +27,7 @@ def write_verdict(study: Study, results: Sequence[TrialResult]) -> str:
     Returns:
         Paragraphs separated by empty lines.
     """
-    finals = [result for result in results if not result.trial.tuning]
+    finals = compared(results)
     found = compare_arms(study, results)
     quality = subject_of(study).quality(results)
     paragraphs = [_describe(study, results)]
@@ -37,7 +37,7 @@ def write_verdict(study: Study, results: Sequence[TrialResult]) -> str:
     if finals and not found:
         paragraphs.append(_alone(finals, quality))
     elif found:
-        paragraphs.append(_limits(study, found, quality))
+        paragraphs.append(_limits(found))
     return "\n\n".join(paragraphs)
 
 
@@ -56,7 +56,7 @@ def compare_arms(study: Study, results: Sequence[TrialResult]) -> list[Compariso
     """
     subject = subject_of(study)
     baseline = study.question.held_against(study.settings, subject.standard)
-    finals = [result for result in results if not result.trial.tuning]
+    finals = compared(results)
     quality = subject.quality(results)
     if quality is None:
         return []
@@ -123,7 +123,7 @@ def _compared(study: Study, found: Comparison, quality: Quality, finals: Sequenc
     head = f"{found.arm} against {found.baseline}, {_count(n, 'paired seed')}"
     if n == 1:
         return f"{head}: one seed has no interval, so nothing is decided. {_ends(found, quality, finals)}"
-    parts = [_speed(study, found, quality), _end(found, quality), _cost(found, finals)]
+    parts = [_speed(study, found, quality), _end(found, quality), _power(study, found, quality), _cost(found, finals)]
     return " ".join(filter(None, (f"{head}: {_headline(found)}.", *parts)))
 
 
@@ -173,25 +173,31 @@ def _speed(study: Study, found: Comparison, quality: Quality) -> str:
     early = sum(pair[0].at_first for pair in found.arrivals.values())
     first = f" It was there at its first measurement on {early} of {n}, so it may have been faster." if early else ""
     reach = ", which both reach on every seed" if study.question.target is None else ""
-    how = _ratio_of_steps(lead, _p(found.lead_p))
-    return f"To {quality.name} {target}{reach}, it is {how}{_ratio_of_seconds(found)}.{first}"
+    return f"To {quality.name} {target}{reach}, {_ratio(lead, _seconds(found), _p(found.lead_p))}.{first}"
 
 
-def _ratio_of_steps(lead: Paired, p: str) -> str:
-    if lead.mean >= 0:
-        middle, low, high = (math.exp(value) for value in (lead.mean, lead.low, lead.high))
-        return f"{_times(middle)} times as fast ({_times(low)} to {_times(high)}, {p})"
-    middle, low, high = (math.exp(-value) for value in (lead.mean, lead.high, lead.low))
-    return f"slower: it takes {_times(middle)} times the steps ({_times(low)} to {_times(high)}, {p})"
+def _ratio(lead: Paired, seconds: Paired | None, p: str) -> str:
+    """Put how much faster or slower an arm is into words, in steps and in seconds."""
+    sign = 1 if lead.mean >= 0 else -1
+    middle, ends = _times_and_ends(lead, sign)
+    how = f"is {middle} times as fast" if sign > 0 else f"takes {middle} times the steps"
+    text = f"it {how} ({ends}, {p})"
+    if seconds is None:
+        return text
+    middle, ends = _times_and_ends(seconds, sign)
+    return f"{text}, in seconds {middle} times ({ends})"
 
 
-def _ratio_of_seconds(found: Comparison) -> str:
+def _times_and_ends(logs: Paired, sign: int) -> tuple[str, str]:
+    low, high = sorted((sign * logs.low, sign * logs.high))
+    return _times(math.exp(sign * logs.mean)), f"{_times(math.exp(low))} to {_times(math.exp(high))}"
+
+
+def _seconds(found: Comparison) -> Paired | None:
     seconds = [(ours.seconds, theirs.seconds) for ours, theirs in found.arrivals.values()]
     if not all(time > 0 for pair in seconds for time in pair):
-        return ""
-    ratio = compare_pairs([math.log(theirs / ours) for ours, theirs in seconds])
-    middle, low, high = (_times(math.exp(value)) for value in (ratio.mean, ratio.low, ratio.high))
-    return f", in seconds {middle} times ({low} to {high})"
+        return None
+    return compare_pairs([math.log(theirs / ours) for ours, theirs in seconds])
 
 
 def _end(found: Comparison, quality: Quality) -> str:
@@ -206,6 +212,25 @@ def _end(found: Comparison, quality: Quality) -> str:
     if not float(middle):
         return f"At the end they are level ({bottom} to {top} {_unit(quality)}, {_p(found.gain_p)})."
     return f"At the end it is {word} by {middle} {_unit(quality)} ({bottom} to {top}, {_p(found.gain_p)})."
+
+
+def _power(study: Study, found: Comparison, quality: Quality) -> str:
+    """Say which difference the seeds could have seen, and how many see the one that was asked for."""
+    gain, level = found.gain, LEVEL / (2 * (len(study.settings.arms) - 1))
+    if gain is None or not gain.deviation > 1e-9:
+        return ""
+    text = []
+    if found.quality == "level":
+        seen = detectable(gain.n, gain.deviation, level=level)
+        shown = (
+            "hardly any difference" if quality.percent and seen > 1 else f"{_amount(seen, quality)} {_unit(quality)}"
+        )
+        text.append(f"{_count(gain.n, 'seed')} see {shown} in four of five such studies.")
+    if (asked := study.question.resolve) is not None:
+        needed = pairs_needed(asked, gain.deviation, level=level)
+        many = "more than 100,000 seeds" if needed is None else _count(needed, "seed")
+        text.append(f"{_amount(asked, quality)} {_unit(quality)} would take {many}.")
+    return " ".join(text)
 
 
 def _ends(found: Comparison, quality: Quality, finals: Sequence[TrialResult]) -> str:
@@ -251,25 +276,12 @@ def _alone(finals: Sequence[TrialResult], quality: Quality) -> str:
     )
 
 
-def _limits(study: Study, found: Sequence[Comparison], quality: Quality) -> str:
-    tests = 2 * len(found)
-    text = [
+def _limits(found: Sequence[Comparison]) -> str:
+    return (
         f"Intervals are 95%, each for itself; p are of paired t tests or tests by signs, corrected together for the "
-        f"{tests} of this study (Holm), and decide at {LEVEL:g}."
-    ]
-    gains = [each.gain for each in found if each.gain is not None and each.gain.n > 1 and each.gain.deviation > 1e-9]
-    if gains:
-        worst = max(gains, key=lambda gain: gain.deviation)
-        level = LEVEL / tests
-        seen = detectable(worst.n, worst.deviation, level=level)
-        shown = "nothing" if quality.percent and seen > 1 else f"no less than {_amount(seen, quality)} {_unit(quality)}"
-        text.append(f"{_count(worst.n, 'seed')} see {shown} at the end in four of five such studies.")
-        if (asked := study.question.resolve) is not None:
-            needed = pairs_needed(asked, worst.deviation, level=level)
-            many = "more than 100,000 seeds" if needed is None else _count(needed, "seed")
-            text.append(f"{_amount(asked, quality)} {_unit(quality)} would take {many}.")
-    text.append("Other sizes, lengths or data may come out otherwise.")
-    return " ".join(text)
+        f"{2 * len(found)} of this study (Holm), and decide at {LEVEL:g}. Other sizes, lengths or data may come out "
+        "otherwise."
+    )
 
 
 def _amount(value: float, quality: Quality) -> str:

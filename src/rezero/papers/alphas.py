@@ -25,6 +25,7 @@ from torch import Tensor
 from rezero.charts import save
 from rezero.diagnose.alpha_history import AlphaHistory
 from rezero.lab import Store
+from rezero.lab.spread import by_arm, compared
 
 __all__ = ["describe", "read", "write"]
 
@@ -41,7 +42,7 @@ def read(folder: Path) -> dict[int, AlphaHistory]:
         Seed to what was measured.
     """
     with Store.open(folder) as store:
-        ended = [result for result in store.results() if result.trial.arm == "rezero" and not result.trial.tuning]
+        ended = by_arm(compared(store.results())).get("rezero", [])
         found = {result.trial.seed: result.points for result in ended}
     return {
         seed: AlphaHistory(
