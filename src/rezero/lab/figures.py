@@ -35,15 +35,10 @@ def draw(study: Study, results: Sequence[TrialResult]) -> dict[str, Drawn]:
     Returns:
         Name to caption and chart; what there is nothing of is left out.
     """
-<<<<<<< HEAD
     quality = subject_of(study).quality(results)
     if quality is None:
         return {}
-    finals = [result for result in results if not result.trial.tuning]
-=======
-    quality = find_task(study.task).decisive(study.settings)
     finals = compared(results)
->>>>>>> main
     drawn = {
         **_curves(study, finals, quality),
         "arrivals": _arrivals(study, finals, quality),
