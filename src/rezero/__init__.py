@@ -68,7 +68,7 @@ _HOME = {
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         value = getattr(import_module(_HOME[name]), name)
-    elif name in __all__ or name in ("charts", "integrations"):  # which need other packages
+    elif name in __all__ or name in ("charts", "integrations", "lab"):  # which need other packages
         value = import_module(f"rezero.{name}")
     else:
         raise AttributeError(f"module 'rezero' has no attribute {name!r}; it has {', '.join(__all__)}")

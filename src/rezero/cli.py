@@ -3,19 +3,17 @@
 # Nothing here imports torch until a command runs, so that --help answers at once.
 
 import os
-import platform
 import re
-import shlex
 import sqlite3
-import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from datetime import UTC, datetime
+from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Group, Parameter, Token
 from cyclopts.validators import Number
@@ -24,7 +22,7 @@ from rezero.errors import TooManyError, UsageError
 from rezero.interrupt import STOPPED
 
 if TYPE_CHECKING:
-    from rezero.lab import Question, Settings, Store, Study, Task
+    from rezero.lab import Store, Study
 
 __all__ = ["app", "run"]
 
@@ -62,6 +60,7 @@ def _read_path(_: object, tokens: Sequence[Token]) -> Path:
 Whole = Annotated[int | None, Parameter(converter=_read_whole_number)]
 Place = Annotated[Path, Parameter(converter=_read_path)]
 OWN = "By default the task's own."
+SCRIPT = Group("A script of your own", help="In the place of a task.", sort_key=0)
 TITLES = ("The network", "How long", "How it learns", "How rates are chosen", "What is asked", "Where it runs")
 SIZE, LENGTH, RATES, TUNING, QUESTION, MACHINE = (
     Group(title, help=OWN, sort_key=place) for place, title in enumerate(TITLES, 1)
@@ -98,9 +97,13 @@ def _complain(message: str) -> None:
 
 @app.command
 def compare(
-    task: str,
+    task: str | None = None,
     /,
-    *,
+    *arguments: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    script: Annotated[Place | None, Parameter(group=SCRIPT)] = None,
+    goal: Annotated[Literal["min", "max"] | None, Parameter(group=SCRIPT)] = None,
+    time_limit: Annotated[float | None, Parameter(group=SCRIPT)] = None,
+    retry: Annotated[bool, Parameter(group=SCRIPT, negative="")] = False,
     arms: str | None = None,
     seeds: Whole = None,
     output: Annotated[Place | None, Parameter(name=["--output", "-o"])] = None,
@@ -135,7 +138,7 @@ def compare(
     jobs: Annotated[Whole, Parameter(group=MACHINE)] = None,
     checkpoint_every: Annotated[float, Parameter(group=MACHINE, validator=Number(gt=0))] = 30.0,
 ) -> None:
-    """Train the arms of a task on paired seeds and report what came out.
+    """Train the arms of a task, or of a script of your own, on paired seeds and report what came out.
 
     TASK is one of
 
@@ -145,6 +148,11 @@ def compare(
     - lm-text: a byte-level Transformer on Tiny Shakespeare, or on your own text with --data
     - lm-enwik8: a byte-level Transformer on the first 100 MB of Wikipedia
 
+    A script of your own is run once a trial, with what stands behind `--`: rezero compare --script train.py
+    --arms original,rezero --seeds 5 -- --epochs 3. It says `model = rezero.lab.arm(model, example_inputs)`,
+    `rezero.lab.log(step, train_loss=..., val_accuracy=...)`, and reads `rezero.lab.seed()` and `rezero.lab.lr(0.001)`.
+    Of the options below it takes those on arms, seeds, tuning, the question and jobs; --lr is a multiple of its own.
+
     Options that are left out have the task's own values, the paper's where it gives them. The study folder holds
     study.sqlite, report.html, verdict.txt and the charts as SVG and PNG. A study that was stopped or killed goes on
     when the same command is given again, and ends as if it had never been stopped. To share each batch between
@@ -152,9 +160,15 @@ def compare(
 
     Args:
         task: What to train.
+        arguments: Behind `--`, what a script is given.
+        script: A script of your own.
+        goal: Whether low or high values of the metric are good; by default told by its name.
+        time_limit: Seconds that a run of the script may take.
+        retry: Run trials again that crashed, took too long or logged nothing; by default they are kept as they ended.
         arms: Residual formulas to compare, separated by commas: plain, plain-norm, residual, post-norm, pre-norm,
             rezero, skipinit, layerscale, fixup, deepnorm. Not every task has all of them. By default the task's own.
-            An arm can have settings of its own: "rezero lr=0.003, post-norm warmup=400".
+            An arm can have settings of its own: "rezero lr=0.003, post-norm warmup=400". Of a script: original, rezero,
+            and those that it defines itself.
         seeds: Number of paired seeds; by default the task's own.
         output: Folder of the study. By default rezero-studies/TASK-KEY, where KEY stands for the options.
         depth: Number of residual blocks; of layers for a ResNet (6n + 2) or a Transformer.
@@ -179,7 +193,8 @@ def compare(
             around --lr, two a decade, and grows for all arms where the best one of an arm lies at its edge.
         tune_seeds: Seeds that every rate is tried on.
         tune_over: What is tuned: lr, alpha-lr, weight-decay or warmup.
-        metric: The metric that decides: val_accuracy, val_loss or train_loss; by default the task's own.
+        metric: The metric that decides: val_accuracy, val_loss or train_loss; by default the task's own. Of a script
+            any that it logs; by default val_accuracy, eval_accuracy, val_loss, ..., train_loss, whichever comes first.
         baseline: The arm that the others are held against; by default the task's standard (pre-norm, residual for a
             ResNet) or, without it, the first.
         target: Value of the metric that speed is measured by, in percent for an accuracy; by default the worst value
@@ -193,16 +208,10 @@ def compare(
         checkpoint_every: Seconds between checkpoints of the trial that runs.
 
     Raises:
-        UsageError: If there are not so many jobs to be had.
+        UsageError: If there are not so many jobs to be had, or the options do not fit together.
     """
-    from rezero.lab import Study, find_task, parse_arms
-    from rezero.lab.sweep import follow_study, run_study
-    from rezero.progress import StudyProgress
-    from rezero.waiting import busy
-
-    chosen = find_task(task)
     given: dict[str, Any] = {
-        "arms": None if arms is None else parse_arms(arms, chosen.arms),
+        "arms": arms,
         "seeds": seeds,
         "depth": depth,
         "width": width,
@@ -230,24 +239,101 @@ def compare(
         "precision": precision,
         "accumulate": accumulate,
     }
-    settings = chosen.settings({name: value for name, value in given.items() if value is not None})
-    question = _question(chosen, settings, baseline, target, resolve)
+    given = {name: value for name, value in given.items() if value is not None}
+    question = {"baseline": baseline, "target": target, "resolve": resolve}
+    own = {"--goal": goal, "--time-limit": time_limit, "--retry": retry or None}
+    if script is not None:
+        words = tuple(arguments) if task is None else (task, *arguments)
+        _compare_script(script, words, given, goal, time_limit, question, output, jobs=jobs or 1, retry=retry)
+        return
+    if task is None:
+        raise UsageError("expected a task, such as fc-digits, or --script with a script of your own: rezero compare -h")
+    if wrong := [name for name, value in own.items() if value is not None] or list(arguments):
+        raise UsageError(f"expected {wrong[0]} with --script only, got the task {task}")
+    _compare_task(task, given, question, output, jobs=jobs, checkpoint_every=checkpoint_every)
+
+
+def _compare_task(
+    task: str,
+    given: dict[str, Any],
+    asked: dict[str, Any],
+    output: Path | None,
+    *,
+    jobs: int | None,
+    checkpoint_every: float,
+) -> None:
+    from rezero.lab import Study, find_task, parse_arms
+    from rezero.lab.sweep import follow_study, run_study
+    from rezero.progress import StudyProgress
+    from rezero.provenance import provenance
+    from rezero.waiting import busy
+
+    chosen = find_task(task)
+    if "arms" in given:
+        given["arms"] = parse_arms(given["arms"], chosen.arms)
+    settings = chosen.settings(given)
     key = sha256(repr(settings).encode()).hexdigest()[:8]
     folder = output or Path("rezero-studies") / f"{task}-{key}"
+    study = _ask(Study(task, settings, {**provenance(), **chosen.recipe}), **asked)
     with busy(f"reading the data of {task}") if is_first_process() else nullcontext():
         examples = chosen.load(settings)
     chosen.check(examples, settings)
+    study = replace(study, data=examples.name)
     if jobs is not None and (jobs < 1 or (jobs > 1 and settings.processes > 1)):
         several = " for the processes of torchrun" if settings.processes > 1 else ""
         raise UsageError(f"jobs must be {'1' if several else '1 or more'}{several}: got {jobs}")
-    study = Study(task, settings, {**provenance(), **chosen.recipe}, examples.name, question)
     if not is_first_process():
         follow_study(folder, study, chosen, examples)
         return
     with _open(folder, study) as store:
-        store.ask(question)
-        with StudyProgress(store, chosen.quality) as progress:
+        store.ask(study.question)
+        with StudyProgress(store) as progress:
             run_study(store, chosen, examples, progress, checkpoint_every=checkpoint_every, jobs=jobs or 1)
+        _tell(store)
+
+
+def _compare_script(
+    script: Path,
+    arguments: tuple[str, ...],
+    given: dict[str, Any],
+    goal: str | None,
+    time_limit: float | None,
+    asked: dict[str, Any],
+    output: Path | None,
+    *,
+    jobs: int,
+    retry: bool,
+) -> None:
+    from rezero.lab import OwnSettings, Study
+    from rezero.lab.arms import split_arms
+    from rezero.lab.launch import run_script
+    from rezero.lab.own import FAILURES, check_own_arms
+    from rezero.lab.sweep import run_own
+    from rezero.progress import StudyProgress
+    from rezero.provenance import provenance
+
+    takes = ("arms", "seeds", "lr", "tune", "tune_seeds", "metric")
+    if wrong := [name for name in given if name not in takes]:
+        option = f"--{wrong[0].replace('_', '-')}"
+        raise UsageError(f"{option} is for tasks of the lab: a script has its own, give it that behind --")
+    if jobs < 1:
+        raise UsageError(f"jobs must be 1 or more: got {jobs}")
+    if not script.is_file():
+        raise UsageError(f"expected a script, found no file {script}")
+    arms = split_arms(given.pop("arms", "original, rezero"))
+    check_own_arms(arms)
+    digest = sha256(script.read_bytes()).hexdigest()
+    chosen = {"lr": 1.0, "seeds": 5, **given}
+    settings = OwnSettings(
+        arms=arms, script=str(script), digest=digest, arguments=arguments, goal=goal, time_limit=time_limit, **chosen
+    )
+    study = _ask(Study(script.name, settings, provenance(), f"whatever {script.name} reads"), **asked)
+    with _open(output or settings.folder(), study) as store:
+        store.ask(study.question)
+        if retry:
+            store.forget(FAILURES)
+        with StudyProgress(store) as progress:
+            run_own(store, partial(run_script, own_device=jobs > 1), progress, jobs=jobs)
         _tell(store)
 
 
@@ -285,30 +371,25 @@ def report(
         target: Value of the metric that speed is measured by, in percent for an accuracy.
         resolve: Difference that you want to be able to see, in points for an accuracy.
     """
-    from dataclasses import replace
-
-    from rezero.lab import find_task
-
     with _open(folder) as store:
-        study = store.study
-        asked = _question(find_task(study.task), study.settings, baseline, target, resolve)
+        asked = _ask(store.study, baseline, target, resolve).question
         given = {name: value for name, value in vars(asked).items() if value is not None}
         if given:
-            store.ask(replace(study.question, **given))
+            store.ask(replace(store.study.question, **given))
         _tell(store)
 
 
-def _question(
-    task: "Task", settings: "Settings", baseline: str | None, target: float | None, resolve: float | None
-) -> "Question":
+def _ask(study: "Study", baseline: str | None, target: float | None, resolve: float | None) -> "Study":
+    """Ask something of a study; numbers are given as they are shown, in percent for an accuracy of a task."""
     from rezero.lab import Question
+    from rezero.lab.subject import subject_of
 
-    quality = task.decisive(settings)
+    subject = subject_of(study)
     shown = {"target": target, "resolve": resolve}
-    recorded = {name: None if value is None else quality.recorded(value) for name, value in shown.items()}
+    recorded = {name: None if value is None else subject.recorded(value) for name, value in shown.items()}
     question = Question(baseline=baseline, **recorded)
-    question.held_against(settings, task.standard)
-    return question
+    question.held_against(study.settings, subject.standard)
+    return replace(study, question=question)
 
 
 def _read_tune(text: str) -> int:
@@ -394,6 +475,7 @@ def diagnose(
 
     from rezero.diagnose.diagnosis import diagnose as look
     from rezero.integrations.models import build_model
+    from rezero.provenance import provenance
     from rezero.waiting import busy
 
     folder = output or Path("rezero-diagnosis") / re.sub(r"[^\w.-]+", "-", spec)
@@ -447,44 +529,3 @@ def is_first_process() -> bool:
     """Return whether this process keeps the records: the only one, or the first that ``torchrun`` started."""
     rank, size = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
     return not (rank.isdecimal() and size.isdecimal() and 0 < int(rank) < int(size))
-
-
-def provenance() -> dict[str, str]:
-    """Say how a study comes about: the command, the commit if there is one, versions, machine and date.
-
-    Returns:
-        Title to text, in the order of the report.
-    """
-    import torch
-
-    facts = {
-        "command": shlex.join(["rezero", *sys.argv[1:]]).encode("utf-8", "backslashreplace").decode(),
-        "commit": _commit(),
-        "versions": f"rezero {version('rezero-torch')}, torch {torch.__version__}, Python {platform.python_version()}",
-        "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()}",
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-    }
-    return {name: text for name, text in facts.items() if text}
-
-
-def _commit() -> str:
-    """Name the commit of this source tree, if it is one: an installed package may lie in somebody else's repository."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
-
-    try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)
-        return git("describe", "--always", "--dirty", "--abbrev=12")
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

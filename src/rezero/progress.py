@@ -1,8 +1,6 @@
 """What the command line shows while a study runs and when it ends."""
 
-import math
 import sys
-from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -18,11 +16,10 @@ from rich.progress import (
 from rich.table import Table
 
 from rezero.lab.costs import costs_of
-from rezero.lab.quality import Quality, loss_unit
-from rezero.lab.store import Store
+from rezero.lab.store import Store, TrialResult
+from rezero.lab.subject import subject_of
 from rezero.lab.trial import Point, Trial
 from rezero.lab.tune import plan
-from rezero.lab.verdict import show_value
 
 __all__ = ["StudyProgress", "print_table", "print_text"]
 
@@ -32,11 +29,10 @@ class StudyProgress:
 
     Args:
         store: The study's records.
-        quality: What is measured on the validation part.
     """
 
-    def __init__(self, store: Store, quality: Quality) -> None:
-        self._store, self._quality = store, quality
+    def __init__(self, store: Store) -> None:
+        self._store, self._subject = store, subject_of(store.study)
         trials = self._plan()
         self._width = max(len(trial.arm) for trial in trials)
         self._console = Console(stderr=True)
@@ -71,7 +67,7 @@ class StudyProgress:
         """Take the bars away."""
         self._bars.stop()
 
-    def begin(self, trial: Trial, total_steps: int, start: int) -> None:
+    def begin(self, trial: Trial, total_steps: int | None, start: int) -> None:
         """Start the trial's bar."""
         name = self._name(trial)
         self._bars.reset(self._trial, total=total_steps, completed=start, description=name, visible=True, note="steps")
@@ -83,18 +79,14 @@ class StudyProgress:
         self._bars.update(self._trial, completed=step)
 
     def point(self, point: Point) -> None:
-        """Show the loss beside the bar."""
-        self._bars.update(self._trial, note=f"loss {self._loss(point)}")
+        """Show what was measured beside the bar."""
+        self._bars.update(self._trial, note=self._subject.brief(point))
 
-    def finish(self, trial: Trial, point: Point) -> None:
+    def finish(self, result: TrialResult) -> None:
         """Leave a line for the trial."""
-        metrics, quality = point.metrics, self._quality
-        reached = _with_unit(point, quality.factor * metrics[quality.metric], quality.show, quality.unit)
-        self._print(
-            f"{self._name(trial)}  {point.step} steps  "
-            f"training loss {self._loss(point):>12}  "
-            f"{quality.name} {reached:>7}  {metrics['seconds']:5.1f} s"
-        )
+        last = result.last
+        parts = (self._name(result.trial), f"{last.step} steps", self._subject.shown(result))
+        self._print(f"{'  '.join(parts)}  {last.metrics['seconds']:5.1f} s")
         self._bars.update(self._trial, visible=False)
         self._bars.update(self._study, completed=len(self._store.done()), total=len(self._plan()))
 
@@ -115,10 +107,6 @@ class StudyProgress:
             return f"{trial.arm:{self._width}}  seed {trial.seed}"
         tried = " ".join(f"{name} {value:g}" for name, value in (("lr", trial.lr), *trial.tuned))
         return f"{trial.arm:{self._width}}  tuning  {tried}"
-
-    def _loss(self, point: Point) -> str:
-        factor, unit = loss_unit(self._quality)
-        return _with_unit(point, factor * point.metrics["train_loss"], show_value, unit)
 
     def _print(self, line: str) -> None:
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -149,11 +137,6 @@ def print_text(text: str) -> None:
     console = _plain()
     console.print(text, highlight=False, markup=False)
     console.print()
-
-
-def _with_unit(point: Point, value: float, show: Callable[[float], str], unit: str) -> str:
-    # A trial that diverged has no value, as in the table, even where it is the other loss that left the numbers.
-    return show(math.nan) if point.diverged else f"{show(value)} {unit}".rstrip()
 
 
 def _plain() -> Console:

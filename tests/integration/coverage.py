@@ -33,7 +33,7 @@ from types import ModuleType
 from typing import Any
 
 import tests.operators  # noqa: F401 - before anything imports torchvision
-from rezero.cli import provenance
+from rezero.provenance import provenance
 from tests.integration import hf_models, timm_models
 from tests.integration.measure import FIELDS
 

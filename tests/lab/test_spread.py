@@ -6,7 +6,7 @@ import math
 import pytest
 
 from rezero.lab import Point, Spread, Trial, TrialResult, spread
-from rezero.lab.spread import by_arm
+from rezero.lab.spreads import by_arm
 
 INF, NAN = math.inf, math.nan
 

@@ -7,11 +7,11 @@ from typing import Literal
 
 from rezero.lab.quality import Quality
 from rezero.lab.speed import Arrival, arrival
-from rezero.lab.spread import by_arm
+from rezero.lab.spreads import by_arm
 from rezero.lab.stats import LEVEL, Paired, compare_pairs, holm
 from rezero.lab.store import TrialResult
 
-__all__ = ["Comparison", "Outcome", "compare", "worst_final"]
+__all__ = ["Comparison", "Outcome", "compare", "fate", "worst_final"]
 
 Outcome = Literal["more", "less", "level", "unknown"]
 """More or less of what is good, no difference that the seeds can see, or too few seeds to tell."""
@@ -25,7 +25,8 @@ class Comparison:
         arm: The arm.
         baseline: What it is held against.
         seeds: Seeds that both have finished.
-        diverged: On how many of them the arm and the baseline diverged.
+        diverged: On how many of them the arm and the baseline have no final value.
+        fates: Why: diverged, crashed, timed out, logged nothing, or failed where there is more than one reason.
         gain: How much better the final metric is, in its recorded unit, positive where the arm is better; None where a
             trial diverged, or there is no seed.
         gain_p: Its p, corrected for all tests of the study; nan where no test could be made.
@@ -41,6 +42,7 @@ class Comparison:
     baseline: str
     seeds: tuple[int, ...]
     diverged: tuple[int, int]
+    fates: tuple[str, str]
     gain: Paired | None
     gain_p: float
     target: float | None
@@ -117,6 +119,20 @@ def worst_final(results: Sequence[TrialResult], quality: Quality) -> float | Non
     return (max if quality.lower_is_better else min)(known, default=None)
 
 
+def fate(results: Sequence[TrialResult]) -> str:
+    """Say what became of those of some trials that have no final value.
+
+    Args:
+        results: The trials.
+
+    Returns:
+        A verb in the past.
+    """
+    ends = {result.status for result in results if result.status != "finished"}
+    words = {"silent": "logged nothing"}
+    return words.get(end := ends.pop(), end) if len(ends) == 1 else "failed"
+
+
 def _compare(
     arm: str,
     ours: Mapping[int, TrialResult],
@@ -131,6 +147,7 @@ def _compare(
     sign = 1 if quality.lower_is_better else -1
     finals = [(one.final(quality.metric), other.final(quality.metric)) for one, other in pairs.values()]
     diverged = [sum(math.isnan(pair[side]) for pair in finals) for side in (0, 1)]
+    lost = [[pair[side] for pair in pairs.values()] for side in (0, 1)]
     gain = None if any(diverged) or not seeds else compare_pairs([sign * (other - one) for one, other in finals])
     if target is None:
         target = worst_final([result for pair in pairs.values() for result in pair], quality)
@@ -142,7 +159,17 @@ def _compare(
         }
         lead = _lead(list(arrivals.values()))
     return Comparison(
-        arm, baseline, seeds, (diverged[0], diverged[1]), gain, math.nan, target, arrivals, lead, math.nan
+        arm,
+        baseline,
+        seeds,
+        (diverged[0], diverged[1]),
+        (fate(lost[0]), fate(lost[1])),
+        gain,
+        math.nan,
+        target,
+        arrivals,
+        lead,
+        math.nan,
     )
 
 

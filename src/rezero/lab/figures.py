@@ -12,7 +12,7 @@ from rezero.lab.comparison import worst_final
 from rezero.lab.costs import costs_of
 from rezero.lab.quality import Quality
 from rezero.lab.speed import arrival
-from rezero.lab.spread import by_arm, compared, spread
+from rezero.lab.spreads import by_arm, compared, spread
 from rezero.lab.stats import survival
 from rezero.lab.store import Study, TrialResult
 from rezero.lab.subject import subject_of
@@ -50,31 +50,21 @@ def draw(study: Study, results: Sequence[TrialResult]) -> dict[str, Drawn]:
 
 
 def _curves(study: Study, finals: Sequence[TrialResult], quality: Quality) -> dict[str, Drawn | None]:
-    loss, unit = subject_of(study).train_loss()
-    plots = {
-        quality.metric: (quality.factor, quality.name, quality_title(quality), False, quality.percent),
-        "train_loss": (loss, "training loss", f"training loss ({unit}, log scale)", True, False),
-    }
-    return {name: _curve(study, finals, name, *plot) for name, plot in plots.items()}
+    measures = {each.metric: each for each in [quality, *subject_of(study).columns(finals)]}
+    return {name: _curve(study, finals, each) for name, each in measures.items()}
 
 
-def _curve(
-    study: Study,
-    finals: Sequence[TrialResult],
-    metric: str,
-    factor: float,
-    title: str,
-    axis: str,
-    log: bool,
-    percent: bool,
-) -> Drawn | None:
+def _curve(study: Study, finals: Sequence[TrialResult], measure: Quality) -> Drawn | None:
     arms, by = _arms(study, finals), _by(study)
     spread_of = ": median over seeds, shaded from the lowest to the highest seed" if _several(finals) else ""
-    caption = f"{title[0].upper()}{title[1:]} of {_whose(arms)}{spread_of}."
-    if not (rows := _curve_rows(finals, metric, factor, by)):
+    caption = f"{measure.name[0].upper()}{measure.name[1:]} of {_whose(arms)}{spread_of}."
+    if not (rows := _curve_rows(finals, measure.metric, measure.factor, by)):
         return None  # nothing has ended, or nothing stayed finite
-    described = _describe(caption, rows, by)
-    return caption, charts.curves(rows, x=by, y=axis, arms=arms, log=log, percent=percent, description=described)
+    described, percent = _describe(caption, rows, by), measure.percent
+    log = measure.metric == "train_loss" and all(row["low"] > 0 for row in rows)
+    axis = ", ".join(filter(None, (measure.unit, "log scale" if log else "")))
+    title = f"{measure.name} ({axis})" if axis else measure.name
+    return caption, charts.curves(rows, x=by, y=title, arms=arms, log=log, percent=percent, description=described)
 
 
 def _arrivals(study: Study, finals: Sequence[TrialResult], quality: Quality) -> Drawn | None:
@@ -168,7 +158,10 @@ def _several(finals: Sequence[TrialResult]) -> bool:
 def _curve_rows(results: Sequence[TrialResult], metric: str, factor: float, by: str) -> list[dict[str, Any]]:
     rows = []
     for arm, trials in by_arm(results).items():
-        curves = [{getattr(point, by): factor * point.metrics[metric] for point in result.points} for result in trials]
+        curves = [
+            {getattr(point, by): factor * point.metrics[metric] for point in result.points if metric in point.metrics}
+            for result in trials
+        ]
         for x in sorted(set().union(*curves)):
             # A trial that diverged has no value from then on, and counts as infinite.
             values = [curve.get(x, math.nan) for curve in curves]

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -20,21 +20,21 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from rezero.data.batches import Data
 from rezero.errors import UsageError
 from rezero.lab.memory import memory_named
-from rezero.lab.one import Watcher, missing_trials, run_one, slug
+from rezero.lab.one import Watcher, Work, check_hope, missing_trials, run_one, slug
 from rezero.lab.processes import open_processes
 from rezero.lab.settings import Settings
-from rezero.lab.store import LOCK, Store
+from rezero.lab.store import LOCK, Store, TrialResult
 from rezero.lab.tasks import find_task
 from rezero.lab.trial import Point, Trial
 
-__all__ = ["run_jobs"]
+__all__ = ["free_device", "run_jobs", "work_on_task"]
 
 DEATHS = 10  # of the process of one trial, without a step forward between them
 _EVERY = 0.5  # seconds between two looks at the store, and of a worker at its driver
 _PATIENCE = 120.0  # seconds that a worker without a driver may take to end on a busy machine
 
 
-def run_jobs(store: Store, watcher: Watcher, *, jobs: int, checkpoint_every: float) -> None:
+def run_jobs(store: Store, work: Work, watcher: Watcher, *, jobs: int) -> None:
     """Run every trial that the store does not hold yet, several at once.
 
     Each runs in a process of a pool, which writes what it measures into the store. A process that dies takes the pool
@@ -42,9 +42,9 @@ def run_jobs(store: Store, watcher: Watcher, *, jobs: int, checkpoint_every: flo
 
     Args:
         store: The study's records, open here.
+        work: Runs one trial; has to be picklable.
         watcher: Is told of the progress.
         jobs: How many at once.
-        checkpoint_every: Seconds between two checkpoints of a trial.
 
     Raises:
         UsageError: If a trial can't be run, or its process dies time and again.
@@ -55,8 +55,9 @@ def run_jobs(store: Store, watcher: Watcher, *, jobs: int, checkpoint_every: flo
         while missing := missing_trials(store):
             try:
                 with _looking(store.folder, watcher):
-                    for trial in _pool(store.folder, missing, jobs, checkpoint_every):
-                        watcher.finish(trial, store.last_point(trial))
+                    for trial in _pool(store.folder, missing, jobs, work):
+                        watcher.finish(store.result(trial))
+                        check_hope(store)
             except TerminatedWorkerError:
                 _count_deaths(store, watcher, deaths, reached)
     finally:
@@ -79,10 +80,10 @@ def _count_deaths(store: Store, watcher: Watcher, deaths: Counter[Trial], reache
             )
 
 
-def _pool(folder: Path, trials: list[Trial], jobs: int, checkpoint_every: float) -> Iterator[Trial]:
+def _pool(folder: Path, trials: list[Trial], jobs: int, work: Work) -> Iterator[Trial]:
     """Run trials in a pool of processes, and tell which one has ended."""
     pool = Parallel(n_jobs=jobs, backend="loky", batch_size=1, return_as="generator_unordered")
-    ended: Iterator[Trial] = pool(delayed(_work)(folder, trial, os.getpid(), checkpoint_every) for trial in trials)
+    ended: Iterator[Trial] = pool(delayed(_work)(folder, trial, os.getpid(), work) for trial in trials)
     return ended
 
 
@@ -107,18 +108,32 @@ def _looking(folder: Path, watcher: Watcher) -> Iterator[None]:
         thread.join()
 
 
-def _work(folder: Path, trial: Trial, driver: int, checkpoint_every: float) -> Trial:
+def _work(folder: Path, trial: Trial, driver: int, work: Work) -> Trial:
     """Run one trial in this process."""
     _follow(driver)
     with Store.open(folder) as store, _alone(folder, trial):
-        if trial in store.done():
-            return trial
-        settings = store.study.settings
-        with _device(folder, settings) as own, memory_named(own), open_processes(own) as accelerator:
-            data = _load(store.study.task, settings)
-            task = find_task(store.study.task)
-            run_one(store, task, trial, data.to(accelerator.device), _Silent(), accelerator, checkpoint_every)
+        if trial not in store.done():
+            work(store, trial, _Silent())
     return trial
+
+
+def work_on_task(store: Store, trial: Trial, watcher: Watcher, *, checkpoint_every: float) -> None:
+    """Run one trial of a task, with all that it needs.
+
+    Args:
+        store: The study's records.
+        trial: The trial.
+        watcher: Is told of the progress.
+        checkpoint_every: Seconds between two checkpoints.
+    """
+    settings, task = store.study.task_settings, find_task(store.study.task)
+    with (
+        free_device(store.folder, wanted=settings.device == "cuda") as index,
+        memory_named(own := settings if index is None else replace(settings, device=f"cuda:{index}")),
+        open_processes(own) as accelerator,
+    ):
+        data = _load(store.study.task, settings).to(accelerator.device)
+        run_one(store, task, trial, data, watcher, accelerator, checkpoint_every)
 
 
 @cache
@@ -149,26 +164,38 @@ def _alone(folder: Path, trial: Trial) -> Iterator[None]:
 
 
 @contextmanager
-def _device(folder: Path, settings: Settings) -> Iterator[Settings]:
-    """Take a CUDA device that no other trial of the study has, where any of them will do."""
-    if settings.device != "cuda":
-        yield settings
+def free_device(folder: Path, *, wanted: bool = True) -> Iterator[int | None]:
+    """Take a CUDA device that no other trial of the study has.
+
+    Args:
+        folder: The study's folder.
+        wanted: Whether any is.
+
+    Yields:
+        Its index; None if none is wanted, or there is none.
+    """
+    count = torch.cuda.device_count() if wanted else 0
+    if not count:
+        yield None
         return
-    while True:
-        for index in range(torch.cuda.device_count()):
-            try:
-                with FileLock(folder / f"{LOCK}-cuda-{index}", timeout=0):
-                    yield replace(settings, device=f"cuda:{index}")
-                    return
-            except Timeout:
-                continue
-        time.sleep(_EVERY)
+    with ExitStack() as held:
+        while (index := _lock_one(held, folder, count)) is None:
+            time.sleep(_EVERY)
+        yield index
+
+
+def _lock_one(held: ExitStack, folder: Path, count: int) -> int | None:
+    for index in range(count):
+        with suppress(Timeout):
+            held.enter_context(FileLock(folder / f"{LOCK}-cuda-{index}", timeout=0))
+            return index
+    return None
 
 
 class _Silent:
     """Tells nobody; the driver looks into the store."""
 
-    def begin(self, trial: Trial, total_steps: int, start: int) -> None:
+    def begin(self, trial: Trial, total_steps: int | None, start: int) -> None:
         pass
 
     def step(self, step: int) -> None:
@@ -177,7 +204,7 @@ class _Silent:
     def point(self, point: Point) -> None:
         pass
 
-    def finish(self, trial: Trial, point: Point) -> None:
+    def finish(self, result: TrialResult) -> None:
         pass
 
     def several(self, running: int, done: float) -> None:

@@ -7,124 +7,132 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-from rezero.lab.own import OwnSettings
+from rezero.lab.jobs import free_device
+from rezero.lab.journal import Journal
+from rezero.lab.one import Watcher, slug
+from rezero.lab.own import LOGS, OwnSettings
 from rezero.lab.script import ORDER
+from rezero.lab.store import Store
 from rezero.lab.trial import Point, Trial
 
-__all__ = ["Launch"]
+__all__ = ["run_script"]
 
 _EVERY = 0.1  # seconds between two looks at the journal
-_TAIL = 2_000  # bytes of a log in which its last line is looked for
+_TAIL = 4_000  # bytes of what was printed in which its last line is looked for
 
 
-class Launch:
-    """One run of a script.
+def run_script(store: Store, trial: Trial, watcher: Watcher, *, own_device: bool = False) -> None:
+    """Run a study's script from its beginning as one of its trials, and keep what it logs.
+
+    Whatever the script does, the trial ends: as finished, diverged, crashed, timed out, or silent if it logs nothing.
 
     Args:
-        settings: The study's settings.
-        trial: Which arm, rate and seed.
-        folder: The study's folder, which gets the journal and what the script prints.
-        name: The trial's name for files.
-
-    Attributes:
-        status: How it ended, once it has: ``finished``, ``diverged``, ``crashed``, ``timed out`` or ``silent``.
-        note: What is worth knowing about that, in a line; empty if nothing is.
+        store: The study's records.
+        trial: The trial.
+        watcher: Is told of the progress.
+        own_device: Whether the script may only see one CUDA device, which no other trial of the study has.
     """
+    settings = store.study.settings
+    assert isinstance(settings, OwnSettings)  # noqa: S101 - the caller knows
+    store.begin(trial, start=-1)
+    watcher.begin(trial, store.length() or None, 0)
+    with free_device(store.folder, wanted=own_device) as device:
+        visible = {} if device is None else {"CUDA_VISIBLE_DEVICES": str(device)}
+        launch = _Launch(settings, trial, store.folder, visible)
+        with closing(launch.points()) as points:
+            for point in points:
+                store.add(trial, point)
+                watcher.step(point.step)
+                watcher.point(point)
+    watcher.finish(store.finish(trial, launch.status, launch.journal.memory, launch.note))
 
-    def __init__(self, settings: OwnSettings, trial: Trial, folder: Path, name: str) -> None:
-        self.settings, self.trial = settings, trial
+
+class _Launch:
+    def __init__(self, settings: OwnSettings, trial: Trial, folder: Path, environment: Mapping[str, str]) -> None:
+        self.settings, self.trial, self.environment = settings, trial, environment
         self.status, self.note = "running", ""
-        self.printed = folder / "logs" / f"{name}.log"
-        self._order, self._journal = (folder / "logs" / f"{name}.{ending}" for ending in ("json", "jsonl"))
-        self._repeated = 0
+        self.journal = Journal()
+        name = folder.absolute() / LOGS / slug(trial)
+        self._printed, self._order, self._lines = (
+            name.with_name(f"{name.name}.{end}") for end in ("log", "json", "jsonl")
+        )
 
-    def points(self) -> Iterator[Point]:
-        """Run the script from its beginning.
-
-        Yields:
-            What it logs: a point a step, once the step is over.
-        """
-        self.printed.parent.mkdir(exist_ok=True)
-        self._journal.unlink(missing_ok=True)
-        order = {
-            "arm": self.trial.arm,
-            "lr": self.trial.lr,
-            "seed": self.trial.seed,
-            "journal": str(self._journal.absolute()),
-        }
-        self._order.write_text(json.dumps(order), encoding="utf-8")
+    def points(self) -> Generator[Point]:
+        """Run the script; yield a point a step, once the step is over."""
+        self._prepare()
         command = [sys.executable, self.settings.script, *self.settings.arguments]
-        limit = math.inf if self.settings.time_limit is None else self.settings.time_limit
-        last: Point | None = None
-        with self.printed.open("wb") as out:
+        limit = self.settings.time_limit or math.inf
+        with self._printed.open("wb") as out:
             process = subprocess.Popen(  # noqa: S603 - the user's own script
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, ORDER: str(self._order.absolute())},
+                env={**os.environ, **self.environment, ORDER: str(self._order)},
                 start_new_session=True,
             )
-            began = time.monotonic()
+            deadline = time.monotonic() + limit
             try:
-                for line in self._lines(process, began + limit):
-                    last, done = self._join(last, line)
-                    if done is not None:
+                for line in self._follow(process, deadline):
+                    if (done := self.journal.add(line)) is not None:
                         yield done
-                if last is not None:
-                    yield last
+                late = process.poll() is None
             finally:
-                _kill(process)
-        self._judge(process.returncode, last, limit <= time.monotonic() - began)
+                _end(process)
+        if self.journal.last is not None:
+            yield self.journal.last
+        self._judge(process.returncode, late=late)
         self._order.unlink()
-        self._journal.unlink(missing_ok=True)
+        self._lines.unlink(missing_ok=True)
 
-    def _lines(self, process: "subprocess.Popen[bytes]", deadline: float) -> Iterator[dict[str, Any]]:
-        """Follow the journal until the script has ended or its time is over."""
+    def _prepare(self) -> None:
+        self._printed.parent.mkdir(exist_ok=True)
+        self._lines.unlink(missing_ok=True)  # of a run that was killed
+        order = {
+            "arm": self.trial.arm.split()[0],
+            "lr": self.trial.lr,
+            "seed": self.trial.seed,
+            "journal": str(self._lines),
+            "lab": os.getpid(),
+        }
+        self._order.write_text(json.dumps(order), encoding="utf-8")
+
+    def _follow(self, process: "subprocess.Popen[bytes]", deadline: float) -> Iterator[dict[str, Any]]:
+        """Read the journal's whole lines until the script has ended or its time is over."""
         read = 0
         while True:
-            over = process.poll() is not None
-            text = self._journal.read_bytes()[read:] if self._journal.exists() else b""
-            whole = text[: text.rfind(b"\n") + 1]
-            read += len(whole)
-            yield from map(json.loads, whole.splitlines())
-            if over or time.monotonic() > deadline:
+            over = process.poll() is not None or time.monotonic() > deadline
+            with suppress(FileNotFoundError), self._lines.open("rb") as file:
+                file.seek(read)
+                text = file.read()
+                whole = text[: text.rfind(b"\n") + 1]
+                read += len(whole)
+                yield from map(json.loads, whole.splitlines())
+            if over:
                 return
             time.sleep(_EVERY)
 
-    def _join(self, last: Point | None, line: dict[str, Any]) -> tuple[Point, Point | None]:
-        """Add a line to the point of its step; return that, and the point before if it is over."""
-        metrics = {name: math.nan if value is None else value for name, value in line["metrics"].items()}
-        point = Point(line["step"], float(line["step"]), {**metrics, "seconds": line["seconds"]}, tuple(line["alphas"]))
-        if last is None or point.step > last.step:
-            return point, last
-        self._repeated += point.step < last.step or bool(metrics.keys() & last.metrics.keys())
-        return Point(last.step, last.epoch, {**last.metrics, **point.metrics}, point.alphas or last.alphas), None
-
-    def _judge(self, code: int, last: Point | None, late: bool) -> None:
-        if late and code == -signal.SIGKILL:
+    def _judge(self, code: int, *, late: bool) -> None:
+        if late:
             self.status, self.note = "timed out", f"it was ended after {self.settings.time_limit:g} seconds"
         elif code != 0:
-            self.status, self.note = "crashed", f"exit code {code}: {self._last_line()}"
-        elif last is None:
-            self.status, self.note = "silent", "it logged nothing: call rezero.lab.log(step, ...)"
+            how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            self.status, self.note = "crashed", f"{how}: {self._last_line()}"
         else:
-            finite = all(math.isfinite(value) for value in last.metrics.values())
-            self.status = "finished" if finite else "diverged"
-            if self._repeated:
-                self.note = f"{self._repeated} steps were logged twice, and the last value counts"
+            self.status, self.note = self.journal.status, self.journal.note
 
     def _last_line(self) -> str:
-        lines = self.printed.read_bytes()[-_TAIL:].decode("utf-8", errors="replace").split("\n")
+        lines = self._printed.read_bytes()[-_TAIL:].decode("utf-8", errors="replace").split("\n")
         return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
 
 
-def _kill(process: "subprocess.Popen[bytes]") -> None:
+def _end(process: "subprocess.Popen[bytes]") -> None:
     """End a script and all that it has started."""
-    if process.poll() is None:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    process.wait()

@@ -11,7 +11,7 @@ from torch import nn
 from rezero.errors import UsageError
 from rezero.lab.settings import Settings
 
-__all__ = ["check_memory", "memory_named", "peak_memory"]
+__all__ = ["check_memory", "memory_named", "peak_memory", "peak_of_process"]
 
 
 def check_memory(model: nn.Module, settings: Settings) -> None:
@@ -71,10 +71,15 @@ def peak_memory(device: torch.device) -> Iterator[Callable[[], float | None]]:
         return
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
-    yield _peak_of_process
+    yield peak_of_process
 
 
-def _peak_of_process() -> float | None:
+def peak_of_process() -> float | None:
+    """Return the most bytes that this process has held.
+
+    Returns:
+        The number; None where the system does not say.
+    """
     with suppress(OSError):
         if found := re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii")):
             return 1024.0 * int(found[1])

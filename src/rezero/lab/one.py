@@ -1,31 +1,34 @@
 """One trial of a study: what is missing, its checkpoint, its run."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 from accelerate import Accelerator
 
 from rezero.data.batches import Data
+from rezero.errors import UsageError
 from rezero.lab.checkpoint import Checkpoints
 from rezero.lab.costs import costs_of
 from rezero.lab.memory import peak_memory
+from rezero.lab.own import LOGS
 from rezero.lab.processes import agree
 from rezero.lab.run import owner, run_trial
 from rezero.lab.settings import total_steps
-from rezero.lab.store import Store, Study
+from rezero.lab.store import Store, Study, TrialResult
 from rezero.lab.task import Task
 from rezero.lab.trial import Point, Trial
 from rezero.lab.tune import plan
 
-__all__ = ["Watcher", "checkpoints_of", "missing_trials", "run_one", "slug"]
+__all__ = ["Watcher", "Work", "check_hope", "checkpoints_of", "missing_trials", "run_one", "slug"]
 
 
 class Watcher(Protocol):
     """Is told how a study goes; the command line shows it as progress bars."""
 
-    def begin(self, trial: Trial, total_steps: int, start: int) -> None:
-        """Note that a trial starts, at step ``start`` if it goes on from a checkpoint."""
+    def begin(self, trial: Trial, total_steps: int | None, start: int) -> None:
+        """Note that a trial starts, at step ``start`` if it goes on from a checkpoint; of so many steps, if known."""
 
     def step(self, step: int) -> None:
         """Note that the trial has done ``step`` steps."""
@@ -33,14 +36,18 @@ class Watcher(Protocol):
     def point(self, point: Point) -> None:
         """Note a measurement of the trial."""
 
-    def finish(self, trial: Trial, point: Point) -> None:
-        """Note that a trial has ended, with its last measurement."""
+    def finish(self, result: TrialResult) -> None:
+        """Note that a trial has ended."""
 
     def several(self, running: int, done: float) -> None:
         """Note how many trials run at once, and how much is done, in whole trials."""
 
     def died(self, trial: Trial, times: int) -> None:
         """Note that the process of a trial has died, for the how manieth time since it got on, and is begun again."""
+
+
+Work = Callable[[Store, Trial, Watcher], None]
+"""Runs one trial and keeps what it measures."""
 
 
 def missing_trials(store: Store) -> list[Trial]:
@@ -54,6 +61,24 @@ def missing_trials(store: Store) -> list[Trial]:
     """
     known = costs_of(store.study, store.results())
     return [trial for trial in plan(store.study.settings, known) if trial not in known]
+
+
+def check_hope(store: Store) -> None:
+    """Stop a study of which every arm has been tried and none has measured anything.
+
+    Args:
+        store: The study's records.
+
+    Raises:
+        UsageError: If that is so.
+    """
+    results = store.results()
+    if {result.trial.arm for result in results} < {*store.study.settings.arms} or any(r.points for r in results):
+        return
+    ends = "; ".join(f"{each.trial.arm} {each.status} ({each.note})" for each in results)
+    store.forget()  # so that a mended script can take their place
+    logs = f"; what they printed is in {store.folder / LOGS}" if (store.folder / LOGS).exists() else ""
+    raise UsageError(f"no arm measured anything: {ends}{logs}. Mend that, then give the same command again")
 
 
 def run_one(
@@ -76,12 +101,13 @@ def run_one(
         accelerator: The processes and their device.
         checkpoint_every: Seconds between two checkpoints.
     """
+    settings = store.study.task_settings
     checkpoints = checkpoints_of(store.folder, store.study, task, trial, data)
     start, _ = agree(accelerator, (checkpoints.latest(), trial))
     with peak_memory(accelerator.device) as memory:
         points = run_trial(
             task,
-            store.study.settings,
+            settings,
             trial,
             data,
             watcher.step,
@@ -91,13 +117,13 @@ def run_one(
             start=start,
         )
         store.begin(trial, start)
-        watcher.begin(trial, total_steps(store.study.settings, data), start)
+        watcher.begin(trial, total_steps(settings, data), start)
         for point in points:
             store.add(trial, point)
             watcher.point(point)
-        store.finish(trial, "diverged" if point.diverged else "finished", memory())
+        result = store.finish(trial, "diverged" if point.diverged else "finished", memory())
     checkpoints.clear()
-    watcher.finish(trial, point)
+    watcher.finish(result)
 
 
 def checkpoints_of(folder: Path, study: Study, task: Task, trial: Trial, data: Data) -> Checkpoints:
@@ -113,7 +139,7 @@ def checkpoints_of(folder: Path, study: Study, task: Task, trial: Trial, data: D
     Returns:
         The place.
     """
-    return Checkpoints(folder / "checkpoints" / slug(trial), owner(task, study.settings, trial, data))
+    return Checkpoints(folder / "checkpoints" / slug(trial), owner(task, study.task_settings, trial, data))
 
 
 def slug(trial: Trial) -> str:

@@ -3,15 +3,18 @@
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
+from hashlib import sha256
+from pathlib import Path
 
 from rezero.errors import UsageError, near
+from rezero.lab.arms import read_arm
 from rezero.lab.design import Design
 from rezero.lab.quality import Quality
 
-__all__ = ["OwnSettings", "choose_metric", "own_quality"]
+__all__ = ["FAILURES", "LOGS", "OwnSettings", "check_own_arms", "choose_metric", "own_quality"]
 
-Goal = Literal["min", "max"]
+FAILURES = ("crashed", "timed out", "silent")
+LOGS = "logs"  # the folder, in that of the study, of what scripts print
 PREFERRED = (
     "val_accuracy",
     "eval_accuracy",
@@ -41,15 +44,44 @@ class OwnSettings(Design):
     script: str
     digest: str
     arguments: tuple[str, ...] = ()
-    goal: Goal | None = None
+    goal: str | None = None
     time_limit: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.tune_over != "lr":
             raise UsageError(f"of a script only the rate can be tuned, with rezero.lab.lr(): got {self.tune_over!r}")
+        if self.goal not in (None, "min", "max"):
+            raise UsageError(f"goal must be min or max: got {self.goal!r}")
         if self.time_limit is not None and not self.time_limit > 0:
             raise UsageError(f"time-limit must be a number of seconds above 0: got {self.time_limit}")
+
+    def folder(self) -> Path:
+        """Return where the study lies unless it is told otherwise."""
+        key = sha256(repr(self).encode()).hexdigest()[:8]
+        return Path("rezero-studies") / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', Path(self.script).stem)}-{key}"
+
+
+def check_own_arms(arms: Collection[str], known: Collection[str] | None = None) -> None:
+    """Refuse arms that a script or function can't have.
+
+    Args:
+        arms: Names, each with what it has of its own: ``rezero lr=3`` runs at three times the script's rate.
+        known: The names there are; None leaves that to the script.
+
+    Raises:
+        UsageError: If there is none, or one has settings of its own other than lr.
+    """
+    if not arms:
+        raise UsageError("expected at least one arm, such as original or rezero, got none")
+    for each in arms:
+        arm = read_arm(each)
+        if known is not None and arm.formula not in known:
+            raise UsageError(
+                f"no arm is called {arm.formula!r}{near(arm.formula, known)}; there are {', '.join(sorted(known))}"
+            )
+        if others := arm.own.keys() - {"lr"}:
+            raise UsageError(f"an arm of a script can have lr of its own, no {', '.join(sorted(others))}: got {each!r}")
 
 
 def choose_metric(logged: Collection[str], asked: str | None) -> str:
@@ -63,23 +95,23 @@ def choose_metric(logged: Collection[str], asked: str | None) -> str:
         Its name.
 
     Raises:
-        UsageError: If it was not logged, or none that is logged speaks for itself.
+        UsageError: If it was not logged, or no name of one that was says which way is up.
     """
     if asked is not None:
         if asked not in logged:
             raise UsageError(
-                f"expected the script to log {asked!r}{near(asked, logged)}, got {', '.join(sorted(logged)) or 'nothing'}"
+                f"expected the script to log {asked!r}{near(asked, logged)}, "
+                f"got {', '.join(sorted(logged)) or 'nothing'}"
             )
         return asked
-    known = [name for name in PREFERRED if name in logged]
+    told = [name for name in sorted(logged) if _goal(name)]
+    known = [name for name in PREFERRED if name in logged] + told
     if not known:
-        raise UsageError(
-            f"which metric decides? Give --metric, one of {', '.join(sorted(logged)) or 'none: nothing was logged'}"
-        )
+        raise UsageError(f"which metric decides? Give --metric, one of {', '.join(sorted(logged))}, and --goal")
     return known[0]
 
 
-def own_quality(metric: str, goal: Goal | None) -> Quality:
+def own_quality(metric: str, goal: str | None) -> Quality:
     """Say which way a metric is good, by its name unless told.
 
     Args:
@@ -96,14 +128,18 @@ def own_quality(metric: str, goal: Goal | None) -> Quality:
         >>> own_quality("val_perplexity", None).lower_is_better
         True
     """
-    words = {*re.split(r"[^a-z0-9]+", metric.lower())}
+    goal = goal or _goal(metric)
     if goal is None:
-        if any(re.fullmatch(_DOWN, word) for word in words):
-            goal = "min"
-        elif any(re.fullmatch(_UP, word) for word in words):
-            goal = "max"
-        else:
-            raise UsageError(f"is a low or a high {metric} good? Give --goal min or --goal max")
-    name = " ".join(metric.replace("val", "validation", 1).split("_")) if metric.startswith("val_") else metric
-    percent = bool(words & {"acc", "accuracy"})
-    return Quality(name.replace("_", " "), "", metric, 1.0, lower_is_better=goal == "min", percent=percent)
+        raise UsageError(f"is a low or a high {metric} good? Give --goal min or --goal max")
+    words = [
+        {"val": "validation", "eval": "evaluation", "train": "training"}.get(word, word) for word in metric.split("_")
+    ]
+    return Quality(" ".join(words), "", metric, 1.0, lower_is_better=goal == "min", percent=False, significant=True)
+
+
+def _goal(metric: str) -> str | None:
+    """Tell by the words of a metric's name which way is up."""
+    words = re.split(r"[^a-z0-9]+", metric.lower())
+    if any(re.fullmatch(_DOWN, word) for word in words):
+        return "min"
+    return "max" if any(re.fullmatch(_UP, word) for word in words) else None

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-__all__ = ["ACCURACY", "BITS", "Quality", "loss_unit"]
+__all__ = ["ACCURACY", "BITS", "Quality", "loss_unit", "show_value"]
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,8 @@ class Quality:
         factor: What that metric is multiplied by.
         lower_is_better: Whether small values are good.
         percent: Whether values are fractions that are shown in percent.
+        significant: Whether four significant digits are shown, as of a metric of which nothing is known, in the place
+            of three behind the point.
     """
 
     name: str
@@ -25,16 +27,31 @@ class Quality:
     factor: float
     lower_is_better: bool
     percent: bool
+    significant: bool = False
 
     def show(self, value: float) -> str:
         """Write a value with its digits."""
         if not math.isfinite(value):
             return "none"
+        if self.significant:
+            return f"{value:#.4g}".removesuffix(".")
         return f"{100 * value:.1f} %" if self.percent else f"{value:.3f}"
 
     def recorded(self, shown: float) -> float:
         """Return the recorded value of one that is given as it is shown, in percent or in the unit."""
         return shown / 100 if self.percent else shown / self.factor
+
+
+def show_value(value: float) -> str:
+    """Write a loss with three digits, zeros at the end among them.
+
+    Args:
+        value: The loss; one that is not finite has diverged.
+
+    Returns:
+        The text.
+    """
+    return f"{value:#.3g}".removesuffix(".") if math.isfinite(value) else "diverged"
 
 
 def loss_unit(quality: Quality) -> tuple[float, str]:

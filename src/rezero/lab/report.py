@@ -14,7 +14,7 @@ import vl_convert
 from rezero import charts
 from rezero.errors import UsageError
 from rezero.lab.figures import draw
-from rezero.lab.spread import by_arm, compared
+from rezero.lab.spreads import by_arm, compared
 from rezero.lab.store import Store, Study, TrialResult
 from rezero.lab.tables import summary_rows
 from rezero.lab.tasks import SAMPLE_MARK

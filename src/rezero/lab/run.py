@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rezero.data.batches import Data
 from rezero.errors import UsageError
 from rezero.gate import gates
-from rezero.lab.arm import read_arm
+from rezero.lab.arms import read_arm
 from rezero.lab.checkpoint import Checkpoints
 from rezero.lab.optimize import build_optimizer, build_schedule
 from rezero.lab.processes import add_gradients_, share_

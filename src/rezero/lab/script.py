@@ -1,36 +1,41 @@
-"""What a script of one's own says to the lab: two lines in it, which do nothing when it runs by itself."""
+"""What a script or function of one's own says to the lab: a few lines, which do nothing when it runs by itself."""
 
 import json
 import math
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from rezero.errors import UsageError
 from rezero.gate import gates
+from rezero.lab.memory import peak_of_process
 
-__all__ = ["arm", "log", "lr", "seed"]
+__all__ = ["ORDER", "arm", "log", "lr", "running", "seed"]
 
-ORDER = "REZERO_TRIAL"  # the file that says which trial a script runs as
+ORDER = "REZERO_TRIAL"  # the variable that names the file which says what trial a script runs as
 M = TypeVar("M", bound=nn.Module)
+Line = dict[str, Any]
 
 
 def arm(model: M, *args: Any, arms: Mapping[str, Callable[[M], M]] | None = None, **kwargs: Any) -> M:
     """Apply the arm that this run is for; by itself a script's model stays as it is.
 
-    ``original`` is the model itself. Every other name is one of ``arms``, or ``rezero``: the model is converted in place
-    with a gate on each of its residual branches, which needs an example of its input.
+    ``original`` is the model itself. ``rezero`` converts it in place, with a gate on each of its residual branches,
+    which needs an example of its input. Every other name is one of ``arms``.
 
     Args:
         model: The model, before its optimizer is made.
         args: Example inputs, as the model takes them.
-        arms: Arms of one's own: name to a function of the model.
+        arms: Arms of one's own: name to a function of the model that returns a model.
         kwargs: Example inputs by name.
 
     Returns:
@@ -38,20 +43,25 @@ def arm(model: M, *args: Any, arms: Mapping[str, Callable[[M], M]] | None = None
 
     Raises:
         UsageError: If the arm is none of these, or the model can't be converted.
+
+    Example:
+        >>> model = nn.Linear(2, 2)
+        >>> arm(model, torch.zeros(1, 2)) is model  # nothing compares here
+        True
     """
-    trial = _trial()
-    if trial is None:
+    run = _run()
+    if run is None:
         return model
-    name, own = trial["arm"], dict(arms or {})
-    if name in own:
-        model = own[name](model)
-    elif name == "rezero":
+    own = dict(arms or {})
+    if run.arm in own:
+        model = own[run.arm](model)
+    elif run.arm == "rezero":
         from rezero.surgery.convert import convert_
 
-        convert_(model, *args, **kwargs)
-    elif name != "original":
-        raise UsageError(f"expected an arm out of {', '.join(['original', 'rezero', *own])}: got {name!r}")
-    _run().models.append(model)
+        convert_(model, args, kwargs)
+    elif run.arm != "original":
+        raise UsageError(f"expected an arm out of {', '.join(['original', 'rezero', *own])}: got {run.arm!r}")
+    run.watch(model)
     return model
 
 
@@ -64,8 +74,8 @@ def seed(default: int = 0) -> int:
     Returns:
         The seed. It decides weights and order of the data as far as the script lets it.
     """
-    trial = _trial()
-    return default if trial is None else int(trial["seed"])
+    run = _run()
+    return default if run is None else run.seed
 
 
 def lr(default: float) -> float:
@@ -77,67 +87,135 @@ def lr(default: float) -> float:
     Returns:
         The rate.
     """
-    trial = _trial()
-    return default if trial is None else default * float(trial["lr"])
+    run = _run()
+    return default if run is None else default * run.lr
 
 
-def log(step: int, **metrics: float) -> None:
-    """Record what was measured; by itself a script logs nothing.
+def log(step: int, **metrics: Any) -> None:
+    """Record what was measured; by itself a script records nothing.
+
+    The time is recorded too: seconds since the first step of a torch optimizer ended, evaluations among them.
 
     Args:
-        step: Optimizer steps done. A step that is logged again joins what it had.
-        metrics: Name to number: ``train_loss=...``, ``val_accuracy=...``.
+        step: Optimizer steps done, 0 or more. A step that is logged again joins what it had.
+        metrics: Name to number, or tensor of one number: ``train_loss=...``, ``val_accuracy=...``.
+
+    Raises:
+        UsageError: If a metric is no number, or called ``seconds``, which the lab measures.
     """
-    if _trial() is not None:
-        _run().log(int(step), {name: float(value) for name, value in metrics.items()})
+    run = _run()
+    if run is None:
+        return
+    try:
+        run.log(int(step), {name: _number(value) for name, value in metrics.items()})
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"expected a step and metrics that are numbers, got step={step!r}, {metrics}") from error
 
 
 class _Run:
-    """The journal of this run, a line of JSON a call."""
+    """One run: what it is, and where its lines go; None keeps none, in all but the first process of a group."""
 
-    def __init__(self, path: Path) -> None:
-        self.models: list[nn.Module] = []
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        self._start = time.perf_counter()
-        self._logging = 0.0
+    def __init__(self, arm: str, lr: float, seed: int, write: Callable[[Line], object] | None) -> None:
+        self.arm, self.lr, self.seed, self._write = arm, lr, seed, write
+        self._models: list[nn.Module] = []
+        self._start, self._logging = time.perf_counter(), 0.0
+        self._first = register_optimizer_step_post_hook(self._start_clock)
+
+    def _start_clock(self, *_: object) -> None:
+        # The first step waits for what is loaded or compiled once, which is no arm's own.
+        self._start, self._logging = time.perf_counter(), 0.0
+        self._first.remove()
+
+    def close(self) -> None:
+        """Let go of what waits for the first step."""
+        self._first.remove()
+
+    def watch(self, model: nn.Module) -> None:
+        """Record the gates of a model."""
+        self._models.append(model)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write a line in one call, which a kill leaves whole or out."""
+        """Write a line."""
         began = time.perf_counter()
+        if step < 0 or "seconds" in metrics:
+            raise ValueError
+        scales = [gate.gate_scale.detach().mean() for model in self._models for gate in gates(model).values()]
         line = {
             "step": step,
             "seconds": began - self._start - self._logging,
             "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
-            "alphas": [gate.gate_scale.mean().item() for model in self.models for gate in gates(model).values()],
+            "alphas": [value if math.isfinite(value) else None for value in _numbers(scales)],
+            "memory": torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else peak_of_process(),
         }
-        os.write(self._file, json.dumps(line).encode() + b"\n")
+        if self._write is not None:
+            self._write(line)
         self._logging += time.perf_counter() - began
 
 
+def _number(value: Any) -> float:
+    return float(value.detach() if isinstance(value, torch.Tensor) else value)
+
+
+def _numbers(scales: list[torch.Tensor]) -> list[float]:
+    numbers: list[float] = torch.stack([each.float() for each in scales]).tolist() if scales else []
+    return numbers
+
+
+_running: _Run | None = None
+
+
+@contextmanager
+def running(arm: str, lr: float, seed: int, write: Callable[[Line], object]) -> Iterator[None]:
+    """Let the block be a run of the lab.
+
+    Args:
+        arm: Its arm.
+        lr: What it multiplies its learning rate by.
+        seed: Its seed.
+        write: Gets each line.
+
+    Yields:
+        Nothing.
+    """
+    global _running  # what the block calls has to find it, in whichever thread
+    before, _running = _running, _Run(arm, lr, seed, write)
+    try:
+        yield
+    finally:
+        _running.close()
+        _running = before
+
+
+def _run() -> _Run | None:
+    return _running or _ordered()
+
+
 @cache
-def _trial() -> dict[str, Any] | None:
+def _ordered() -> _Run | None:
+    """Read what the lab that started this script wants of it."""
     if not (path := os.environ.get(ORDER)):
         return None
-    trial: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-    if trial["pid"] != os.getppid() and trial["pid"] != os.getpid():
-        return trial if os.environ.get("LOCAL_RANK", "0") == "0" else None
-    _end_with(os.getppid())
-    return trial
+    order = json.loads(Path(path).read_text(encoding="utf-8"))
+    if os.environ.get("RANK", "0") != "0":
+        return _Run(order["arm"], order["lr"], order["seed"], None)
+    _end_with(order["lab"])
+    file = os.open(order["journal"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    # One call, which a kill leaves whole or out.
+    return _Run(
+        order["arm"], order["lr"], order["seed"], lambda line: os.write(file, json.dumps(line).encode() + b"\n")
+    )
 
 
-@cache
-def _run() -> _Run:
-    trial = _trial()
-    assert trial is not None  # noqa: S101 - the callers have looked
-    return _Run(Path(trial["journal"]))
-
-
-def _end_with(parent: int) -> None:
-    """End this process when the lab is gone."""
+def _end_with(lab: int) -> None:
+    """End this process when the lab is gone, or is gone already."""
+    if os.name != "posix" or os.environ.get("LOCAL_RANK"):
+        return  # a launcher lies between the two, and ends its processes itself
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == lab:
             time.sleep(0.5)
         os._exit(1)
 
+    if os.getppid() != lab:
+        os._exit(1)
     threading.Thread(target=watch, daemon=True).start()

@@ -41,15 +41,17 @@ def arrival(result: TrialResult, quality: Quality, target: float, steps: int) ->
     sign = 1 if quality.lower_is_better else -1
     before: tuple[float, float, float] | None = None
     for point in result.points:
+        if quality.metric not in point.metrics:
+            continue  # a script measures what it likes when it likes
         value, seconds = sign * point.metrics[quality.metric], point.metrics["seconds"]
         if not math.isfinite(value):
             break
         if value <= sign * target:
             if before is None:
-                return Arrival(point.step, seconds, reached=True, at_first=True)
+                return Arrival(max(1, point.step), seconds, reached=True, at_first=True)
             last, step, clock = before
             part = (last - sign * target) / (last - value)
-            return Arrival(step + part * (point.step - step), clock + part * (seconds - clock), reached=True)
+            return Arrival(max(1.0, step + part * (point.step - step)), clock + part * (seconds - clock), reached=True)
         before = value, point.step, seconds
-    pace = result.last.metrics["seconds"] / result.last.step
+    pace = result.last.metrics["seconds"] / max(1, result.last.step)
     return Arrival(steps, pace * steps, reached=False)

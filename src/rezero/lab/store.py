@@ -4,7 +4,7 @@ import json
 import math
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -14,21 +14,23 @@ from filelock import FileLock, Timeout
 
 from rezero.errors import UsageError
 from rezero.lab.design import Design, Question
+from rezero.lab.own import OwnSettings
 from rezero.lab.settings import Settings
 from rezero.lab.trial import Point, Trial
 
 __all__ = ["Store", "Study", "TrialResult"]
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 DATABASE = "study.sqlite"
 WAIT = 60.0  # seconds for other writers
 LOCK = ".lock"  # held by the process that runs the study
 METRICS = {"train_loss", "val_loss", "val_accuracy", "seconds"}
+ENDS = ("finished", "diverged", "crashed", "timed out", "silent")
 _SCHEMA = """
 CREATE TABLE study (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE trial (
     id INTEGER PRIMARY KEY, arm TEXT NOT NULL, lr REAL NOT NULL, seed INTEGER NOT NULL, tuned TEXT NOT NULL,
-    status TEXT NOT NULL, memory REAL, UNIQUE (arm, lr, seed, tuned));
+    status TEXT NOT NULL, memory REAL, note TEXT NOT NULL DEFAULT '', UNIQUE (arm, lr, seed, tuned));
 CREATE TABLE metric (
     trial INTEGER NOT NULL REFERENCES trial, step INTEGER NOT NULL, epoch REAL NOT NULL, name TEXT NOT NULL, value REAL,
     PRIMARY KEY (trial, step, name));
@@ -45,7 +47,8 @@ CREATE TABLE new_trial (
 INSERT INTO new_trial SELECT id, arm, lr, seed, '{}', status, NULL FROM trial;
 DROP TABLE trial;
 ALTER TABLE new_trial RENAME TO trial;
-"""
+""",
+    4: "ALTER TABLE trial ADD COLUMN note TEXT NOT NULL DEFAULT ''",
 }
 
 
@@ -54,7 +57,7 @@ class Study:
     """What a study is, apart from its results.
 
     Attributes:
-        task: Name of the task.
+        task: Name of the task; of a script or function of one's own its name.
         settings: Everything that decides its numbers.
         provenance: How it came about, as the report shows it: command, versions, machine, date.
         data: Name of the data; one that was given by path carries its checksum.
@@ -67,6 +70,13 @@ class Study:
     data: str = ""
     question: Question = field(default_factory=Question)
 
+    @property
+    def task_settings(self) -> Settings:
+        """The settings of a study of one of the lab's own tasks."""
+        if not isinstance(self.settings, Settings):
+            raise TypeError(f"{self.task} is no task of the lab")
+        return self.settings
+
 
 @dataclass(frozen=True)
 class TrialResult:
@@ -77,12 +87,14 @@ class TrialResult:
         status: ``finished``, ``diverged``, or, of a script, ``crashed``, ``timed out`` or ``silent``.
         points: What was measured, in the order of steps.
         memory: Bytes that its process, or its device, held at the peak; None if nobody looked.
+        note: What is worth knowing of its end, in a line; empty if nothing is.
     """
 
     trial: Trial
     status: str
     points: tuple[Point, ...]
     memory: float | None = None
+    note: str = ""
 
     @property
     def last(self) -> Point:
@@ -90,8 +102,10 @@ class TrialResult:
         return self.points[-1] if self.points else Point(0, 0.0, {"seconds": 0.0}, ())
 
     def final(self, metric: str) -> float:
-        """Return a metric at the end; nan for a trial that did not finish, whatever it had reached before."""
-        return self.last.metrics.get(metric, math.nan) if self.status == "finished" else math.nan
+        """Return the last value of a metric; nan for a trial that did not finish, whatever it had reached before."""
+        if self.status != "finished":
+            return math.nan
+        return next((each.metrics[metric] for each in reversed(self.points) if metric in each.metrics), math.nan)
 
 
 class Store:
@@ -142,7 +156,7 @@ class Store:
                         _check_new_folder(folder)
                     else:
                         _migrate(connection, folder)
-                        _check_same(_read_study(connection, folder), study, folder)
+                        _check_same(connection, study, folder)
                     stack.enter_context(FileLock(path.with_name(LOCK), timeout=0))
                     stack.callback(path.with_name(LOCK).unlink, missing_ok=True)
                     _write_schema(connection, study, folder)
@@ -152,10 +166,9 @@ class Store:
                 purpose = "read" if study is None else "write to"
                 raise UsageError(f"cannot {purpose} the output folder {folder}: {error}") from error
             _migrate(connection, folder)
-            held = _read_study(connection, folder)
             if study is not None:
-                _check_same(held, study, folder)
-            yield cls(folder, connection, held, asked=study)
+                _check_same(connection, study, folder)
+            yield cls(folder, connection, _read_study(connection, folder), asked=study)
 
     def ask(self, question: Question) -> None:
         """Ask something else of the study from now on."""
@@ -182,11 +195,13 @@ class Store:
             query = "SELECT coalesce(max(step), 0) FROM metric JOIN trial ON trial.id = trial WHERE status = 'finished'"
             return int(next(self._rows(query, (), int))[0])
 
-    def last_point(self, trial: Trial) -> Point:
-        """Return the last point of a trial that has ended."""
+    def result(self, trial: Trial) -> TrialResult:
+        """Return a trial that has ended."""
         with _damage_named(self.folder):
-            (row,) = self._connection.execute(_FIND, _key(trial)).fetchone()
-            return self._points(row)[-1]
+            row, status, memory, note = self._connection.execute(
+                "SELECT id, status, memory, note FROM trial WHERE (arm, lr, seed, tuned) = (?, ?, ?, ?)", _key(trial)
+            ).fetchone()
+            return TrialResult(trial, status, self._points(row), memory, note)
 
     def begin(self, trial: Trial, start: int = 0) -> None:
         """Record that a trial starts, forgetting what an interrupted one left after its checkpoint at ``start``."""
@@ -218,18 +233,30 @@ class Store:
             if point.sample is not None:
                 connection.execute("INSERT OR REPLACE INTO sample VALUES (?, ?, ?)", (row, point.step, point.sample))
 
-    def finish(self, trial: Trial, status: str, memory: float | None = None) -> None:
-        """Record that a trial ended as ``finished`` or ``diverged``, and the bytes that it held at the peak."""
+    def finish(self, trial: Trial, status: str, memory: float | None = None, note: str = "") -> TrialResult:
+        """Record how a trial ended, the bytes that it held at the peak, and what else is worth knowing; return it."""
         with self._writing() as connection:
-            statement = "UPDATE trial SET status = ?, memory = ? WHERE (arm, lr, seed, tuned) = (?, ?, ?, ?)"
-            connection.execute(statement, (status, memory, *_key(trial)))
+            statement = "UPDATE trial SET status = ?, memory = ?, note = ? WHERE (arm, lr, seed, tuned) = (?, ?, ?, ?)"
+            connection.execute(statement, (status, memory, note, *_key(trial)))
+        return self.result(trial)
+
+    def forget(self, statuses: Sequence[str] = ("running", *ENDS)) -> int:
+        """Forget the trials that ended in one of these ways, so that they are run again; return how many they were."""
+        with self._writing() as connection:
+            marks = ", ".join("?" * len(statuses))
+            query = f"SELECT id FROM trial WHERE status IN ({marks})"  # noqa: S608 - question marks
+            found = connection.execute(query, statuses).fetchall()
+            for table, column in (("metric", "trial"), ("alpha", "trial"), ("sample", "trial"), ("trial", "id")):
+                connection.executemany(f"DELETE FROM {table} WHERE {column} = ?", found)  # noqa: S608 - constants
+        return len(found)
 
     def results(self) -> list[TrialResult]:
         """Return the trials that ended, those of the tuning too, by arm in the study's order and then by seed."""
         order = {arm: position for position, arm in enumerate(self.study.settings.arms)}
         with _damage_named(self.folder):
             ended = [
-                TrialResult(trial, status, self._points(row), memory) for row, trial, status, memory in self._ended()
+                TrialResult(trial, status, self._points(row), memory, note)
+                for row, trial, status, memory, note in self._ended()
             ]
             return sorted(ended, key=lambda result: (order[result.trial.arm], result.trial.seed, result.trial))
 
@@ -246,14 +273,16 @@ class Store:
                 "else is in the way, then give the same command again"
             ) from error
 
-    def _ended(self) -> Iterator[tuple[int, Trial, str, float | None]]:
-        query = "SELECT id, arm, lr, seed, tuned, status, memory FROM trial WHERE status IN ('finished', 'diverged')"
-        for row, arm, lr, seed, tuned, status, memory in self._rows(
-            query, (), int, str, float, int, str, str, float | None
+    def _ended(self) -> Iterator[tuple[int, Trial, str, float | None, str]]:
+        query = "SELECT id, arm, lr, seed, tuned, status, memory, note FROM trial WHERE status <> 'running'"
+        for row, arm, lr, seed, tuned, status, memory, note in self._rows(
+            query, (), int, str, float, int, str, str, float | None, str
         ):
             if arm not in self.study.settings.arms:
                 raise ValueError(f"arm is {arm!r}")
-            yield row, Trial(arm, lr, seed, tuple(json.loads(tuned).items())), status, memory
+            if status not in ENDS:
+                raise ValueError(f"status is {status!r}")
+            yield row, Trial(arm, lr, seed, tuple(json.loads(tuned).items())), status, memory, note
 
     def _points(self, row: int) -> tuple[Point, ...]:
         metrics: dict[tuple[int, float], dict[str, float]] = {}
@@ -264,15 +293,23 @@ class Store:
         query = "SELECT step, value FROM alpha WHERE trial = ? ORDER BY step, gate"
         for step, value in self._rows(query, (row,), int, float | None):
             alphas.setdefault(step, []).append(math.nan if value is None else value)
-        if not metrics or any(named.keys() != METRICS for named in metrics.values()):
-            raise ValueError(f"a trial that ended lacks some of {', '.join(sorted(METRICS))}")
-        if (first := min(metrics))[0] < 1 or not first[1] > 0:
-            raise ValueError(f"a point is at step {first[0]}, epoch {first[1]}")
+        self._check_points(metrics)
         samples = dict(self._rows("SELECT step, value FROM sample WHERE trial = ?", (row,), int, str))
         return tuple(
             Point(step, epoch, named, tuple(alphas.get(step, ())), samples.get(step))
             for (step, epoch), named in metrics.items()
         )
+
+    def _check_points(self, metrics: Mapping[tuple[int, float], Mapping[str, float]]) -> None:
+        """Refuse points that no trial of the study can have left."""
+        own = isinstance(self.study.settings, OwnSettings)  # such a trial measures what and when it likes
+        if own and any("seconds" not in named for named in metrics.values()):
+            raise ValueError("a point lacks its seconds")
+        if not own and (not metrics or any(named.keys() != METRICS for named in metrics.values())):
+            raise ValueError(f"a trial that ended lacks some of {', '.join(sorted(METRICS))}")
+        step, epoch = min(metrics, default=(1, 1.0))
+        if step < 0 or (not own and (step < 1 or not epoch > 0)):
+            raise ValueError(f"a point is at step {step}, epoch {epoch}")
 
     def _rows(self, query: str, values: tuple[int, ...], *kinds: Any) -> Iterator[tuple[Any, ...]]:
         """Read rows whose columns are of these kinds; a damaged column can hold anything, whatever it was made for."""
@@ -341,14 +378,26 @@ def _write_schema(connection: sqlite3.Connection, study: Study, folder: Path) ->
         **study.provenance,
     }
     rows = [(key, json.dumps(value)) for key, value in facts.items()]
-    if not _is_empty(connection, folder):
+    new = _is_empty(connection, folder)
+    if not new and not _may_be_replaced(connection, study, folder):
         return
     with _damage_named(folder), connection:
-        connection.execute("PRAGMA journal_mode = WAL")
+        if new:
+            connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("BEGIN IMMEDIATE")
-        for statement in filter(str.strip, _SCHEMA.split(";")):
-            connection.execute(statement)
+        if new:
+            for statement in filter(str.strip, _SCHEMA.split(";")):
+                connection.execute(statement)
+        connection.execute("DELETE FROM study")
         connection.executemany("INSERT INTO study VALUES (?, ?)", rows)
+
+
+def _may_be_replaced(connection: sqlite3.Connection, study: Study, folder: Path) -> bool:
+    """Say whether the study that is there is one of the same script, of which no trial has begun: it was mended."""
+    held = _read_study(connection, folder)
+    with _damage_named(folder):
+        begun = connection.execute("SELECT count(*) FROM trial").fetchone()[0]
+    return not begun and held.task == study.task and isinstance(study.settings, OwnSettings)
 
 
 @contextmanager
@@ -390,16 +439,25 @@ def _read_study(connection: sqlite3.Connection, folder: Path) -> Study:
         )
     with _damage_named(folder):
         given = _of_kind("settings", facts.pop("settings"), dict)
-        kinds = {each.name: each.type for each in fields(Settings) if each.name != "arms"}
-        settings = {name: _of_kind(name, value, kinds[name]) for name, value in given.items() if name != "arms"}
-        arms = tuple(_of_kind("arm", arm, str) for arm in given["arms"])
+        settings = _read_settings(OwnSettings if "script" in given else Settings, given)
         asked = _of_kind("question", facts.pop("question", {}), dict)
         question = Question(
             **{field.name: _of_kind(field.name, asked.get(field.name), field.type) for field in fields(Question)}
         )
         texts = {name: _of_kind(name, value, str) for name, value in facts.items()}
         task, data = texts.pop("task"), texts.pop("data")
-        return Study(task, Settings(arms=arms, **settings), texts, data, question)
+        return Study(task, settings, texts, data, question)
+
+
+def _read_settings(kind: type[Settings] | type[OwnSettings], given: Mapping[str, Any]) -> Design:
+    kinds: dict[str, Any] = {each.name: each.type for each in fields(kind)}
+    read: dict[str, Any] = {}
+    for name, value in given.items():
+        if name in ("arms", "arguments"):
+            read[name] = tuple(_of_kind(name, each, str) for each in value)
+        else:
+            read[name] = _of_kind(name, value, kinds[name])
+    return kind(**read)
 
 
 def _note_continuation(connection: sqlite3.Connection, held: Study, asked: Study) -> Study:
@@ -415,10 +473,15 @@ def _note_continuation(connection: sqlite3.Connection, held: Study, asked: Study
     return replace(held, provenance={**held.provenance, title: note})
 
 
-def _check_same(held: Study, asked: Study, folder: Path) -> None:
+def _check_same(connection: sqlite3.Connection, asked: Study, folder: Path) -> None:
+    held = _read_study(connection, folder)
+    if _may_be_replaced(connection, asked, folder):
+        return
     old, new = ({"task": each.task, "data set": each.data, **asdict(each.settings)} for each in (held, asked))
     differences = [
-        f"{name} {_show(old[name])} there, {_show(new[name])} asked" for name in old if old[name] != new[name]
+        f"{name} {_show(old[name])} there, {_show(new[name])} asked"
+        for name in old
+        if name in new and old[name] != new[name]
     ]
     if differences:
         raise UsageError(

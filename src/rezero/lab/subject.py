@@ -1,17 +1,21 @@
 """What a study is about: one of the lab's tasks, or somebody's own script."""
 
+import math
+import shlex
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Sequence
 
-from rezero.lab.arm import read_arm
+from rezero.lab.arms import read_arm
 from rezero.lab.own import OwnSettings, choose_metric, own_quality
-from rezero.lab.quality import Quality, loss_unit
+from rezero.lab.quality import Quality, loss_unit, show_value
 from rezero.lab.settings import Settings
 from rezero.lab.store import Study, TrialResult
 from rezero.lab.tasks import find_task
+from rezero.lab.trial import Point
 
 __all__ = ["Subject", "subject_of"]
+
+_COLUMNS = 4  # of the metrics of a script
 
 
 class Subject(ABC):
@@ -21,14 +25,26 @@ class Subject(ABC):
     def quality(self, results: Sequence[TrialResult]) -> Quality | None:
         """Return the measure that decides; None while no result shows what there is."""
 
+    @abstractmethod
+    def recorded(self, shown: float) -> float:
+        """Return the recorded value of the deciding metric that is given as it is shown."""
+
     @property
     @abstractmethod
     def standard(self) -> str:
         """Return the arm that most people would use."""
 
     @abstractmethod
-    def train_loss(self) -> tuple[float, str]:
-        """Return what a recorded training loss is multiplied by, and its unit."""
+    def columns(self, results: Sequence[TrialResult]) -> list[Quality]:
+        """Return the measures that the table shows."""
+
+    @abstractmethod
+    def shown(self, result: TrialResult) -> str:
+        """Return what a trial ended with, in a few words."""
+
+    @abstractmethod
+    def brief(self, point: Point) -> str:
+        """Return what a point shows beside a progress bar."""
 
     @abstractmethod
     def formula(self, arm: str) -> str:
@@ -52,15 +68,36 @@ class _OfTask(Subject):
     def __init__(self, study: Study, settings: Settings) -> None:
         self._task, self._settings, self._name = find_task(study.task), settings, study.task
 
-    def quality(self, results: Sequence[TrialResult]) -> Quality | None:
+    def quality(self, results: Sequence[TrialResult]) -> Quality:  # noqa: ARG002 - a task knows its own
         return self._task.decisive(self._settings)
+
+    def recorded(self, shown: float) -> float:
+        return self.quality(()).recorded(shown)
 
     @property
     def standard(self) -> str:
         return self._task.standard
 
-    def train_loss(self) -> tuple[float, str]:
-        return loss_unit(self._task.quality)
+    def columns(self, results: Sequence[TrialResult]) -> list[Quality]:
+        factor, unit = loss_unit(self._task.quality)
+        loss, decisive = (
+            Quality("training loss", unit, "train_loss", factor, lower_is_better=True, percent=False),
+            self.quality(results),
+        )
+        return [loss] if decisive.metric == "train_loss" else [loss, decisive]
+
+    def shown(self, result: TrialResult) -> str:
+        factor, unit = loss_unit(self._task.quality)
+        quality, metrics = self._task.quality, result.last.metrics
+        loss = f"{show_value(factor * metrics['train_loss'])} {unit}"
+        reached = f"{quality.show(quality.factor * metrics[quality.metric])} {quality.unit}".rstrip()
+        if result.status == "diverged":  # even where it is the other loss that left the numbers
+            loss, reached = show_value(math.nan), quality.show(math.nan)
+        return f"training loss {loss:>12}  {quality.name} {reached:>7}"
+
+    def brief(self, point: Point) -> str:
+        factor, unit = loss_unit(self._task.quality)
+        return "loss diverged" if point.diverged else f"loss {show_value(factor * point.metrics['train_loss'])} {unit}"
 
     def formula(self, arm: str) -> str:
         return self._task.arms[read_arm(arm).formula]
@@ -86,25 +123,44 @@ class _OfScript(Subject):
         self._settings = settings
 
     def quality(self, results: Sequence[TrialResult]) -> Quality | None:
-        logged = Counter(name for result in results for name in (result.points[-1].metrics if result.points else ()))
-        del logged["seconds"]
+        logged = self._logged(results)
         if not logged:
             return None
         return own_quality(choose_metric(logged, self._settings.metric), self._settings.goal)
+
+    def _logged(self, results: Sequence[TrialResult]) -> set[str]:
+        return {name for result in results for point in result.points for name in point.metrics} - {"seconds"}
+
+    def recorded(self, shown: float) -> float:
+        return shown
 
     @property
     def standard(self) -> str:
         return "original"
 
-    def train_loss(self) -> tuple[float, str]:
-        return 1.0, "as logged"
+    def columns(self, results: Sequence[TrialResult]) -> list[Quality]:
+        decisive = self.quality(results)
+        if decisive is None:
+            return []
+        others = sorted(self._logged(results) - {decisive.metric})[: _COLUMNS - 1]
+        return [decisive, *(own_quality(name, "min") for name in others)]
+
+    def shown(self, result: TrialResult) -> str:
+        names = [name for name in result.last.metrics if name != "seconds"]
+        ends = "  ".join(f"{name} {show_value(result.last.metrics[name])}" for name in names[:4])
+        return "  ".join(filter(None, (result.status if result.status != "finished" else "", ends, result.note)))
+
+    def brief(self, point: Point) -> str:
+        shown = [f"{name} {show_value(value)}" for name, value in point.metrics.items() if name != "seconds"]
+        return "".join(shown[:1])
 
     def formula(self, arm: str) -> str:
-        known = {"original": "the script's own model", "rezero": "x + alpha * f(x) at every residual addition"}
-        return known.get(arm, "an arm of the script's own")
+        known = {"original": "the model as it is", "rezero": "x + alpha * f(x) at every residual addition"}
+        return known.get(read_arm(arm).formula, "an arm of one's own")
 
     def described(self) -> str:
-        return f"{self._settings.script}: {_count(self._settings.seeds, 'seed')}."
+        given = f" {shlex.join(self._settings.arguments)}" if self._settings.arguments else ""
+        return f"{self._settings.script}{given}: {_count(self._settings.seeds, 'seed')}."
 
     def length(self, finals: Sequence[TrialResult]) -> int:
         return _longest(finals)

@@ -1,17 +1,18 @@
 """Run the trials of a study that are missing: here, in processes of their own, or along with a first process."""
 
+from functools import partial
 from pathlib import Path
 
 from rezero.data.batches import Data
-from rezero.lab.jobs import run_jobs
+from rezero.lab.jobs import run_jobs, work_on_task
 from rezero.lab.memory import memory_named
-from rezero.lab.one import Watcher, checkpoints_of, missing_trials, run_one
+from rezero.lab.one import Watcher, Work, check_hope, checkpoints_of, missing_trials, run_one
 from rezero.lab.processes import agree, open_processes
 from rezero.lab.run import run_trial
 from rezero.lab.store import Store, Study
 from rezero.lab.task import Task
 
-__all__ = ["CHECKPOINT_SECONDS", "follow_study", "run_study"]
+__all__ = ["CHECKPOINT_SECONDS", "follow_study", "run_own", "run_study"]
 
 CHECKPOINT_SECONDS = 30.0
 
@@ -40,7 +41,7 @@ def run_study(
     Raises:
         UsageError: If a checkpoint cannot be read or written, or there is not enough memory.
     """
-    settings = store.study.settings
+    settings = store.study.task_settings
     for trial in store.done():  # killed between its end and this
         checkpoints_of(store.folder, store.study, task, trial, data).clear()
     missing = missing_trials(store)
@@ -49,7 +50,7 @@ def run_study(
     for trial in missing:
         checkpoints_of(store.folder, store.study, task, trial, data).check()
     if jobs > 1:
-        run_jobs(store, watcher, jobs=jobs, checkpoint_every=checkpoint_every)
+        run_jobs(store, partial(work_on_task, checkpoint_every=checkpoint_every), watcher, jobs=jobs)
         return
     with memory_named(settings), open_processes(settings) as accelerator:
         here = data.to(accelerator.device)
@@ -58,6 +59,27 @@ def run_study(
                 run_one(store, task, trial, here, watcher, accelerator, checkpoint_every)
             missing = missing_trials(store)
         agree(accelerator, None)
+
+
+def run_own(store: Store, work: Work, watcher: Watcher, *, jobs: int = 1) -> None:
+    """Run every trial of one's own script or function that the store does not hold yet.
+
+    Args:
+        store: The study's records.
+        work: Runs one trial; picklable if there are several jobs.
+        watcher: Is told of the progress.
+        jobs: Trials that run at once, each in a process of its own.
+
+    Raises:
+        UsageError: If no arm measures anything.
+    """
+    if jobs > 1:
+        run_jobs(store, work, watcher, jobs=jobs)
+        return
+    while missing := missing_trials(store):
+        for trial in missing:
+            work(store, trial, watcher)
+            check_hope(store)
 
 
 def follow_study(folder: Path, study: Study, task: Task, data: Data) -> None:
@@ -69,14 +91,15 @@ def follow_study(folder: Path, study: Study, task: Task, data: Data) -> None:
         task: The study's task.
         data: The task's data.
     """
-    with memory_named(study.settings), open_processes(study.settings) as accelerator:
+    settings = study.task_settings
+    with memory_named(settings), open_processes(settings) as accelerator:
         here = data.to(accelerator.device)
         while (turn := agree(accelerator, None)) is not None:
             start, trial = turn
             checkpoints = checkpoints_of(folder, study, task, trial, data)
             points = run_trial(
                 task,
-                study.settings,
+                settings,
                 trial,
                 here,
                 lambda _: None,

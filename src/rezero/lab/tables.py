@@ -1,13 +1,13 @@
 """The tables of a report: how every arm ends, and what it costs."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
-from rezero.lab.quality import Quality
-from rezero.lab.spread import Spread, by_arm, compared, spread
+from rezero.lab.quality import Quality, show_value
+from rezero.lab.spreads import Spread, by_arm, compared, spread
 from rezero.lab.store import Store, TrialResult
 from rezero.lab.subject import subject_of
 from rezero.lab.trial import Trial
-from rezero.lab.verdict import show_value
 
 __all__ = ["quality_title", "summary_rows"]
 
@@ -23,24 +23,22 @@ def summary_rows(store: Store, results: Sequence[TrialResult]) -> list[dict[str,
         A row an arm, column title to text.
     """
     study, subject = store.study, subject_of(store.study)
-    quality = subject.quality(results)
-    factor, unit = subject.train_loss()
     rows = []
     for arm, trials in by_arm(compared(results)).items():
-        diverged = sum(result.status == "diverged" for result in trials)
+        lost = Counter(result.status for result in trials if result.status != "finished")
         row = {"arm": arm}
         if study.settings.tune:
             row["chosen"] = _chosen(trials[0].trial, study.settings.tune_over)
-        row[f"training loss ({unit})"] = _with_range(spread(factor * r.final("train_loss") for r in trials), show_value)
-        if quality is not None and quality.metric != "train_loss":
-            reached = spread(quality.factor * r.final(quality.metric) for r in trials)
-            row[quality_title(quality)] = _with_range(reached, quality.show)
-        pace = spread(1000 * r.last.metrics["seconds"] / r.last.step for r in trials)
-        row["ms a step"] = _with_range(pace, "{:.1f}".format)
+        for each in subject.columns(results):
+            show = show_value if each.metric == "train_loss" else each.show
+            row[quality_title(each)] = _with_range(spread(each.factor * r.final(each.metric) for r in trials), show)
+        paces = [1000 * r.last.metrics["seconds"] / r.last.step for r in trials if r.last.step]
+        if paces:
+            row["ms a step"] = _with_range(spread(paces), "{:.1f}".format)
         memory = [r.memory / 1e6 for r in trials if r.memory]
         if memory:
             row["peak memory (MB)"] = f"{spread(memory).median:,.0f}"
-        row["seeds"] = f"{len(trials)}" + (f", {diverged} diverged" if diverged else "")
+        row["seeds"] = ", ".join([f"{len(trials)}", *(f"{count} {status}" for status, count in lost.items())])
         row["formula"] = subject.formula(arm)
         rows.append(row)
     return rows

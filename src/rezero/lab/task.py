@@ -10,7 +10,7 @@ from torch import nn
 
 from rezero.data.batches import Data
 from rezero.errors import UsageError
-from rezero.lab.arm import read_arm
+from rezero.lab.arms import read_arm
 from rezero.lab.memory import check_memory
 from rezero.lab.optimize import check_recipe
 from rezero.lab.processes import world_size

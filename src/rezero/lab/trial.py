@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rezero.lab.arm import read_arm
+from rezero.lab.arms import read_arm
 from rezero.lab.settings import Settings
 
 __all__ = ["TUNING_SEEDS", "Point", "Trial", "settings_of"]

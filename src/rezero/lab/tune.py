@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from rezero.lab.arm import read_arm
+from rezero.lab.arms import read_arm
 from rezero.lab.design import Design
 from rezero.lab.trial import TUNING_SEEDS, Trial
 

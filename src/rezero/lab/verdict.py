@@ -5,16 +5,17 @@ from collections.abc import Mapping, Sequence
 
 from rezero.lab.comparison import Comparison, compare
 from rezero.lab.costs import costs_of
+from rezero.lab.own import OwnSettings
 from rezero.lab.quality import Quality
 from rezero.lab.settings import Settings
-from rezero.lab.spread import by_arm, compared
+from rezero.lab.spreads import by_arm, compared
 from rezero.lab.stats import LEVEL, Paired, compare_pairs, detectable, pairs_needed
 from rezero.lab.store import Study, TrialResult
 from rezero.lab.subject import subject_of
 from rezero.lab.trial import settings_of
 from rezero.lab.tune import Choice, choose, plan
 
-__all__ = ["compare_arms", "show_value", "write_verdict"]
+__all__ = ["compare_arms", "write_verdict"]
 
 
 def write_verdict(study: Study, results: Sequence[TrialResult]) -> str:
@@ -63,11 +64,6 @@ def compare_arms(study: Study, results: Sequence[TrialResult]) -> list[Compariso
     return compare(finals, quality, baseline, steps=subject.length(finals), target=study.question.target)
 
 
-def show_value(value: float) -> str:
-    """Write a loss with three digits, zeros at the end among them."""
-    return f"{value:#.3g}".removesuffix(".") if math.isfinite(value) else "diverged"
-
-
 def _describe(study: Study, results: Sequence[TrialResult]) -> str:
     settings = study.settings
     text = f"{subject_of(study).described()} {_rates(study, results)}"
@@ -80,9 +76,14 @@ def _rates(study: Study, results: Sequence[TrialResult]) -> str:
     settings = study.settings
     if settings.tune:
         return _tuned(study, choose(settings, costs_of(study, results)))
-    if not isinstance(settings, Settings):
-        return "Every arm ran at the script's own learning rate: not tuned."
     arms = plan(settings, {})[: len(settings.arms)]
+    if isinstance(settings, OwnSettings):
+        times = {trial.arm: trial.lr for trial in arms}
+        own = f"the learning rate of {settings.script}"
+        if {*times.values()} == {1.0}:
+            return f"Every arm ran at {own}: not tuned."
+        return f"Every arm ran at a multiple of {own}, {_listed(times)}: not tuned."
+    assert isinstance(settings, Settings)  # noqa: S101 - there are these two
     who = "Every arm" if len(arms) > 1 else "The arm"
     each = {trial.arm: settings_of(settings, trial) for trial in arms}
     lrs = {arm: own.lr for arm, own in each.items()}
@@ -109,7 +110,10 @@ def _tuned(study: Study, choices: Mapping[str, Choice]) -> str:
     best = {arm: choice.values[0][1] for arm, choice in choices.items()}
     edge = [arm for arm, choice in choices.items() if choice.at_edge]
     beyond = f" A better one may lie beyond the table for {_and(edge)}." if edge else ""
-    return f"{text}: {len(tried)} values from {tried[0][0][1]:g} to {tried[-1][0][1]:g}; {_listed(best)}.{beyond}"
+    times = f" times that of {settings.script}" if isinstance(settings, OwnSettings) else ""
+    return (
+        f"{text}: {len(tried)} values from {tried[0][0][1]:g} to {tried[-1][0][1]:g}{times}; {_listed(best)}.{beyond}"
+    )
 
 
 def _listed(values: Mapping[str, float]) -> str:
@@ -210,8 +214,8 @@ def _end(found: Comparison, quality: Quality) -> str:
     shown = (_amount(value, quality) for value in (abs(gain.mean), low, high))
     middle, bottom, top = shown
     if not float(middle):
-        return f"At the end they are level ({bottom} to {top} {_unit(quality)}, {_p(found.gain_p)})."
-    return f"At the end it is {word} by {middle} {_unit(quality)} ({bottom} to {top}, {_p(found.gain_p)})."
+        return f"At the end they are level ({bottom} to {top}{_unit(quality)}, {_p(found.gain_p)})."
+    return f"At the end it is {word} by {middle}{_unit(quality)} ({bottom} to {top}, {_p(found.gain_p)})."
 
 
 def _power(study: Study, found: Comparison, quality: Quality) -> str:
@@ -222,14 +226,12 @@ def _power(study: Study, found: Comparison, quality: Quality) -> str:
     text = []
     if found.quality == "level":
         seen = detectable(gain.n, gain.deviation, level=level)
-        shown = (
-            "hardly any difference" if quality.percent and seen > 1 else f"{_amount(seen, quality)} {_unit(quality)}"
-        )
+        shown = "hardly any difference" if quality.percent and seen > 1 else f"{_amount(seen, quality)}{_unit(quality)}"
         text.append(f"{_count(gain.n, 'seed')} see {shown} in four of five such studies.")
     if (asked := study.question.resolve) is not None:
         needed = pairs_needed(asked, gain.deviation, level=level)
         many = "more than 100,000 seeds" if needed is None else _count(needed, "seed")
-        text.append(f"{_amount(asked, quality)} {_unit(quality)} would take {many}.")
+        text.append(f"{_amount(asked, quality)}{_unit(quality)} would take {many}.")
     return " ".join(text)
 
 
@@ -292,7 +294,8 @@ def _amount(value: float, quality: Quality) -> str:
 
 
 def _unit(quality: Quality) -> str:
-    return "points" if quality.percent else quality.unit
+    unit = "points" if quality.percent else quality.unit
+    return f" {unit}" if unit else ""
 
 
 def _with_unit(value: str, quality: Quality) -> str:

@@ -25,7 +25,7 @@ from torch import Tensor
 from rezero.charts import save
 from rezero.diagnose.alpha_history import AlphaHistory
 from rezero.lab import Store
-from rezero.lab.spread import by_arm, compared
+from rezero.lab.spreads import by_arm, compared
 
 __all__ = ["describe", "read", "write"]
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from rezero.charts import save
-from rezero.cli import provenance
 from rezero.data.digits import load_digits
 from rezero.diagnose.depth_check import DepthCheck, depth_check
 from rezero.layers import MLP
 from rezero.optim import param_groups
+from rezero.provenance import provenance
 
 __all__ = ["DEPTHS", "RULES", "measure", "write"]
 

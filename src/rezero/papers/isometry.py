@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from rezero.charts import histogram, save
-from rezero.cli import provenance
 from rezero.diagnose.jacobian import jacobian_spectrum
 from rezero.gate import gates
 from rezero.layers import TransformerEncoderLayer
+from rezero.provenance import provenance
 
 __all__ = ["ARMS", "PUBLISHED", "Measured", "measure", "write"]
 

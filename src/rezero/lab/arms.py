@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rezero.errors import UsageError, near
 
-__all__ = ["OWN", "Arm", "parse_arms", "read_arm"]
+__all__ = ["OWN", "Arm", "parse_arms", "read_arm", "split_arms"]
 
 OWN: dict[str, type[int] | type[float]] = {"lr": float, "alpha-lr": float, "warmup": int, "weight-decay": float}
 """Settings that an arm can have of its own, as they are written, and their kinds."""
@@ -78,7 +78,7 @@ def parse_arms(text: str, known: Collection[str]) -> tuple[str, ...]:
         >>> parse_arms("rezero, plain  warmup=5", ["plain", "rezero"])
         ('rezero', 'plain warmup=5')
     """
-    arms = tuple(" ".join(part.split()) for part in text.split(",") if part.strip())
+    arms = split_arms(text)
     if not arms:
         raise UsageError(f"expected at least one arm, got {text!r}; choose from {', '.join(known)}")
     for arm in arms:
@@ -87,6 +87,23 @@ def parse_arms(text: str, known: Collection[str]) -> tuple[str, ...]:
             raise UsageError(
                 f"no arm of this task is called {name!r}{near(name, known)}; choose from {', '.join(known)}{settings}"
             )
+    return arms
+
+
+def split_arms(text: str) -> tuple[str, ...]:
+    """Split a list of arms at its commas.
+
+    Args:
+        text: Arms separated by commas.
+
+    Returns:
+        The arms' texts, in the order given, with single spaces.
+
+    Raises:
+        UsageError: If an arm is given twice.
+    """
+    arms = tuple(" ".join(part.split()) for part in text.split(",") if part.strip())
+    for arm in arms:
         if arms.count(arm) > 1:
             raise UsageError(f"expected each arm once, got {arm!r} {arms.count(arm)} times")
     return arms

@@ -1,0 +1,216 @@
+"""Compare arms of a model and a training loop of one's own, from Python."""
+
+import random
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from inspect import getsource
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from rezero.errors import UsageError
+from rezero.lab.comparison import Comparison
+from rezero.lab.design import Question
+from rezero.lab.jobs import free_device
+from rezero.lab.journal import Journal
+from rezero.lab.memory import peak_memory
+from rezero.lab.one import Watcher, slug
+from rezero.lab.own import LOGS, OwnSettings, check_own_arms
+from rezero.lab.report import write_report
+from rezero.lab.script import arm as apply_arm
+from rezero.lab.script import running
+from rezero.lab.store import Store, Study, TrialResult
+from rezero.lab.sweep import run_own
+from rezero.lab.trial import Trial
+from rezero.lab.verdict import compare_arms, write_verdict
+
+__all__ = ["Answer", "compare"]
+
+Arms = Sequence[str] | Mapping[str, Callable[[nn.Module], nn.Module] | None]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a comparison came to.
+
+    Attributes:
+        verdict: In plain words.
+        comparisons: Every arm against the baseline, with intervals.
+        results: All trials, those of the tuning among them.
+        report: The report, a page of HTML; the study lies in its folder.
+    """
+
+    verdict: str
+    comparisons: tuple[Comparison, ...]
+    results: tuple[TrialResult, ...]
+    report: Path
+
+    def __str__(self) -> str:
+        """Return the verdict."""
+        return self.verdict
+
+
+def compare(
+    *,
+    build: Callable[[], nn.Module],
+    train: Callable[[nn.Module], object],
+    arms: Arms = ("original", "rezero"),
+    example: Any = (),
+    seeds: int = 5,
+    tune: int = 0,
+    tune_seeds: int = 1,
+    metric: str | None = None,
+    goal: str | None = None,
+    baseline: str | None = None,
+    target: float | None = None,
+    resolve: float | None = None,
+    jobs: int = 1,
+    output: Path | str | None = None,
+) -> Answer:
+    """Compare arms of a model on paired seeds, each at its own best learning rate if it is tuned.
+
+    For each trial the random numbers of Python, NumPy and torch are seeded, ``build`` is called, the arm is applied,
+    they are seeded again, and ``train`` is called with the model. It reads `rezero.lab.lr` and logs with
+    `rezero.lab.log`. A call with the same arguments and functions goes on with what its folder holds.
+
+    Args:
+        build: Makes the model.
+        train: Trains and measures it.
+        arms: ``original``, the model as it is, and ``rezero``, the model converted; or name to function of the model
+            that returns a model, None for these two.
+        example: Example inputs for the conversion: a tensor, or a tuple.
+        seeds: Paired seeds, from 0.
+        tune: Learning rates that every arm tries out, as multiples of the rate given to `rezero.lab.lr`; 0 for none.
+        tune_seeds: Seeds that each of them is tried on.
+        metric: The metric that decides; by default val_accuracy, val_loss and the like, whichever is logged.
+        goal: ``min`` or ``max``; by default told by the metric's name.
+        baseline: The arm that the others are held against; by default ``original``, or the first.
+        target: Value of the metric that speed is measured by; by default the worst final value of the two arms.
+        resolve: Difference that you want to be able to see: how many seeds would it take?
+        jobs: Trials that run at once, each in a process of its own, and on a GPU of its own where there are any.
+        output: Folder of the study; by default rezero-studies/NAME-KEY.
+
+    Returns:
+        The answer.
+
+    Raises:
+        UsageError: If an argument is out of range, the folder holds something else, or no arm measures anything.
+
+    Example:
+        >>> def build():
+        ...     return nn.Linear(4, 1)
+        >>> def train(model):
+        ...     x = torch.randn(64, 4)
+        ...     optimizer = torch.optim.SGD(model.parameters(), lr=lab.lr(0.1))
+        ...     for step in range(1, 21):
+        ...         loss = (model(x) - x.sum(1, keepdim=True)).square().mean()
+        ...         optimizer.zero_grad()
+        ...         loss.backward()
+        ...         optimizer.step()
+        ...         lab.log(step, train_loss=loss)
+        >>> arms = {"original": None, "zeros": lambda model: nn.init.zeros_(model.weight) is None or model}
+        >>> from rezero import lab
+        >>> folder = getfixture("tmp_path")
+        >>> print(lab.compare(build=build, train=train, arms=arms, seeds=2, output=folder))  # doctest: +ELLIPSIS
+        train: 2 seeds. Every arm ran at the learning rate of train: not tuned...
+    """
+    from rezero.progress import StudyProgress
+    from rezero.provenance import provenance
+
+    functions = dict(arms) if isinstance(arms, Mapping) else dict.fromkeys(arms)
+    check_own_arms(tuple(functions), known={"original", "rezero", *(name for name, each in functions.items() if each)})
+    settings = OwnSettings(
+        arms=tuple(functions),
+        lr=1.0,
+        seeds=seeds,
+        tune=tune,
+        tune_seeds=tune_seeds,
+        metric=metric,
+        script=getattr(train, "__qualname__", type(train).__name__),
+        digest=_digest(build, train, *(each for each in functions.values() if each)),
+        goal=goal,
+    )
+    question = Question(baseline=baseline, target=target, resolve=resolve)
+    question.held_against(settings, "original")
+    if jobs < 1:
+        raise UsageError(f"jobs must be 1 or more: got {jobs}")
+    facts = provenance(f"rezero.lab.compare in {sys.argv[0] or 'Python'}")
+    study = Study(settings.script, settings, facts, f"whatever {settings.script} reads", question)
+    work = partial(_run_function, build=build, train=train, arms=functions, example=example, own_device=jobs > 1)
+    with Store.open(Path(output) if output else settings.folder(), study) as store:
+        store.ask(question)
+        with StudyProgress(store) as progress:
+            run_own(store, work, progress, jobs=jobs)
+        results = store.results()
+        page = write_report(store)
+        told = write_verdict(store.study, results), tuple(compare_arms(store.study, results))
+        return Answer(*told, tuple(results), page)
+
+
+def _run_function(
+    store: Store,
+    trial: Trial,
+    watcher: Watcher,
+    *,
+    build: Callable[[], nn.Module],
+    train: Callable[[nn.Module], object],
+    arms: Mapping[str, Callable[[nn.Module], nn.Module] | None],
+    example: Any,
+    own_device: bool,
+) -> None:
+    journal = Journal()
+
+    def keep(line: Mapping[str, Any]) -> None:
+        if (point := journal.add(line)) is not None:
+            store.add(trial, point)
+            watcher.step(point.step)
+            watcher.point(point)
+
+    store.begin(trial, start=-1)
+    watcher.begin(trial, store.length() or None, 0)
+    inputs = example if isinstance(example, tuple) else (example,)
+    status, note = "", ""
+    try:
+        with (
+            free_device(store.folder, wanted=own_device) as index,
+            peak_memory(torch.device("cpu" if index is None else f"cuda:{index}")),  # from here on
+            running(trial.arm.split()[0], trial.lr, trial.seed, keep),
+        ):
+            if index is not None:
+                torch.cuda.set_device(index)
+            _seed(trial.seed)
+            model = apply_arm(build(), *inputs, arms={name: each for name, each in arms.items() if each})
+            _seed(trial.seed)
+            train(model)
+    except Exception as error:  # whatever the user's code raises ends the trial, not the study
+        status, note = "crashed", f"{type(error).__name__}: {' '.join(str(error).split())}"
+        (store.folder / LOGS).mkdir(exist_ok=True)
+        (store.folder / LOGS / f"{slug(trial)}.log").write_text(traceback.format_exc(), encoding="utf-8")
+    if journal.last is not None:
+        store.add(trial, journal.last)
+    watcher.finish(store.finish(trial, status or journal.status, journal.memory, note or journal.note))
+
+
+def _seed(number: int) -> None:
+    random.seed(number)
+    np.random.seed(number)
+    torch.manual_seed(number)
+
+
+def _digest(*functions: Callable[..., Any]) -> str:
+    """Return the SHA-256 of the source of functions, or of their code where there is none."""
+    total = sha256()
+    for each in functions:
+        try:
+            text = getsource(each).encode()
+        except (OSError, TypeError):
+            text = getattr(getattr(each, "__code__", None), "co_code", repr(type(each)).encode())
+        total.update(text)
+    return total.hexdigest()
