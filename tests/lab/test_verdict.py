@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from rezero.lab import Point, Question, Study, Trial, TrialResult, find_task, plan, write_verdict
-from rezero.lab.quality import ACCURACY
+from rezero.lab.quality import ACCURACY, show_value
 from rezero.lab.trial import TUNING_SEEDS
-from rezero.lab.verdict import show_value
 
 TASK = find_task("fc-digits")
 NAN = math.nan

@@ -159,17 +159,17 @@ def _compare(
         }
         lead = _lead(list(arrivals.values()))
     return Comparison(
-        arm,
-        baseline,
-        seeds,
-        (diverged[0], diverged[1]),
-        (fate(lost[0]), fate(lost[1])),
-        gain,
-        math.nan,
-        target,
-        arrivals,
-        lead,
-        math.nan,
+        arm=arm,
+        baseline=baseline,
+        seeds=seeds,
+        diverged=(diverged[0], diverged[1]),
+        fates=(fate(lost[0]), fate(lost[1])),
+        gain=gain,
+        gain_p=math.nan,
+        target=target,
+        arrivals=arrivals,
+        lead=lead,
+        lead_p=math.nan,
     )
 
 

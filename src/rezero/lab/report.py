@@ -71,6 +71,7 @@ def _write(store: Store, results: list[TrialResult], folder: Path) -> None:
         ],
         table=summary_rows(store, results),
         several_seeds=any(len(trials) > 1 for trials in by_arm(finals).values()),
+        notes=[_note(result) for result in results if result.note],
         samples=_samples(finals),
         facts=_facts(store.study),
         bundle=vl_convert.javascript_bundle(_EMBED),
@@ -90,11 +91,18 @@ def _summarise(results: list[TrialResult]) -> list[dict[str, object]]:
             "tuned": dict(result.trial.tuned),
             "status": result.status,
             "memory": result.memory,
+            **({"note": result.note} if result.note else {}),
             "steps": result.last.step,
             **result.last.metrics,
         }
         for result in results
     ]
+
+
+def _note(result: TrialResult) -> str:
+    trial, rest = result.trial, "" if result.status == "finished" else f" {result.status},"
+    which = f"tuning at {trial.lr:g}" if trial.tuning else f"seed {trial.seed}"
+    return f"{trial.arm}, {which}:{rest} {result.note}"
 
 
 def _finite(value: Any) -> Any:

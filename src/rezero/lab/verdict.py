@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from rezero.lab.comparison import Comparison, compare
+from rezero.lab.comparison import Comparison, compare, fate
 from rezero.lab.costs import costs_of
 from rezero.lab.own import OwnSettings
 from rezero.lab.quality import Quality
@@ -111,9 +111,8 @@ def _tuned(study: Study, choices: Mapping[str, Choice]) -> str:
     edge = [arm for arm, choice in choices.items() if choice.at_edge]
     beyond = f" A better one may lie beyond the table for {_and(edge)}." if edge else ""
     times = f" times that of {settings.script}" if isinstance(settings, OwnSettings) else ""
-    return (
-        f"{text}: {len(tried)} values from {tried[0][0][1]:g} to {tried[-1][0][1]:g}{times}; {_listed(best)}.{beyond}"
-    )
+    span = f"{tried[0][0][1]:g} to {tried[-1][0][1]:g}{times}"
+    return f"{text}: {len(tried)} values from {span}; {_listed(best)}.{beyond}"
 
 
 def _listed(values: Mapping[str, float]) -> str:
@@ -135,13 +134,13 @@ def _headline(found: Comparison) -> str:
     """Put both outcomes into a few words."""
     n = _count(len(found.seeds), "seed")
     ours, theirs = found.diverged
-    if ours == theirs == len(found.seeds):
-        return "both diverged on every seed"
+    our_fate, their_fate = found.fates
+    if ours == theirs == len(found.seeds) and our_fate == their_fate:
+        return f"both {our_fate} on every seed"
     if ours or theirs:
-        who = found.arm if ours else found.baseline
-        times = f"on {ours or theirs} of {n}"
-        both = f"; {found.baseline} on {theirs}" if ours and theirs else ""
-        return f"{who} diverged {times}{both}"
+        who, fate_of = (found.arm, our_fate) if ours else (found.baseline, their_fate)
+        both = f"; {found.baseline} {their_fate} on {theirs}" if ours and theirs else ""
+        return f"{who} {fate_of} on {ours or theirs} of {n}{both}"
     speed = {
         "more": "faster",
         "less": "slower",
@@ -207,7 +206,9 @@ def _seconds(found: Comparison) -> Paired | None:
 def _end(found: Comparison, quality: Quality) -> str:
     gain = found.gain
     if gain is None:
-        return "" if min(found.diverged) == len(found.seeds) else "Final values are not compared where a seed diverged."
+        if min(found.diverged) == len(found.seeds):
+            return ""
+        return "Final values are not compared where a seed has none."
     word = "better" if gain.mean >= 0 else "worse"
     sign = 1 if gain.mean >= 0 else -1
     low, high = sorted((sign * gain.low, sign * gain.high))
@@ -266,9 +267,9 @@ def _cost(found: Comparison, finals: Sequence[TrialResult]) -> str:
 def _alone(finals: Sequence[TrialResult], quality: Quality) -> str:
     values = [quality.factor * result.final(quality.metric) for result in finals]
     known = [value for value in values if not math.isnan(value)]
-    gone = f"; {len(values) - len(known)} diverged" if len(known) < len(values) else ""
+    gone = f"; {len(values) - len(known)} {fate(finals)}" if len(known) < len(values) else ""
     if not known:
-        return f"{finals[0].trial.arm} diverged on every seed."
+        return f"{finals[0].trial.arm} {fate(finals)} on every seed."
     mean = compare_pairs(known)
     interval = f" ({quality.show(mean.low)} to {quality.show(mean.high)})" if mean.n > 1 else ""
     middle = _with_unit(quality.show(mean.mean), quality)
