@@ -29,7 +29,20 @@ import vl_convert
 from rezero.cli import run
 from rezero.data.digits import load_digits
 from rezero.data.sources import SOURCES, Source
-from rezero.lab import TASKS, Point, Question, Settings, Store, Study, Trial, Watcher, find_task, run_study
+from rezero.lab import (
+    TASKS,
+    OwnSettings,
+    Point,
+    Question,
+    Settings,
+    Store,
+    Study,
+    Trial,
+    TrialResult,
+    Watcher,
+    find_task,
+    run_study,
+)
 from rezero.progress import StudyProgress
 
 MODULE = [sys.executable, "-m", "rezero"]
@@ -136,11 +149,14 @@ ISSUE: dict[str, tuple[list[str], str]] = {
     ),
 }
 MORE: dict[str, tuple[list[str], str]] = {
-    "no-task": (["compare"], r"requires an argument"),
+    "no-task": (["compare"], r"expected a task, such as fc-digits, or --script"),
     "unknown-command": (["train"], r'Unknown command "train"'),
     "unknown-option": (["compare", "fc-digits", "--momentum", "1"], r"Unknown option: .?--momentum"),
     "option-without-value": (["compare", "fc-digits", "--depth"], r"--depth requires an argument"),
-    "two-tasks": (["compare", "fc-digits", "fc-digits"], r"Unused Tokens|[Uu]nexpected"),
+    "two-tasks": (
+        ["compare", "fc-digits", "fc-digits"],
+        r"only a script takes fc-digits: got it for the task fc-digits",
+    ),
     "arms-commas": (["compare", "fc-digits", "--arms", ","], r"expected at least one arm, got ','"),
     "arm-twice": (["compare", "fc-digits", "--arms", "plain,plain"], r"expected each arm once, got 'plain' 2 times"),
     "arm-undefined": (["compare", "fc-digits", "--arms", "fixup"], r"no arm of this task is called 'fixup'"),
@@ -238,7 +254,7 @@ MORE: dict[str, tuple[list[str], str]] = {
     "checkpoint-every-negative": (["compare", "fc-digits", "--checkpoint-every", "-1"], r"--checkpoint-every.* 0"),
     "newer-schema": (
         ["compare", "fc-digits", *TINY, "-o", "NEWER"],
-        r"NEWER was written by a newer version of rezero: expected schema 3, got 99; update rezero",
+        r"NEWER was written by a newer version of rezero: expected schema 4, got 99; update rezero",
     ),
     "report-newer-schema": (["report", "NEWER"], r"NEWER was written by a newer version of rezero"),
     "download-nothing": (["download"], r"requires an argument"),
@@ -469,8 +485,9 @@ def test_help_has_an_option_for_every_setting(capsys: pytest.CaptureFixture[str]
     """Every setting has an option, but the processes, which torchrun has; beside them only what decides no number."""
     assert run(["compare", "--help"]) == 0
     options = set(re.findall(r"^│ \*? *(?:TASK )?--([a-z-]+)", capsys.readouterr().out, re.MULTILINE))
-    decides_nothing = {"output", "checkpoint-every", "jobs", *vars(Question())}
-    settings = {field.name.replace("_", "-") for field in fields(Settings)} - {"processes"}
+    decides_nothing = {"output", "checkpoint-every", "jobs", "retry", *vars(Question())}
+    every = [*fields(Settings), *fields(OwnSettings)]
+    settings = {field.name.replace("_", "-") for field in every} - {"processes", "digest", "arguments"}
     assert options == settings | decides_nothing
 
 
@@ -899,17 +916,17 @@ def test_progress_lines_are_not_broken(here: Path, capsys: pytest.CaptureFixture
             120_000, 100.0, {"seconds": 1234.5, "train_loss": 1.234e-5, "val_accuracy": 1.0, "val_loss": 1.0}, ()
         )
         trials = [Trial(arm, 0.01, 0) for arm in study.settings.arms]
-        with StudyProgress(store, TASK.quality) as progress:
+        with StudyProgress(store) as progress:
             for trial in trials:
                 progress.begin(trial, 120_000, 0)
                 progress.step(120_000)
                 progress.point(point)
-                progress.finish(trial, point)
+                progress.finish(TrialResult(trial, "finished", (point,)))
         assert [line.split()[0] for line in capsys.readouterr().err.splitlines()] == ["post-norm", "layerscale"]
         store.begin(trials[0])
         store.add(trials[0], point)
         store.finish(trials[0], "finished")
-        with StudyProgress(store, TASK.quality):
+        with StudyProgress(store):
             pass
     assert capsys.readouterr().err == f"1 of 2 trials are in {place} already\n"
 
@@ -946,14 +963,14 @@ def test_progress_shows_what_the_table_shows(
     monkeypatch.setenv("COLUMNS", "200")
     accuracy = 0.75 if math.isfinite(val_loss) else NAN
     point = Point(6, 2.0, {"train_loss": train_loss, "val_loss": val_loss, "val_accuracy": accuracy, "seconds": 1}, ())
-    trial, quality = Trial("plain", 0.01, 0), find_task(task).quality
-    with Store.open(here / "study", tiny()) as store:
-        with StudyProgress(store, quality) as progress:
+    trial = Trial("plain", 0.01, 0)
+    with Store.open(here / "study", replace(tiny(), task=task)) as store:
+        with StudyProgress(store) as progress:
             progress.begin(trial, 6, 0)
             progress.point(point)
         assert shown in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err)
-        with StudyProgress(store, quality) as progress:
-            progress.finish(trial, point)
+        with StudyProgress(store) as progress:
+            progress.finish(TrialResult(trial, "diverged" if point.diverged else "finished", (point,)))
     assert re.search(rf"plain +seed 0  6 steps  {ended}", capsys.readouterr().err)
 
 

@@ -99,7 +99,7 @@ def _complain(message: str) -> None:
 def compare(
     task: str | None = None,
     /,
-    *arguments: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    *arguments: str,
     script: Annotated[Place | None, Parameter(group=SCRIPT)] = None,
     goal: Annotated[Literal["min", "max"] | None, Parameter(group=SCRIPT)] = None,
     time_limit: Annotated[float | None, Parameter(group=SCRIPT)] = None,
@@ -249,7 +249,7 @@ def compare(
     if task is None:
         raise UsageError("expected a task, such as fc-digits, or --script with a script of your own: rezero compare -h")
     if wrong := [name for name, value in own.items() if value is not None] or list(arguments):
-        raise UsageError(f"expected {wrong[0]} with --script only, got the task {task}")
+        raise UsageError(f"only a script takes {wrong[0]}: got it for the task {task}")
     _compare_task(task, given, question, output, jobs=jobs, checkpoint_every=checkpoint_every)
 
 

@@ -48,7 +48,7 @@ def test_jobs_change_no_number(tmp_path: Path) -> None:
     watcher = create_autospec(Watcher, instance=True)
     found = run(tmp_path / "two", study(), 2, watcher)
     assert timeless(found) == timeless(run(tmp_path / "one", study(), 1))
-    ends = {call.args[0]: call.args[1] for call in watcher.finish.call_args_list}
+    ends = {call.args[0].trial: call.args[0].last for call in watcher.finish.call_args_list}
     assert ends == {result.trial: result.last for result in found}
     assert list((tmp_path / "two").glob(".lock*")) == []
     assert all(result.memory for result in found)

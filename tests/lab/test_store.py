@@ -446,9 +446,9 @@ PLACES: list[tuple[Callable[[Path], Path], str]] = [
     (foreign_key_value_table, NOT_A_STUDY),
     (foreign_text_table, NOT_A_STUDY),
     (garbage, NOT_A_STUDY),
-    (newer_schema, r"written by a newer version of rezero: expected schema 3, got 99; update rezero, or choose"),
-    (newer_settings, r"written by a newer version of rezero: expected schema 3, got 99; update rezero, or choose"),
-    (older_schema, r"written by an older version of rezero: expected schema 3, got 1; use that .*, or choose"),
+    (newer_schema, r"written by a newer version of rezero: expected schema 4, got 99; update rezero, or choose"),
+    (newer_settings, r"written by a newer version of rezero: expected schema 4, got 99; update rezero, or choose"),
+    (older_schema, r"written by an older version of rezero: expected schema 4, got 1; use that .*, or choose"),
     (other_files, r"expected an empty or new folder, or one that holds this study: .* holds other files"),
     (hidden_file, r"expected an empty or new folder, or one that holds this study: .* holds other files"),
     (a_file, r"expected a folder for the study, got a file: .*file"),
@@ -685,6 +685,23 @@ UPDATE study SET value = json_remove(value, '$.tune', '$.tune_seeds', '$.tune_ov
 """
 
 
+_OF_VERSION_3 = "ALTER TABLE trial DROP COLUMN note; UPDATE study SET value = '3' WHERE key = 'schema'"
+
+
+def test_a_study_of_version_3_is_brought_up(tmp_path: Path) -> None:
+    """Its trials are there, and none has a note yet."""
+    with Store.open(tmp_path, study()) as store:
+        store.begin(PLAIN)
+        store.add(PLAIN, point(12))
+        store.finish(PLAIN, "finished", 5e8)
+        before = store.results()
+    execute(tmp_path / "study.sqlite", *_OF_VERSION_3.split("; "))
+    with Store.open(tmp_path) as store:
+        assert store.study == study()
+        assert store.results() == before
+        assert store.results()[0].note == ""
+
+
 @pytest.mark.parametrize("asked", [None, study()], ids=["to read", "to go on"])
 def test_a_study_of_version_2_is_brought_up(tmp_path: Path, asked: Study | None) -> None:
     """Its trials, points and settings are there, untuned, and it goes on as if it had been written by this version."""
@@ -702,7 +719,7 @@ def test_a_study_of_version_2_is_brought_up(tmp_path: Path, asked: Study | None)
         assert store.results()[1].memory == 5e8
     with closing(sqlite3.connect(tmp_path / "study.sqlite")) as connection:
         assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
-        assert connection.execute("SELECT value FROM study WHERE key = 'schema'").fetchone() == ("3",)
+        assert connection.execute("SELECT value FROM study WHERE key = 'schema'").fetchone() == ("4",)
 
 
 def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_a_study_runs_every_trial_once(tmp_path: Path) -> None:
     assert heard == 4 * ["begin", *3 * ["step"], "point", *3 * ["step"], "point", "finish"]
     assert began(watcher) == ALL
     assert {call.args[1] for call in watcher.begin.call_args_list} == {6}
-    ends = {call.args[0]: call.args[1] for call in watcher.finish.call_args_list}
+    ends = {call.args[0].trial: call.args[0].last for call in watcher.finish.call_args_list}
     assert ends == {result.trial: result.last for result in results}
 
 

@@ -195,7 +195,8 @@ def _run_function(
         (store.folder / LOGS / f"{slug(trial)}.log").write_text(traceback.format_exc(), encoding="utf-8")
     if journal.last is not None:
         store.add(trial, journal.last)
-    watcher.finish(store.finish(trial, status or journal.status, journal.memory, note or journal.note))
+    store.finish(trial, status or journal.status, journal.memory, note or journal.note)
+    watcher.finish(store.result(trial))
 
 
 def _seed(number: int) -> None:

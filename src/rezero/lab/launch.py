@@ -49,7 +49,8 @@ def run_script(store: Store, trial: Trial, watcher: Watcher, *, own_device: bool
                 store.add(trial, point)
                 watcher.step(point.step)
                 watcher.point(point)
-    watcher.finish(store.finish(trial, launch.status, launch.journal.memory, launch.note))
+    store.finish(trial, launch.status, launch.journal.memory, launch.note)
+    watcher.finish(store.result(trial))
 
 
 class _Launch:

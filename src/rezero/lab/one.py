@@ -121,9 +121,9 @@ def run_one(
         for point in points:
             store.add(trial, point)
             watcher.point(point)
-        result = store.finish(trial, "diverged" if point.diverged else "finished", memory())
+        store.finish(trial, "diverged" if point.diverged else "finished", memory())
     checkpoints.clear()
-    watcher.finish(result)
+    watcher.finish(store.result(trial))
 
 
 def checkpoints_of(folder: Path, study: Study, task: Task, trial: Trial, data: Data) -> Checkpoints:

@@ -233,12 +233,11 @@ class Store:
             if point.sample is not None:
                 connection.execute("INSERT OR REPLACE INTO sample VALUES (?, ?, ?)", (row, point.step, point.sample))
 
-    def finish(self, trial: Trial, status: str, memory: float | None = None, note: str = "") -> TrialResult:
-        """Record how a trial ended, the bytes that it held at the peak, and what else is worth knowing; return it."""
+    def finish(self, trial: Trial, status: str, memory: float | None = None, note: str = "") -> None:
+        """Record how a trial ended, the bytes that it held at the peak, and what else is worth knowing."""
         with self._writing() as connection:
             statement = "UPDATE trial SET status = ?, memory = ?, note = ? WHERE (arm, lr, seed, tuned) = (?, ?, ?, ?)"
             connection.execute(statement, (status, memory, note, *_key(trial)))
-        return self.result(trial)
 
     def forget(self, statuses: Sequence[str] = ("running", *ENDS)) -> int:
         """Forget the trials that ended in one of these ways, so that they are run again; return how many they were."""

@@ -4,6 +4,7 @@ import math
 import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 
 from rezero.lab.arms import read_arm
 from rezero.lab.own import OwnSettings, choose_metric, own_quality
@@ -160,7 +161,7 @@ class _OfScript(Subject):
 
     def described(self) -> str:
         given = f" {shlex.join(self._settings.arguments)}" if self._settings.arguments else ""
-        return f"{self._settings.script}{given}: {_count(self._settings.seeds, 'seed')}."
+        return f"{Path(self._settings.script).name}{given}: {_count(self._settings.seeds, 'seed')}."
 
     def length(self, finals: Sequence[TrialResult]) -> int:
         return _longest(finals)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from rezero.lab.comparison import Comparison, compare, fate
 from rezero.lab.costs import costs_of
@@ -79,7 +80,7 @@ def _rates(study: Study, results: Sequence[TrialResult]) -> str:
     arms = plan(settings, {})[: len(settings.arms)]
     if isinstance(settings, OwnSettings):
         times = {trial.arm: trial.lr for trial in arms}
-        own = f"the learning rate of {settings.script}"
+        own = f"the learning rate of {Path(settings.script).name}"
         if {*times.values()} == {1.0}:
             return f"Every arm ran at {own}: not tuned."
         return f"Every arm ran at a multiple of {own}, {_listed(times)}: not tuned."
@@ -110,7 +111,7 @@ def _tuned(study: Study, choices: Mapping[str, Choice]) -> str:
     best = {arm: choice.values[0][1] for arm, choice in choices.items()}
     edge = [arm for arm, choice in choices.items() if choice.at_edge]
     beyond = f" A better one may lie beyond the table for {_and(edge)}." if edge else ""
-    times = f" times that of {settings.script}" if isinstance(settings, OwnSettings) else ""
+    times = f" times that of {Path(settings.script).name}" if isinstance(settings, OwnSettings) else ""
     span = f"{tried[0][0][1]:g} to {tried[-1][0][1]:g}{times}"
     return f"{text}: {len(tried)} values from {span}; {_listed(best)}.{beyond}"
 
@@ -139,7 +140,8 @@ def _headline(found: Comparison) -> str:
         return f"both {our_fate} on every seed"
     if ours or theirs:
         who, fate_of = (found.arm, our_fate) if ours else (found.baseline, their_fate)
-        both = f"; {found.baseline} {their_fate} on {theirs}" if ours and theirs else ""
+        how = "" if our_fate == their_fate else f" {their_fate}"
+        both = f"; {found.baseline}{how} on {theirs}" if ours and theirs else ""
         return f"{who} {fate_of} on {ours or theirs} of {n}{both}"
     speed = {
         "more": "faster",
