@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from rezero.lab.memory import peak_memory
+from rezero.lab.peak import peak_memory
 
 MIB = 1 << 20
 

@@ -20,9 +20,9 @@ from rezero.lab.comparison import Comparison
 from rezero.lab.design import Question
 from rezero.lab.jobs import free_device
 from rezero.lab.journal import Journal
-from rezero.lab.memory import peak_memory
 from rezero.lab.one import Watcher, slug
 from rezero.lab.own import LOGS, OwnSettings, check_own_arms
+from rezero.lab.peak import peak_memory
 from rezero.lab.report import write_report
 from rezero.lab.script import arm as apply_arm
 from rezero.lab.script import running

@@ -11,8 +11,8 @@ from rezero.data.batches import Data
 from rezero.errors import UsageError
 from rezero.lab.checkpoint import Checkpoints
 from rezero.lab.costs import costs_of
-from rezero.lab.memory import peak_memory
 from rezero.lab.own import LOGS
+from rezero.lab.peak import peak_memory
 from rezero.lab.processes import agree
 from rezero.lab.run import owner, run_trial
 from rezero.lab.settings import total_steps
@@ -46,6 +46,7 @@ class Watcher(Protocol):
         """Note that the process of a trial has died, for the how manieth time since it got on, and is begun again."""
 
 
+_TRIES = 2  # trials that say that there is no hope
 Work = Callable[[Store, Trial, Watcher], None]
 """Runs one trial and keeps what it measures."""
 
@@ -64,7 +65,7 @@ def missing_trials(store: Store) -> list[Trial]:
 
 
 def check_hope(store: Store) -> None:
-    """Stop a study of which every arm has been tried and none has measured anything.
+    """Stop a study of which every arm has been tried, two trials at least, and none has measured anything.
 
     Args:
         store: The study's records.
@@ -72,8 +73,8 @@ def check_hope(store: Store) -> None:
     Raises:
         UsageError: If that is so.
     """
-    results = store.results()
-    if {result.trial.arm for result in results} < {*store.study.settings.arms} or any(r.points for r in results):
+    results, arms = store.results(), {*store.study.settings.arms}
+    if {result.trial.arm for result in results} < arms or len(results) < _TRIES or any(r.points for r in results):
         return
     ends = "; ".join(f"{each.trial.arm} {each.status} ({each.note})" for each in results)
     store.forget()  # so that a mended script can take their place

@@ -1,28 +1,30 @@
 """What a script or function of one's own says to the lab: a few lines, which do nothing when it runs by itself."""
 
+# Torch is imported where it is used: what a script does not load it does not wait for.
+
 import json
 import math
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
-
-import torch
-from torch import nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rezero.errors import UsageError
-from rezero.gate import gates
-from rezero.lab.memory import peak_of_process
+from rezero.lab.peak import peak_of_process
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.utils.hooks import RemovableHandle
 
 __all__ = ["ORDER", "arm", "log", "lr", "running", "seed"]
 
 ORDER = "REZERO_TRIAL"  # the variable that names the file which says what trial a script runs as
-M = TypeVar("M", bound=nn.Module)
+M = TypeVar("M", bound="nn.Module")
 Line = dict[str, Any]
 
 
@@ -45,7 +47,8 @@ def arm(model: M, *args: Any, arms: Mapping[str, Callable[[M], M]] | None = None
         UsageError: If the arm is none of these, or the model can't be converted.
 
     Example:
-        >>> model = nn.Linear(2, 2)
+        >>> import torch
+        >>> model = torch.nn.Linear(2, 2)
         >>> arm(model, torch.zeros(1, 2)) is model  # nothing compares here
         True
     """
@@ -119,18 +122,25 @@ class _Run:
         self.arm, self.lr, self.seed, self._write = arm, lr, seed, write
         self._models: list[nn.Module] = []
         self._start, self._logging = time.perf_counter(), 0.0
-        self._first = register_optimizer_step_post_hook(self._start_clock)
+        self._first: RemovableHandle | None = None
+
+    def await_step(self) -> None:
+        """Let the clock start once a first step is over: it waits for what is loaded or compiled once."""
+        if self._first is None and "torch" in sys.modules:
+            from torch.optim.optimizer import register_optimizer_step_post_hook
+
+            self._first = register_optimizer_step_post_hook(self._start_clock)
 
     def _start_clock(self, *_: object) -> None:
-        # The first step waits for what is loaded or compiled once, which is no arm's own.
         self._start, self._logging = time.perf_counter(), 0.0
-        self._first.remove()
+        self.close()
 
     def close(self) -> None:
-        """Let go of what waits for the first step."""
-        self._first.remove()
+        """Wait for a first step no longer."""
+        if self._first is not None:
+            self._first.remove()
 
-    def watch(self, model: nn.Module) -> None:
+    def watch(self, model: "nn.Module") -> None:
         """Record the gates of a model."""
         self._models.append(model)
 
@@ -139,13 +149,12 @@ class _Run:
         began = time.perf_counter()
         if step < 0 or "seconds" in metrics:
             raise ValueError
-        scales = [gate.gate_scale.detach().mean() for model in self._models for gate in gates(model).values()]
         line = {
             "step": step,
             "seconds": began - self._start - self._logging,
-            "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
-            "alphas": [value if math.isfinite(value) else None for value in _numbers(scales)],
-            "memory": torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else peak_of_process(),
+            "metrics": {name: _finite(value) for name, value in metrics.items()},
+            "alphas": [_finite(value) for value in _scales(self._models)],
+            "memory": _memory(),
         }
         if self._write is not None:
             self._write(line)
@@ -153,12 +162,29 @@ class _Run:
 
 
 def _number(value: Any) -> float:
-    return float(value.detach() if isinstance(value, torch.Tensor) else value)
+    return float(value.detach() if hasattr(value, "detach") else value)
 
 
-def _numbers(scales: list[torch.Tensor]) -> list[float]:
-    numbers: list[float] = torch.stack([each.float() for each in scales]).tolist() if scales else []
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _scales(models: list["nn.Module"]) -> list[float]:
+    if not models:
+        return []
+    import torch
+
+    from rezero.gate import gates
+
+    scales = [gate.gate_scale.detach().mean().float() for model in models for gate in gates(model).values()]
+    numbers: list[float] = torch.stack(scales).tolist() if scales else []
     return numbers
+
+
+def _memory() -> float | None:
+    if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_initialized():
+        return float(torch.cuda.max_memory_allocated())
+    return peak_of_process()
 
 
 _running: _Run | None = None
@@ -187,7 +213,10 @@ def running(arm: str, lr: float, seed: int, write: Callable[[Line], object]) -> 
 
 
 def _run() -> _Run | None:
-    return _running or _ordered()
+    run = _running or _ordered()
+    if run is not None:
+        run.await_step()
+    return run
 
 
 @cache

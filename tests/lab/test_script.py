@@ -1,0 +1,330 @@
+"""Scripts of one's own: run by themselves, and as the trials of a study."""
+
+import json
+import math
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from unittest.mock import create_autospec
+
+import psutil
+import pytest
+import torch
+
+from rezero import lab
+from rezero.cli import run
+from rezero.errors import UsageError
+from rezero.lab import OwnSettings, Store, Study, TrialResult, Watcher
+from rezero.lab.launch import run_script
+from rezero.lab.script import running
+from rezero.lab.sweep import run_own
+
+SCRIPT = """
+import sys, time
+import torch
+from torch import nn
+from rezero import lab
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.branch = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+
+    def forward(self, x):
+        return x + self.branch(x)
+
+torch.manual_seed(lab.seed(7))
+model = nn.Sequential(*(Block() for _ in range(3)))
+x = torch.randn(64, 8)
+model = lab.arm(model, x[:2])
+optimizer = torch.optim.SGD(model.parameters(), lr=lab.lr(0.01))
+for step in range(1, 31):
+    loss = (model(x) - x.flip(1)).square().mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    if step % 10 == 0:
+        lab.log(step, train_loss=loss)
+    {each}
+lab.log(30, val_loss=loss.item())
+print("weights", sum(p.double().sum().item() for p in model.parameters()))
+"""
+
+
+LIGHT = """
+import os, sys, time
+from rezero import lab
+
+value = 1.0
+for step in range(1, 31):
+    if step % 10 == 0:
+        lab.log(step, train_loss=value * lab.lr(1.0) / (step + lab.seed()))
+    {each}
+lab.log(30, val_loss=value)
+"""
+
+
+@pytest.fixture
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Write a script into a folder of its own, from which everything is run."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(each: str = "pass", text: str = SCRIPT) -> Path:
+        path = tmp_path / "train.py"
+        path.write_text(text.replace("{each}", each))
+        return path
+
+    return write
+
+
+def compare(*more: str) -> int:
+    return run(["compare", "--script", "train.py", "-o", "study", *more])
+
+
+def measure(*, arms: tuple[str, ...] = ("original",), **more: Any) -> list[TrialResult]:
+    """Run a study of the script without a command line and a report."""
+    settings = OwnSettings(arms=arms, lr=1.0, script="train.py", digest="", **more)
+    with Store.open(Path("study"), Study("train.py", settings, {})) as store:
+        run_own(store, run_script, create_autospec(Watcher, instance=True))
+        return store.results()
+
+
+def results(folder: str = "study") -> list[TrialResult]:
+    with Store.open(Path(folder)) as store:
+        return store.results()
+
+
+def by_itself() -> str:
+    done = subprocess.run([sys.executable, "train.py"], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def test_a_script_by_itself_behaves_as_without_the_lab(script: Callable[..., Path]) -> None:
+    """Run alone, its numbers are those of the same script without the lab's lines, and it writes nothing."""
+    text = re.sub(r"^ *lab\.log.*\n|^model = lab\.arm.*\n|^from rezero import lab\n", "", SCRIPT, flags=re.M)
+    text = text.replace("lab.seed(7)", "7").replace("lab.lr(0.01)", "0.01").replace("if step % 10 == 0:", "pass")
+    assert "lab." not in text
+    script(text=text)
+    without = by_itself()
+    script()
+    assert by_itself() == without
+    assert [each.name for each in Path.cwd().iterdir()] == ["train.py"]
+    script(text=SCRIPT.replace("lab.seed(7)", "lab.seed(7) + 7"))
+    measure(seeds=1)
+    assert Path("study/logs/original-lr1.0-seed0.log").read_text() == without  # at the script's own rate
+
+
+def test_a_script_is_compared(script: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """Every arm runs on every seed; the original is the script's own run, and rezero has gates that move."""
+    script()
+    alone = by_itself()  # with seed 7
+    assert compare("--seeds", "2") == 0
+    out = capsys.readouterr().out
+    assert "rezero against original, 2 paired seeds" in out
+    assert "Every arm ran at the learning rate of train.py: not tuned." in out
+    found = {(each.trial.arm, each.trial.seed): each for each in results()}
+    assert found.keys() == {(arm, seed) for arm in ("original", "rezero") for seed in (0, 1)}
+    for (arm, _), each in found.items():
+        assert each.status == "finished"
+        assert [point.step for point in each.points] == [10, 20, 30]
+        assert each.points[-1].metrics.keys() == {"train_loss", "val_loss", "seconds"}
+        assert each.memory is not None
+        assert each.memory > 1e7
+        assert {len(point.alphas) for point in each.points} == {3 if arm == "rezero" else 0}
+    assert all(abs(alpha) > 1e-4 for alpha in found["rezero", 0].last.alphas)
+    assert found["original", 0].last.metrics["val_loss"] != found["original", 1].last.metrics["val_loss"]
+    printed = {Path(f"study/logs/original-lr1.0-seed{seed}.log").read_text() for seed in (0, 1)}
+    assert len(printed | {alone}) == 3
+    assert not [*Path("study/logs").glob("*.json*")]
+
+
+def test_the_rate_is_tuned(script: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """Rates are tried out as multiples of the script's own, on seeds that the comparison does not use."""
+    script(text="from rezero import lab\nlab.log(1, loss=abs(lab.lr(10.0) - 30.5))\n")
+    assert compare("--seeds", "2", "--tune", "3", "--arms", "original", "--jobs", "2") == 0
+    assert sorted(each.trial.lr for each in results() if each.trial.tuning) == [0.3, 1.0, 3.0, 10.0]
+    assert {each.trial.lr for each in results() if not each.trial.tuning} == {3.0}
+    assert "times that of train.py" in " ".join(capsys.readouterr().out.split())
+
+
+def test_arms_of_ones_own_and_arguments(script: Callable[..., Path]) -> None:
+    """A script's own arm is its function; what stands behind -- is given to it as it is."""
+    script(
+        text=SCRIPT.replace("lab.arm(model, x[:2])", "lab.arm(model, x[:2], arms={'short': lambda model: model[:1]})")
+        + "print(len(model), sys.argv[1:])\n"
+    )
+    assert compare("--seeds", "1", "--arms", "short, rezero lr=2", "--", "--depth", "-3", "a b") == 0
+    assert Path("study/logs/short-lr1.0-seed0.log").read_text().endswith("1 ['--depth', '-3', 'a b']\n")
+    assert Path("study/logs/rezero-lr=2-lr2.0-seed0.log").read_text().endswith("3 ['--depth', '-3', 'a b']\n")
+
+
+FAULTS = {
+    "crash": ("if step == 20: raise RuntimeError('out of luck')", "crashed", "exit code 1: RuntimeError: out of luck"),
+    "killed": ("if step == 20: os.kill(os.getpid(), 9)", "crashed", "signal SIGKILL: it printed nothing"),
+    "exit": ("if step == 20: print('enough'); sys.exit(3)", "crashed", "exit code 3: enough"),
+    "hangs": ("if step == 20: time.sleep(1000)", "timed out", "it was ended after 8 seconds"),
+    "nan": ("value = float('nan') if step == 30 else 1.0", "diverged", ""),
+    "twice": ("if step == 20: lab.log(20, train_loss=1.0)", "finished", "a step was logged again, .*, once: the last"),
+    "back": ("if step == 30: lab.log(10, train_loss=1.0)", "finished", "a step was logged again, or after a later one"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_goes_wrong_is_recorded(script: Callable[..., Path], name: str) -> None:
+    """A trial that fails has its status, the reason, and what it had measured before."""
+    fault, status, note = FAULTS[name]
+    script(fault, text=LIGHT)
+    (found,) = measure(seeds=1, time_limit=8.0)
+    assert found.status == status
+    assert re.match(note, found.note)
+    assert found.points[0].step == 10
+    assert math.isfinite(found.final("train_loss")) == (status == "finished")
+
+
+def test_a_study_goes_on_after_a_crash(script: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """The other seeds are measured; the words and the report say what happened."""
+    script("if lab.seed() == 0: raise RuntimeError('out of luck')", text=LIGHT)
+    assert compare("--seeds", "2", "--arms", "original") == 0
+    assert [each.status for each in results()] == ["crashed", "finished"]
+    assert "mean of 1 seed; 1 crashed" in " ".join(capsys.readouterr().out.split())
+    page = Path("study/report.html").read_text()
+    assert "What went wrong" in page
+    assert "original, seed 0: crashed, exit code 1: RuntimeError: out of luck" in page
+
+
+def test_a_script_that_logs_nothing(script: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """If no arm measures anything the study ends at once and says so, and a mended script takes its place."""
+    script(text="from rezero import lab\nprint('hello')\n")
+    assert compare("--seeds", "3") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3  # one a trial that ran, and the end
+    assert "no arm measured anything: original silent (nothing was logged: call rezero.lab.log(step, ...))" in lines[-1]
+    assert not results()
+    script()
+    assert compare("--seeds", "1", "--arms", "original") == 0
+    assert len(results()) == 1
+
+
+def test_an_arm_that_cannot_be_applied(script: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """The other arms are measured; the verdict says what became of it."""
+    script(text=SCRIPT.replace("x + self.branch(x)", "self.branch(x)"))
+    assert compare("--seeds", "2") == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "rezero against original, 2 paired seeds: rezero crashed on 2 of 2 seeds." in out
+    assert "no residual" in results()[-1].note
+
+
+def test_failed_trials_are_run_again_when_asked(script: Callable[..., Path]) -> None:
+    """They are kept as they ended, until --retry."""
+    script("if step == 20 and lab.seed() == 1 and not os.path.exists('mended'): sys.exit(1)", text=LIGHT)
+    assert compare("--seeds", "2", "--arms", "original") == 0
+    before = results()
+    assert [each.status for each in before] == ["finished", "crashed"]
+    Path("mended").touch()
+    assert compare("--seeds", "2", "--arms", "original") == 0
+    assert results() == before
+    assert compare("--seeds", "2", "--arms", "original", "--retry") == 0
+    assert [each.status for each in results()] == ["finished", "finished"]
+    assert results()[0] == before[0]
+
+
+def test_another_script_is_another_study(script: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """A script that was changed does not go on with the numbers of the old one."""
+    script(text="from rezero import lab\nlab.log(1, loss=1.0)\n")
+    assert compare("--seeds", "1", "--arms", "original") == 0
+    script(text="from rezero import lab\nlab.log(1, loss=2.0)\n")
+    capsys.readouterr()
+    assert compare("--seeds", "1", "--arms", "original") == 2
+    assert "holds another study (digest" in capsys.readouterr().err
+
+
+def waiting_for(folder: Path, steps: int, process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        path = folder / "study.sqlite"
+        if path.exists():
+            with closing(sqlite3.connect(path, timeout=30)) as connection:
+                try:
+                    if connection.execute("SELECT count(*) FROM metric").fetchone()[0] >= steps:
+                        return
+                except sqlite3.OperationalError:
+                    pass
+        time.sleep(0.05)
+    pytest.fail(f"it did not get so far: {process.poll()}")
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_the_script_ends_with_the_study(script: Callable[..., Path], jobs: int) -> None:
+    """kill -9 of the command leaves no process behind; the same command ends with the numbers of one undisturbed."""
+    script("time.sleep(0.1)", text=LIGHT)
+    arguments = ["compare", "--script", "train.py", "--seeds", "2", "--arms", "original", "--jobs", str(jobs)]
+    process = subprocess.Popen([sys.executable, "-m", "rezero", *arguments, "-o", "study"], stderr=subprocess.DEVNULL)
+    waiting_for(Path("study"), 2, process)
+    below = psutil.Process(process.pid).children(recursive=True)
+    assert any("train.py" in each.cmdline() for each in below)
+    process.kill()
+    process.wait()
+    scripts = [each for each in below if each.is_running()]
+    assert not psutil.wait_procs(scripts, timeout=20)[1]
+    assert run([*arguments, "-o", "study"]) == 0
+    assert run([*arguments, "-o", "undisturbed"]) == 0
+    assert [numbers(each) for each in results()] == [numbers(each) for each in results("undisturbed")]
+
+
+def numbers(result: TrialResult) -> Any:
+    metrics = [{**point.metrics, "seconds": 0} for point in result.points]
+    return result.trial, result.status, metrics, [point.alphas for point in result.points]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_ctrl_c_ends_the_script(script: Callable[..., Path]) -> None:
+    """Ctrl-C ends the script too, keeps what is done, and exits with 130."""
+    script("time.sleep(0.1)", text=LIGHT)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rezero", "compare", "--script", "train.py", "--seeds", "2", "-o", "study"],
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
+    )
+    waiting_for(Path("study"), 2, process)
+    below = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    assert not psutil.wait_procs(below, timeout=5)[1]
+
+
+BAD = {
+    "log(step, train_loss='high')": "expected a step and metrics that are numbers, got step=1, {'train_loss': 'high'}",
+    "log(step, train_loss=torch.zeros(2))": "expected a step and metrics that are numbers",
+    "log(step, seconds=3.0)": "expected a step and metrics that are numbers",
+    "log(-1, train_loss=3.0)": "expected a step and metrics that are numbers, got step=-1",
+    "log('one', train_loss=3.0)": "expected a step and metrics that are numbers, got step='one'",
+    "arm(torch.nn.Linear(1, 1), arms={'rezreo': None})": "expected an arm out of original, rezero, rezreo: got 'other'",
+}
+
+
+@pytest.mark.parametrize("call", BAD)
+def test_wrong_calls_are_named(call: str) -> None:
+    """What the lab can't take is an error that says what it takes."""
+    with running("other", 1.0, 0, lambda _: None), pytest.raises(UsageError, match=re.escape(BAD[call])):
+        eval(call, {"log": lab.log, "arm": lab.arm, "torch": torch, "step": 1})  # noqa: S307 - the cases above
+
+
+def test_lines_are_json_that_a_kill_cannot_tear(script: Callable[..., Path]) -> None:
+    """Each call of log is one line of the journal, written at once; numbers that are not finite are null."""
+    script("if step == 10: lab.log(10, odd=float('inf'))")
+    order = {"arm": "rezero", "lr": 1.0, "seed": 0, "journal": str(Path("journal").absolute()), "lab": os.getpid()}
+    Path("order").write_text(json.dumps(order))
+    subprocess.run([sys.executable, "train.py"], env={**os.environ, "REZERO_TRIAL": "order"}, check=True)
+    lines = [json.loads(line) for line in Path("journal").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [10, 10, 20, 30, 30]
+    assert lines[1]["metrics"] == {"odd": None}
+    seconds = [line["seconds"] for line in lines]
+    assert seconds == sorted(seconds)
