@@ -18,7 +18,7 @@ from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
 
 PAGES = ["README.md", "docs/*.md", "docs/reference/*.md"]
-COMMANDS = ["docs/quickstart.md", "docs/studies.md", "docs/honest.md"]
+COMMANDS = ["docs/quickstart.md", "docs/studies.md", "docs/honest.md", "docs/script.md"]
 PROGRAMS = {"rezero": [sys.executable, "-m", "rezero"], "torchrun": [sys.executable, "-m", "torch.distributed.run"]}
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 

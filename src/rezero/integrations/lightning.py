@@ -1,4 +1,4 @@
-"""Alphas during a training by Lightning."""
+"""Alphas during a training by Lightning, and such a training as a trial of the lab."""
 
 from pathlib import Path
 from typing import Any
@@ -6,11 +6,12 @@ from typing import Any
 from rezero.diagnose import AlphaRecorder
 from rezero.integrations.extras import needs
 from rezero.integrations.logged import alpha_scalars, check_max_gates
+from rezero.lab import script
 
 with needs("Lightning", extra="lightning"):
-    from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 
-__all__ = ["AlphaCallback"]
+__all__ = ["AlphaCallback", "LabCallback"]
 
 
 class AlphaCallback(Callback):
@@ -77,3 +78,38 @@ class AlphaCallback(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Close the file."""
         self.on_train_end(trainer, pl_module)
+
+
+class LabCallback(Callback):
+    """Tells the lab what the module logs, after every validation and every epoch.
+
+    The training starts with the seed of this run. In a script that no lab has started it does nothing. The module's own
+    weights are drawn before: seed them with ``seed_everything(lab.seed(0))``, and the rate is ``lab.lr(1e-3)``.
+
+    Example:
+        >>> trainer = Trainer(callbacks=[LabCallback()])  # doctest: +SKIP
+    """
+
+    def __init__(self) -> None:
+        self._told: tuple[int, set[str]] = (-1, set())
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Seed the order of the data and dropout."""
+        if script.compared():
+            seed_everything(script.seed(), verbose=False)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Pass metrics on, unless this only tries out whether validation works."""
+        if trainer.training and not trainer.sanity_checking:
+            self._tell(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Pass on what the epoch came to."""
+        self._tell(trainer)
+
+    def _tell(self, trainer: Trainer) -> None:
+        step, told = trainer.global_step, self._told[1] if self._told[0] == trainer.global_step else set()
+        fresh = {name: value for name, value in trainer.callback_metrics.items() if name not in told}
+        self._told = step, told | fresh.keys()
+        if fresh:
+            script.log(step, **fresh)

@@ -1,4 +1,4 @@
-"""Alphas during a training by the Trainer of transformers."""
+"""Alphas during a training by the Trainer of transformers, and such a training as a trial of the lab."""
 
 from pathlib import Path
 from typing import Any
@@ -6,11 +6,14 @@ from typing import Any
 from rezero.diagnose import AlphaRecorder
 from rezero.integrations.extras import needs
 from rezero.integrations.logged import alpha_scalars, check_max_gates
+from rezero.lab import script
 
 with needs("the Trainer of transformers", extra="transformers"):
-    from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+    from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
-__all__ = ["AlphaCallback"]
+__all__ = ["AlphaCallback", "LabCallback"]
+
+_OF_TIME = ("_runtime", "_per_second", "_flos")  # what the Trainer logs beside the metrics
 
 
 class AlphaCallback(TrainerCallback):
@@ -84,3 +87,41 @@ class AlphaCallback(TrainerCallback):
         """Close the file."""
         if self.recorder is not None:
             self.recorder.close()
+
+
+class LabCallback(TrainerCallback):
+    """Tells the lab what the Trainer logs: ``train_loss`` every ``logging_steps``, and the metrics of evaluations.
+
+    The training starts with the seed of this run. In a script that no lab has started it does nothing. The model's own
+    weights are drawn before: seed them with ``set_seed(lab.seed(42))``, and the rate is ``lab.lr(5e-5)``.
+
+    Example:
+        >>> trainer.add_callback(LabCallback())  # doctest: +SKIP
+    """
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Seed the order of the data and dropout."""
+        if script.compared():
+            set_seed(script.seed())
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Pass metrics on; what the Trainer logs at the end is an average over all that was trained."""
+        renamed = {"train_loss" if name == "loss" else name: value for name, value in (logs or {}).items()}
+        if "loss" not in (logs or {}):
+            renamed.pop("train_loss", None)
+        told = {
+            name: value
+            for name, value in renamed.items()
+            if name == "train_loss" or (name.startswith("eval_") and not name.endswith(_OF_TIME))
+        }
+        if told:
+            script.log(state.global_step, **told)

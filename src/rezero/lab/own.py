@@ -104,7 +104,8 @@ def choose_metric(logged: Collection[str], asked: str | None) -> str:
                 f"got {', '.join(sorted(logged)) or 'nothing'}"
             )
         return asked
-    told = [name for name in sorted(logged) if _goal(name)]
+    held_out = re.compile(r"val|eval|valid|validation|test|dev")
+    told = sorted(filter(_goal, logged), key=lambda name: (not held_out.match(name.lower()), name))
     known = [name for name in PREFERRED if name in logged] + told
     if not known:
         raise UsageError(f"which metric decides? Give --metric, one of {', '.join(sorted(logged))}, and --goal")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.utils.hooks import RemovableHandle
 
-__all__ = ["ORDER", "arm", "log", "lr", "running", "seed"]
+__all__ = ["ORDER", "arm", "compared", "log", "lr", "running", "seed"]
 
 ORDER = "REZERO_TRIAL"  # the variable that names the file which says what trial a script runs as
 M = TypeVar("M", bound="nn.Module")
@@ -79,6 +79,15 @@ def seed(default: int = 0) -> int:
     """
     run = _run()
     return default if run is None else run.seed
+
+
+def compared() -> bool:
+    """Return whether the lab has started this run.
+
+    Returns:
+        Whether it has; by itself a script goes its own way.
+    """
+    return _run() is not None
 
 
 def lr(default: float) -> float:
