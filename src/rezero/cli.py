@@ -136,6 +136,7 @@ def compare(
     precision: Annotated[str | None, Parameter(group=MACHINE)] = None,
     accumulate: Annotated[Whole, Parameter(group=MACHINE)] = None,
     jobs: Annotated[Whole, Parameter(group=MACHINE)] = None,
+    on: Annotated[str | None, Parameter(group=MACHINE)] = None,
     checkpoint_every: Annotated[float, Parameter(group=MACHINE, validator=Number(gt=0))] = 30.0,
 ) -> None:
     """Train the arms of a task, or of a script of your own, on paired seeds and report what came out.
@@ -205,6 +206,8 @@ def compare(
         precision: float32, or bf16 for bfloat16 autocast.
         accumulate: Parts that each batch is computed in, one after another, to save memory.
         jobs: Trials that run at once, each in a process of its own, with --threads threads each, and a GPU each.
+        on: "ray" or "slurm" with options, in the place of this machine: "ray address=auto" takes those of ray.init,
+            "slurm partition=gpu gpus_per_node=1" those of submitit. --jobs says how many trials run at once there.
         checkpoint_every: Seconds between checkpoints of the trial that runs.
 
     Raises:
@@ -244,13 +247,13 @@ def compare(
     own = {"--goal": goal, "--time-limit": time_limit, "--retry": retry or None}
     if script is not None:
         words = tuple(arguments) if task is None else (task, *arguments)
-        _compare_script(script, words, given, goal, time_limit, question, output, jobs=jobs or 1, retry=retry)
+        _compare_script(script, words, given, goal, time_limit, question, output, jobs=jobs or 1, on=on, retry=retry)
         return
     if task is None:
         raise UsageError("expected a task, such as fc-digits, or --script with a script of your own: rezero compare -h")
     if wrong := [name for name, value in own.items() if value is not None] or list(arguments):
         raise UsageError(f"only a script takes {wrong[0]}: got it for the task {task}")
-    _compare_task(task, given, question, output, jobs=jobs, checkpoint_every=checkpoint_every)
+    _compare_task(task, given, question, output, jobs=jobs, on=on, checkpoint_every=checkpoint_every)
 
 
 def _compare_task(
@@ -260,9 +263,11 @@ def _compare_task(
     output: Path | None,
     *,
     jobs: int | None,
+    on: str | None,
     checkpoint_every: float,
 ) -> None:
     from rezero.lab import Study, find_task, parse_arms
+    from rezero.lab.cluster import open_cluster
     from rezero.lab.sweep import follow_study, run_study
     from rezero.progress import StudyProgress
     from rezero.provenance import provenance
@@ -287,8 +292,10 @@ def _compare_task(
         return
     with _open(folder, study) as store:
         store.ask(study.question)
+        cluster = None if on is None else open_cluster(on, store.folder)
+        how = partial(run_study, checkpoint_every=checkpoint_every, jobs=jobs or 1, cluster=cluster)
         with StudyProgress(store) as progress:
-            run_study(store, chosen, examples, progress, checkpoint_every=checkpoint_every, jobs=jobs or 1)
+            how(store, chosen, examples, progress)
         _tell(store)
 
 
@@ -302,10 +309,12 @@ def _compare_script(
     output: Path | None,
     *,
     jobs: int,
+    on: str | None,
     retry: bool,
 ) -> None:
     from rezero.lab import OwnSettings, Study
     from rezero.lab.arms import split_arms
+    from rezero.lab.cluster import open_cluster
     from rezero.lab.launch import run_script
     from rezero.lab.own import FAILURES, check_own_arms
     from rezero.lab.sweep import run_own
@@ -332,8 +341,9 @@ def _compare_script(
         store.ask(study.question)
         if retry:
             store.forget(FAILURES)
+        cluster = None if on is None else open_cluster(on, store.folder)
         with StudyProgress(store) as progress:
-            run_own(store, partial(run_script, own_device=jobs > 1), progress, jobs=jobs)
+            run_own(store, partial(run_script, own_device=jobs > 1), progress, jobs=jobs, cluster=cluster)
         _tell(store)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from rezero.errors import UsageError
+from rezero.lab.cluster import open_cluster
 from rezero.lab.comparison import Comparison
 from rezero.lab.design import Question
 from rezero.lab.jobs import free_device
@@ -72,6 +73,7 @@ def compare(
     target: float | None = None,
     resolve: float | None = None,
     jobs: int = 1,
+    on: str | None = None,
     output: Path | str | None = None,
 ) -> Answer:
     """Compare arms of a model on paired seeds, each at its own best learning rate if it is tuned.
@@ -95,6 +97,7 @@ def compare(
         target: Value of the metric that speed is measured by; by default the worst final value of the two arms.
         resolve: Difference that you want to be able to see: how many seeds would it take?
         jobs: Trials that run at once, each in a process of its own, and on a GPU of its own where there are any.
+        on: ``"ray"`` or ``"slurm"`` with options, in the place of this machine, as the command line takes it.
         output: Folder of the study; by default rezero-studies/NAME-KEY.
 
     Returns:
@@ -146,8 +149,9 @@ def compare(
     work = partial(_run_function, build=build, train=train, arms=functions, example=example, own_device=jobs > 1)
     with Store.open(Path(output) if output else settings.folder(), study) as store:
         store.ask(question)
+        cluster = None if on is None else open_cluster(on, store.folder)
         with StudyProgress(store) as progress:
-            run_own(store, work, progress, jobs=jobs)
+            run_own(store, work, progress, jobs=jobs, cluster=cluster)
         results = store.results()
         page = write_report(store)
         told = write_verdict(store.study, results), tuple(compare_arms(store.study, results))

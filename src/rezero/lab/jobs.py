@@ -20,14 +20,14 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from rezero.data.batches import Data
 from rezero.errors import UsageError
 from rezero.lab.memory import memory_named
-from rezero.lab.one import Watcher, Work, check_hope, missing_trials, run_one, slug
+from rezero.lab.one import Silent, Watcher, Work, check_hope, missing_trials, run_one, slug
 from rezero.lab.processes import open_processes
 from rezero.lab.settings import Settings
-from rezero.lab.store import LOCK, Store, TrialResult
+from rezero.lab.store import LOCK, Store
 from rezero.lab.tasks import find_task
-from rezero.lab.trial import Point, Trial
+from rezero.lab.trial import Trial
 
-__all__ = ["free_device", "run_jobs", "work_on_task"]
+__all__ = ["DEATHS", "free_device", "run_jobs", "work_on_task"]
 
 DEATHS = 10  # of the process of one trial, without a step forward between them
 _EVERY = 0.5  # seconds between two looks at the store, and of a worker at its driver
@@ -113,7 +113,7 @@ def _work(folder: Path, trial: Trial, driver: int, work: Work) -> Trial:
     _follow(driver)
     with Store.open(folder) as store, _alone(folder, trial):
         if trial not in store.done():
-            work(store, trial, _Silent())
+            work(store, trial, Silent())
     return trial
 
 
@@ -190,25 +190,3 @@ def _lock_one(held: ExitStack, folder: Path, count: int) -> int | None:
             held.enter_context(FileLock(folder / f"{LOCK}-cuda-{index}", timeout=0))
             return index
     return None
-
-
-class _Silent:
-    """Tells nobody; the driver looks into the store."""
-
-    def begin(self, trial: Trial, total_steps: int | None, start: int) -> None:
-        pass
-
-    def step(self, step: int) -> None:
-        pass
-
-    def point(self, point: Point) -> None:
-        pass
-
-    def finish(self, result: TrialResult) -> None:
-        pass
-
-    def several(self, running: int, done: float) -> None:
-        pass
-
-    def died(self, trial: Trial, times: int) -> None:
-        pass

@@ -21,7 +21,7 @@ from rezero.lab.task import Task
 from rezero.lab.trial import Point, Trial
 from rezero.lab.tune import plan
 
-__all__ = ["Watcher", "Work", "check_hope", "checkpoints_of", "missing_trials", "run_one", "slug"]
+__all__ = ["Silent", "Watcher", "Work", "check_hope", "checkpoints_of", "missing_trials", "run_one", "slug"]
 
 
 class Watcher(Protocol):
@@ -44,6 +44,28 @@ class Watcher(Protocol):
 
     def died(self, trial: Trial, times: int) -> None:
         """Note that the process of a trial has died, for the how manieth time since it got on, and is begun again."""
+
+
+class Silent:
+    """A watcher that tells nobody: the driver of a process looks into the store."""
+
+    def begin(self, trial: Trial, total_steps: int | None, start: int) -> None:
+        """Do nothing."""
+
+    def step(self, step: int) -> None:
+        """Do nothing."""
+
+    def point(self, point: Point) -> None:
+        """Do nothing."""
+
+    def finish(self, result: TrialResult) -> None:
+        """Do nothing."""
+
+    def several(self, running: int, done: float) -> None:
+        """Do nothing."""
+
+    def died(self, trial: Trial, times: int) -> None:
+        """Do nothing."""
 
 
 _TRIES = 2  # trials that say that there is no hope

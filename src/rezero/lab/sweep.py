@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from rezero.data.batches import Data
+from rezero.lab.cluster import Cluster, run_on_cluster
 from rezero.lab.jobs import run_jobs, work_on_task
 from rezero.lab.memory import memory_named
 from rezero.lab.one import Watcher, Work, check_hope, checkpoints_of, missing_trials, run_one
@@ -25,6 +26,7 @@ def run_study(
     *,
     checkpoint_every: float = CHECKPOINT_SECONDS,
     jobs: int = 1,
+    cluster: Cluster | None = None,
 ) -> None:
     """Run every trial that the store does not hold yet, each from its checkpoint if it has one.
 
@@ -37,6 +39,7 @@ def run_study(
         watcher: Is told of the progress.
         checkpoint_every: Seconds between two checkpoints of a trial.
         jobs: Trials that run at once, each in a process of its own.
+        cluster: Where these processes are; None for this machine.
 
     Raises:
         UsageError: If a checkpoint cannot be read or written, or there is not enough memory.
@@ -49,8 +52,8 @@ def run_study(
         return
     for trial in missing:
         checkpoints_of(store.folder, store.study, task, trial, data).check()
-    if jobs > 1:
-        run_jobs(store, partial(work_on_task, checkpoint_every=checkpoint_every), watcher, jobs=jobs)
+    if jobs > 1 or cluster is not None:
+        _fan_out(store, partial(work_on_task, checkpoint_every=checkpoint_every), watcher, jobs, cluster)
         return
     with memory_named(settings), open_processes(settings) as accelerator:
         here = data.to(accelerator.device)
@@ -61,7 +64,7 @@ def run_study(
         agree(accelerator, None)
 
 
-def run_own(store: Store, work: Work, watcher: Watcher, *, jobs: int = 1) -> None:
+def run_own(store: Store, work: Work, watcher: Watcher, *, jobs: int = 1, cluster: Cluster | None = None) -> None:
     """Run every trial of one's own script or function that the store does not hold yet.
 
     Args:
@@ -69,17 +72,25 @@ def run_own(store: Store, work: Work, watcher: Watcher, *, jobs: int = 1) -> Non
         work: Runs one trial; picklable if there are several jobs.
         watcher: Is told of the progress.
         jobs: Trials that run at once, each in a process of its own.
+        cluster: Where these processes are; None for this machine.
 
     Raises:
         UsageError: If no arm measures anything.
     """
-    if jobs > 1:
-        run_jobs(store, work, watcher, jobs=jobs)
+    if jobs > 1 or cluster is not None:
+        _fan_out(store, work, watcher, jobs, cluster)
         return
     while missing := missing_trials(store):
         for trial in missing:
             work(store, trial, watcher)
             check_hope(store)
+
+
+def _fan_out(store: Store, work: Work, watcher: Watcher, jobs: int, cluster: Cluster | None) -> None:
+    if cluster is None:
+        run_jobs(store, work, watcher, jobs=jobs)
+    else:
+        run_on_cluster(store, work, watcher, cluster, jobs=jobs)
 
 
 def follow_study(folder: Path, study: Study, task: Task, data: Data) -> None:
