@@ -1,6 +1,5 @@
 """The report of a study."""
 
-import functools
 import json
 import math
 import os
@@ -19,7 +18,6 @@ from unittest.mock import create_autospec
 from xml.etree import ElementTree
 
 import pytest
-import vl_convert
 
 from rezero.data.digits import load_digits
 from rezero.errors import UsageError
@@ -29,7 +27,6 @@ from rezero.lab.tasks import SAMPLE_MARK
 
 TASK = find_task("fc-digits")
 DATA = load_digits()
-BUNDLE = functools.cache(vl_convert.javascript_bundle)  # takes a second
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
 # Attributes that a browser fetches from, or that lead away from the page.
@@ -116,14 +113,6 @@ def specs_of(page: Page) -> dict[str, Any]:
         json.loads(name): json.loads(spec)
         for name, spec in re.findall(r'^vegaEmbed\("#" \+ CSS\.escape\((".*?")\), (\{.*\}), options\);$', script, re.M)
     }
-
-
-@pytest.fixture(scope="module")
-def _one_bundle() -> Iterator[None]:
-    """Bundle the charts' JavaScript once for all reports of this module."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vl_convert, "javascript_bundle", BUNDLE)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +225,6 @@ def visible(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n").removeprefix("\n")
 
 
-@pytest.mark.usefixtures("_one_bundle")
 @pytest.mark.parametrize(
     "text", ["<script>alert(1)</script>", "</pre><img src=x onerror=alert(1)>", "&lt;&amp; {{ 7 * 7 }} <!--"], ids=str
 )
@@ -368,7 +356,6 @@ def test_page_says_how_to_make_it_again(folder: Path) -> None:
     }
 
 
-@pytest.mark.usefixtures("_one_bundle")
 def test_only_gated_arms_have_a_map_of_alpha(tmp_path: Path) -> None:
     """Of all arms, those whose formula has an alpha have a map, and the others have none."""
     with made(tmp_path, study(*TASK.arms, seeds=1, epochs=1)):
@@ -400,7 +387,6 @@ def test_every_chart_has_its_place(folder: Path) -> None:
 HOSTILE = "</title></script></style><b>&amp;\"'{{ 7 * 7 }}<!--<script>alert(1)"
 
 
-@pytest.mark.usefixtures("_one_bundle")
 def test_what_a_user_types_stays_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names and commands full of markup change no element of the page and are shown as they are."""
     arms = {"plain": "f(x)", HOSTILE: f"f({HOSTILE})"}
@@ -454,7 +440,6 @@ def test_summary_is_the_study_for_programs(folder: Path) -> None:
     ]
 
 
-@pytest.mark.usefixtures("_one_bundle")
 def test_report_of_a_study_without_results(tmp_path: Path) -> None:
     """A study that was stopped in its first trial has a report that says so."""
     with Store.open(tmp_path, study("plain", "rezero")) as store:
@@ -466,7 +451,6 @@ def test_report_of_a_study_without_results(tmp_path: Path) -> None:
     assert list(tmp_path.glob("*.svg")) == []
 
 
-@pytest.mark.usefixtures("_one_bundle")
 def test_report_of_an_unfinished_study(tmp_path: Path) -> None:
     """A study that was stopped shows the arms that it has, and says how many trials are missing."""
     metrics = {"seconds": 1.0, "train_loss": 2.0, "val_accuracy": 0.5, "val_loss": 2.0}
@@ -486,7 +470,6 @@ def test_report_of_an_unfinished_study(tmp_path: Path) -> None:
     assert row["seeds"] == "1"
 
 
-@pytest.mark.usefixtures("_one_bundle")
 def test_report_of_arms_that_diverged(tmp_path: Path) -> None:
     """Where every arm diverged the report says so, counts the seeds, and its pictures are whole."""
     with made(tmp_path, study("residual", "rezero", lr=1e30)):
@@ -500,7 +483,6 @@ def test_report_of_arms_that_diverged(tmp_path: Path) -> None:
     assert_pictures_are_whole(tmp_path)
 
 
-@pytest.mark.usefixtures("_one_bundle")
 def test_report_of_one_arm_that_diverged(tmp_path: Path) -> None:
     """An arm that diverged is in the table and in the legend's order, and the others' curves are drawn."""
     with made(tmp_path, study("residual", "post-norm", depth=8, lr=1e6)) as store:
@@ -518,7 +500,6 @@ def test_report_of_one_arm_that_diverged(tmp_path: Path) -> None:
     assert_pictures_are_whole(tmp_path)
 
 
-@pytest.mark.usefixtures("_one_bundle")
 def test_report_of_one_arm_and_one_seed(tmp_path: Path) -> None:
     """A page of one arm and one seed speaks of no seeds, no range and no other arm."""
     with Store.open(tmp_path, study("rezero", seeds=1, epochs=1)) as store:
@@ -554,7 +535,6 @@ def test_facts_have_names_of_their_own(text_folder: Path) -> None:
     assert [name for name in names if "_" in name] == []
 
 
-@pytest.mark.usefixtures("_one_bundle")
 def test_a_failure_leaves_the_last_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a report cannot be written to its end the files of the last one keep their bytes, and nothing is left."""
     with Store.open(tmp_path, study("plain", "rezero", seeds=1)) as store:
@@ -580,7 +560,6 @@ def test_a_failure_leaves_the_last_report(tmp_path: Path, monkeypatch: pytest.Mo
     assert files(tmp_path) != before
 
 
-@pytest.mark.usefixtures("_one_bundle")
 def test_a_path_that_is_not_utf8_is_written_with_escapes(tmp_path: Path) -> None:
     """A setting with bytes that are no text, as Python reads them from a command line, is in the page as an escape."""
     asked = study("plain", seeds=1)
@@ -600,7 +579,6 @@ def record(store: Store, trial: Trial, losses: tuple[float, ...], alphas: tuple[
     store.finish(trial, "finished" if math.isfinite(losses[-1]) else "diverged")
 
 
-@pytest.mark.usefixtures("_one_bundle")
 def test_a_seed_that_diverged_counts_to_the_end_of_the_curve(tmp_path: Path) -> None:
     """From where one seed of three diverged the curve is the median of all three, not of those that are left."""
     with Store.open(tmp_path, study("plain", seeds=3, epochs=3)) as store:
@@ -616,7 +594,6 @@ def test_a_seed_that_diverged_counts_to_the_end_of_the_curve(tmp_path: Path) -> 
     assert_pictures_are_whole(tmp_path)
 
 
-@pytest.mark.usefixtures("_one_bundle")
 def test_a_gate_that_diverged_does_not_blot_the_map(tmp_path: Path) -> None:
     """Gates that are no numbers at the end of a trial leave the colours of the earlier ones apart."""
     with Store.open(tmp_path, study("rezero", seeds=1)) as store:
@@ -640,7 +617,6 @@ def assert_pictures_are_whole(folder: Path) -> None:
         assert path.with_suffix(".png").stat().st_size > 0
 
 
-@pytest.mark.usefixtures("_one_bundle")
 def test_report_does_not_touch_the_study(folder: Path) -> None:
     """Making the report again changes nothing in study.sqlite."""
     before = (folder / "study.sqlite").read_bytes()

@@ -3,17 +3,13 @@
 import json
 import math
 from dataclasses import asdict
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import jinja2
-import vl_convert
-
-from rezero import charts
 from rezero.errors import UsageError
-from rezero.lab.figures import draw
 from rezero.lab.spreads import by_arm, compared
 from rezero.lab.store import Store, Study, TrialResult
 from rezero.lab.tables import summary_rows
@@ -50,6 +46,11 @@ def write_report(store: Store) -> Path:
 
 
 def _write(store: Store, results: list[TrialResult], folder: Path) -> None:
+    import jinja2  # a study has processes that write no report, and this takes a second to load
+
+    from rezero import charts
+    from rezero.lab.figures import draw
+
     drawn = draw(store.study, results)
     for name, (_, chart) in drawn.items():
         charts.save(chart, folder / name)
@@ -74,9 +75,17 @@ def _write(store: Store, results: list[TrialResult], folder: Path) -> None:
         notes=[_note(result) for result in results if result.note],
         samples=_samples(finals),
         facts=_facts(store.study),
-        bundle=vl_convert.javascript_bundle(_EMBED),
+        bundle=_bundle(),
     )
     _write_text(folder / "report.html", html)
+
+
+@cache
+def _bundle() -> str:
+    """Put the charts' JavaScript together, which takes longer than all else of a report."""
+    import vl_convert
+
+    return str(vl_convert.javascript_bundle(_EMBED))
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 import numpy as np
-from scipy import stats
+import scipy  # which loads scipy.stats, a matter of seconds, when it is used
 
 __all__ = ["LEVEL", "Paired", "compare_pairs", "detectable", "holm", "pairs_needed", "power", "sign_flip", "survival"]
 
@@ -67,10 +67,10 @@ def compare_pairs(differences: Sequence[float], *, by_signs: bool = False) -> Pa
     if n < 2:
         return Paired(n, mean, math.nan, math.nan, math.nan, math.nan)
     deviation = stdev(differences)
-    half = float(stats.t.ppf(1 - LEVEL / 2, n - 1)) * deviation / math.sqrt(n)
+    half = float(scipy.stats.t.ppf(1 - LEVEL / 2, n - 1)) * deviation / math.sqrt(n)
     if by_signs or n > MOST_OF_T or deviation <= 1e-12 * abs(mean) or deviation == 0:
         return Paired(n, mean, mean - half, mean + half, deviation, sign_flip(differences), by_signs=True)
-    p = 2 * float(stats.t.sf(abs(mean) * math.sqrt(n) / deviation, n - 1))
+    p = 2 * float(scipy.stats.t.sf(abs(mean) * math.sqrt(n) / deviation, n - 1))
     return Paired(n, mean, mean - half, mean + half, deviation, p)
 
 
@@ -94,7 +94,7 @@ def sign_flip(differences: Sequence[float]) -> float:
         return 1.0
     # permutation_test flips the sign of single samples, counts ties within a rounding error as ties, and includes what
     # was seen among the choices that it draws.
-    found = stats.permutation_test(
+    found = scipy.stats.permutation_test(
         (np.asarray(differences),),
         np.mean,
         permutation_type="samples",
@@ -149,10 +149,10 @@ def power(n: int, difference: float, deviation: float, *, level: float = LEVEL) 
     if not deviation:
         return 1.0 if difference else 0.0
     shift = abs(difference) * math.sqrt(n) / deviation
-    edge = float(stats.t.ppf(1 - level / 2, n - 1))
+    edge = float(scipy.stats.t.ppf(1 - level / 2, n - 1))
     # A mean over the scale that the test would find, for SciPy's noncentral t is nan in places.
-    scale = edge * np.sqrt(stats.chi2.ppf((1 + _NODES) / 2, n - 1) / (n - 1))
-    return float(_WEIGHTS @ (stats.norm.sf(scale - shift) + stats.norm.cdf(-scale - shift))) / 2
+    scale = edge * np.sqrt(scipy.stats.chi2.ppf((1 + _NODES) / 2, n - 1) / (n - 1))
+    return float(_WEIGHTS @ (scipy.stats.norm.sf(scale - shift) + scipy.stats.norm.cdf(-scale - shift))) / 2
 
 
 def pairs_needed(difference: float, deviation: float, *, level: float = LEVEL, power_: float = POWER) -> int | None:
@@ -216,6 +216,6 @@ def survival(times: Sequence[float], reached: Sequence[bool]) -> list[tuple[floa
     References:
         Kaplan and Meier (1958), "Nonparametric estimation from incomplete observations", JASA 53.
     """
-    sample = stats.CensoredData.right_censored(np.asarray(times, float), ~np.asarray(reached, bool))
-    left = stats.ecdf(sample).sf
+    sample = scipy.stats.CensoredData.right_censored(np.asarray(times, float), ~np.asarray(reached, bool))
+    left = scipy.stats.ecdf(sample).sf
     return [(0.0, 1.0), *zip(left.quantiles.tolist(), left.probabilities.tolist(), strict=True)]
