@@ -193,7 +193,8 @@ def compare(
         tune: off, or how many rates every arm tries out, on seeds that the comparison does not use. The table is
             around --lr, two a decade, and grows for all arms where the best one of an arm lies at its edge.
         tune_seeds: Seeds that every rate is tried on.
-        tune_over: What is tuned: lr, alpha-lr, weight-decay or warmup.
+        tune_over: What is tuned: lr, alpha-lr, weight-decay or warmup; several, as in "lr,alpha-lr", by a search with
+            Optuna, where --tune says how many trials every arm gets.
         metric: The metric that decides: val_accuracy, val_loss or train_loss; by default the task's own. Of a script
             any that it logs; by default val_accuracy, eval_accuracy, val_loss, ..., train_loss, whichever comes first.
         baseline: The arm that the others are held against; by default the task's standard (pre-norm, residual for a

@@ -133,6 +133,47 @@ def test_other_settings_are_tuned_the_same_way(over: str, given: dict[str, Any],
     assert {trial.tuned for trial in costs if not trial.tuning} == {tuple(expected.items())}
 
 
+def bowl(trial: Trial) -> float:
+    """A cost that is lowest where the rate is .03 and that of alpha .1, and infinite where the rate is high."""
+    if trial.lr > 0.2:
+        return INF
+    return math.log(trial.lr / 0.03) ** 2 + math.log(dict(trial.tuned)["alpha_lr"] / 0.1) ** 2 + 0.0 * trial.seed
+
+
+def test_several_settings_are_searched_for() -> None:
+    """Every arm gets as many trials on seeds of its own, beginning with the same ones, and gets nearer than chance."""
+    asked = settings(tune=24, tune_over="lr, alpha-lr", tune_seeds=2)
+    costs = run(asked, bowl)
+    tuning = [trial for trial in costs if trial.tuning]
+    for arm in asked.arms:
+        tried = [trial for trial in tuning if trial.arm == arm]
+        assert len(tried) == 48
+        assert {trial.seed for trial in tried} == {TUNING_SEEDS, TUNING_SEEDS + 1}
+        assert (tried[0].lr, tried[0].tuned) == (0.01, (("alpha_lr", 0.01),))
+    by_arm = {arm: [(trial.lr, trial.tuned) for trial in tuning if trial.arm == arm] for arm in asked.arms}
+    assert by_arm["plain"] == by_arm["rezero"]
+    found = {min(tuning, key=costs.__getitem__)}
+    assert {(trial.lr, trial.tuned) for trial in costs if not trial.tuning} == {(t.lr, t.tuned) for t in found}
+    assert all(costs[trial] < 0.3 for trial in found)  # of 24 at random the best comes to .9 on average
+    assert all(not choice.at_edge for choice in choose(asked, costs).values())
+
+
+def test_a_search_goes_on_as_it_would_have() -> None:
+    """However its trials end, one by one or all of a round, the same ones are proposed."""
+    asked = settings(tune=10, tune_over="lr,alpha-lr")
+    at_once, one_by_one = run(asked, bowl), {}
+    while missing := [trial for trial in plan(asked, one_by_one) if trial not in one_by_one]:
+        one_by_one[missing[-1]] = bowl(missing[-1])
+    assert one_by_one == at_once
+
+
+def test_warm_up_is_searched_for_in_whole_steps() -> None:
+    """So the schedule gets what the study's records say."""
+    costs = run(settings(tune=6, tune_over="lr,warmup", warmup=3), lambda trial: dict(trial.tuned)["warmup"])
+    assert all(dict(trial.tuned)["warmup"].is_integer() for trial in costs)
+    assert min(dict(trial.tuned)["warmup"] for trial in costs) >= 1
+
+
 def test_an_arm_keeps_its_own_rate_where_rates_are_not_tuned() -> None:
     """The text of an arm says which rate it runs at."""
     asked = settings(tune=0, arms=("plain lr=0.5", "rezero"))
@@ -145,13 +186,18 @@ def test_an_arm_keeps_its_own_rate_where_rates_are_not_tuned() -> None:
     [
         ({"tune": 1}, "tune must be off, or the number of trials that every arm gets, 2 or more: got 1"),
         ({"tune": -2}, "tune must be off, .*: got -2"),
-        ({"tune_over": "momentum"}, "tune-over must be lr, alpha-lr, weight-decay, warmup: got 'momentum'"),
+        (
+            {"tune_over": "momentum"},
+            "tune-over must be out of lr, alpha-lr, weight-decay, warmup, each once: got 'momentum'",
+        ),
+        ({"tune_over": "lr,lr"}, "tune-over must be out of lr, .*, each once: got 'lr,lr'"),
+        ({"tune_over": "alpha-lr,warmup", "arms": ("rezero warmup=3",)}, "warmup is tuned: leave it out of the arm"),
         ({"tune_seeds": 0}, "tune-seeds must be a whole number, 1 or more: got 0"),
         ({"arms": ("plain lr=0.5", "rezero")}, "lr is tuned: leave it out of the arm 'plain lr=0.5'"),
         ({"metric": "bleu"}, "metric must be val_accuracy, train_loss, val_loss: got 'bleu'"),
         ({"tune_over": "weight-decay", "optimizer": "Rprop"}, "optimizer 'Rprop' has no weight decay"),
     ],
-    ids=["one", "negative", "unknown", "no seed", "tuned and given", "metric", "no decay"],
+    ids=["one", "negative", "unknown", "twice", "own and searched", "no seed", "tuned and given", "metric", "no decay"],
 )
 def test_what_cannot_be_tuned_is_refused(given: dict[str, Any], message: str) -> None:
     """A wrong setting is one line that says what there is."""

@@ -77,7 +77,14 @@ def seed_lines(
 
 
 def rate_lines(
-    rows: Sequence[dict[str, Any]], *, x: str, y: str, arms: Sequence[str], percent: bool, description: str
+    rows: Sequence[dict[str, Any]],
+    *,
+    x: str,
+    y: str,
+    arms: Sequence[str],
+    percent: bool,
+    description: str,
+    joined: bool = True,
 ) -> alt.LayerChart:
     """Draw where each arm ends at every value that it tried, the chosen one ringed.
 
@@ -88,16 +95,18 @@ def rate_lines(
         arms: The arms in the order of the legend.
         percent: Whether values are fractions that are shown in percent.
         description: What the chart shows, for readers who do not see it.
+        joined: Whether a line joins the values of an arm, which differ in nothing else.
 
     Returns:
         The chart.
     """
     base = alt.Chart(alt.InlineData(values=list(rows)))
+    ticks = sorted({row["x"] for row in rows}) if joined else alt.Undefined
     horizontal = alt.X(
         "x:Q",
         title=x,
         scale=alt.Scale(type="log", nice=False, padding=16),
-        axis=alt.Axis(values=sorted({row["x"] for row in rows}), format="~g"),
+        axis=alt.Axis(values=ticks, format="~g"),
     )
     vertical = _values(rows, y, percent=percent)
     tooltip = [
@@ -105,7 +114,7 @@ def rate_lines(
         alt.Tooltip("x:Q", title=x, format="~g"),
         alt.Tooltip("value:Q", format=".2%" if percent else ".4g"),
     ]
-    line = base.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=40, filled=True)).encode(
+    line = base.mark_line(strokeWidth=2 if joined else 0, point=alt.OverlayMarkDef(size=40, filled=True)).encode(
         x=horizontal, y=vertical, tooltip=tooltip, **_by_arm(arms)
     )
     ring = (

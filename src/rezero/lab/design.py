@@ -22,7 +22,7 @@ class Design:
         seeds: Number of paired seeds, from 0.
         tune: Trials that every arm gets to choose its rate; 0 runs all at ``lr``.
         tune_seeds: Seeds that each of these is run on; the comparison uses others.
-        tune_over: What is chosen: lr, alpha-lr, weight-decay or warmup.
+        tune_over: What is chosen: lr, alpha-lr, weight-decay or warmup; several, separated by commas, by a search.
         metric: The metric that decides; None for the task's own.
     """
 
@@ -39,15 +39,20 @@ class Design:
         check_count("tune-seeds", self.tune_seeds)
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise UsageError(f"lr must be a finite number above 0: got {self.lr}")
-        if self.tune_over not in TUNED:
-            raise UsageError(f"tune-over must be {', '.join(TUNED)}: got {self.tune_over!r}")
+        if not {*self.tuned} <= {*TUNED} or len({*self.tuned}) < len(self.tuned):
+            raise UsageError(f"tune-over must be out of {', '.join(TUNED)}, each once: got {self.tune_over!r}")
         if self.tune == 1 or not 0 <= self.tune <= LARGEST:
             raise UsageError(
                 f"tune must be off, or the number of trials that every arm gets, 2 or more: got {self.tune}"
             )
 
-    def middle(self) -> float:
-        """Return the value around which the table of what is tuned lies."""
+    @property
+    def tuned(self) -> tuple[str, ...]:
+        """The names of what is chosen: lr, alpha-lr, weight-decay or warmup."""
+        return tuple(name.strip() for name in self.tune_over.split(","))
+
+    def middle(self, name: str) -> float:  # noqa: ARG002 - others than the rate are a task's
+        """Return the value of a setting around which what is tried out lies."""
         return self.lr
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import altair as alt
@@ -17,7 +17,7 @@ from rezero.lab.stats import survival
 from rezero.lab.store import Study, TrialResult
 from rezero.lab.subject import subject_of
 from rezero.lab.tables import quality_title
-from rezero.lab.tune import choose
+from rezero.lab.tune import Choice, choose
 
 __all__ = ["draw"]
 
@@ -43,7 +43,7 @@ def draw(study: Study, results: Sequence[TrialResult]) -> dict[str, Drawn]:
         **_curves(study, finals, quality),
         "arrivals": _arrivals(study, finals, quality),
         "seeds": _seeds(study, finals, quality),
-        "rates": _rates(study, results, quality),
+        **_rates(study, results, quality),
         **_gates(study, finals),
     }
     return {name: each for name, each in drawn.items() if each is not None}
@@ -104,27 +104,44 @@ def _seeds(study: Study, finals: Sequence[TrialResult], quality: Quality) -> Dra
     return caption, chart
 
 
-def _rates(study: Study, results: Sequence[TrialResult], quality: Quality) -> Drawn | None:
+def _rates(study: Study, results: Sequence[TrialResult], quality: Quality) -> dict[str, Drawn | None]:
+    """Draw what was tried out, a chart a setting."""
     choices = choose(study.settings, costs_of(study, results))
-    if not choices:
-        return None
+    names = study.settings.tuned
+    several = len(names) > 1
+    return {
+        f"rates_{name}" if several else "rates": _tried(study, choices, place, quality)
+        for place, name in enumerate(names)
+        if choices
+    }
+
+
+def _tried(study: Study, choices: Mapping[str, Choice], place: int, quality: Quality) -> Drawn | None:
     sign = quality.factor * (1 if quality.lower_is_better else -1)
     rows = [
-        {"arm": arm, "x": values[0][1], "value": sign * cost, "chosen": values == choice.values}
+        {"arm": arm, "x": values[place][1], "value": sign * cost, "chosen": values == choice.values}
         for arm, choice in choices.items()
         for values, cost in sorted(choice.costs.items())
         if math.isfinite(cost)
     ]
     if not rows:
         return None
-    over = {"lr": "learning rate"}.get(study.settings.tune_over, study.settings.tune_over)
+    names = study.settings.tuned
+    over = {"lr": "learning rate"}.get(names[place], names[place])
+    beside = "; other settings differ too" if len(names) > 1 else ""
     caption = (
         f"{quality.name[0].upper()}{quality.name[1:]} at the end of every {over} that was tried, on seeds that the "
-        "comparison does not use; ringed: the chosen ones. What diverged has no point."
+        f"comparison does not use{beside}; ringed: the chosen ones. What diverged has no point."
     )
     arms = [arm for arm in study.settings.arms if any(row["arm"] == arm for row in rows)]
     chart = charts.rate_lines(
-        rows, x=over, y=quality_title(quality), arms=arms, percent=quality.percent, description=caption
+        rows,
+        x=over,
+        y=quality_title(quality),
+        arms=arms,
+        percent=quality.percent,
+        joined=len(names) == 1,
+        description=caption,
     )
     return caption, chart
 

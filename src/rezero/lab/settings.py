@@ -99,9 +99,9 @@ class Settings(Design):
                 f"got {self.batch_size}"
             )
 
-    def middle(self) -> float:
-        """Return the value around which the table of what is tuned lies."""
-        match self.tune_over:
+    def middle(self, name: str) -> float:
+        """Return the value of a setting around which what is tried out lies."""
+        match name:
             case "alpha-lr":
                 return self.alpha_lr or self.lr
             case "weight-decay":

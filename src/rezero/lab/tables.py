@@ -28,7 +28,7 @@ def summary_rows(store: Store, results: Sequence[TrialResult]) -> list[dict[str,
         lost = Counter(result.status for result in trials if result.status != "finished")
         row = {"arm": arm}
         if study.settings.tune:
-            row["chosen"] = _chosen(trials[0].trial, study.settings.tune_over)
+            row["chosen"] = _chosen(trials[0].trial, study.settings.tuned)
         for each in subject.columns(results):
             show = show_value if each.metric == "train_loss" else each.show
             row[quality_title(each)] = _with_range(spread(each.factor * r.final(each.metric) for r in trials), show)
@@ -49,9 +49,9 @@ def quality_title(quality: Quality) -> str:
     return f"{quality.name} ({quality.unit})" if quality.unit else quality.name
 
 
-def _chosen(trial: Trial, over: str) -> str:
-    value = trial.lr if over == "lr" else dict(trial.tuned)[over.replace("-", "_")]
-    return f"{over} {value:g}"
+def _chosen(trial: Trial, names: Sequence[str]) -> str:
+    values = {"lr": trial.lr, **dict(trial.tuned)}
+    return ", ".join(f"{name} {values[name.replace('-', '_')]:g}" for name in names)
 
 
 def _with_range(values: Spread, show: Callable[[float], str]) -> str:

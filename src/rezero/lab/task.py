@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -81,10 +82,9 @@ class Task:
         if settings.threads > (cores := os.cpu_count() or 1):
             raise UsageError(f"threads must be at most the number of cores, {cores}: got {settings.threads}")
         self.decisive(settings)
-        tuned = settings.tune_over if settings.tune else ""
-        for arm in settings.arms:
-            if tuned.replace("-", "_") in read_arm(arm).own:
-                raise UsageError(f"{tuned} is tuned: leave it out of the arm {arm!r}, or give --tune off")
+        for name, arm in product(settings.tuned if settings.tune else (), settings.arms):
+            if name.replace("-", "_") in read_arm(arm).own:
+                raise UsageError(f"{name} is tuned: leave it out of the arm {arm!r}, or give --tune off")
         for each in _each(settings):
             _check_recipe(each)
         return settings

@@ -7,6 +7,7 @@ from statistics import fmean
 
 from rezero.lab.arms import read_arm
 from rezero.lab.design import Design
+from rezero.lab.search import ROUND, propose
 from rezero.lab.trial import TUNING_SEEDS, Trial
 
 __all__ = ["Choice", "Values", "choose", "plan", "table"]
@@ -39,8 +40,9 @@ def plan(design: Design, costs: Mapping[Trial, float]) -> list[Trial]:
     """List the trials of a study as far as its results so far tell.
 
     Tuning: every arm with every entry of the table, on seeds of its own. While the best entry of an arm is the lowest
-    or the highest, the table gets another one there, for every arm alike, up to three at either end. Then the
-    comparison: seed by seed, so that a study that is stopped early can still be compared, every arm at its best.
+    or the highest, the table gets another one there, for every arm alike, up to three at either end. Several settings
+    are searched for in rounds, as many trials an arm. Then the comparison: seed by seed, so that a study that is
+    stopped early can still be compared, every arm at its best.
 
     Args:
         design: The study's design.
@@ -104,8 +106,10 @@ def _tuning(design: Design, costs: Mapping[Trial, float]) -> list[Trial]:
     """List the trials that serve the choice, the table as wide as the results so far ask for."""
     if not design.tune:
         return []
-    name, middle = design.tune_over.replace("-", "_"), design.middle()
-    entries = list(table(middle, design.tune))
+    if len(design.tuned) > 1:
+        return [trial for arm in design.arms for trial in _searched(design, arm, costs)]
+    name = design.tuned[0].replace("-", "_")
+    entries = list(table(design.middle(design.tuned[0]), design.tune))
     added = {-1: 0, 1: 0}
     while True:
         tuning = [
@@ -126,6 +130,23 @@ def _tuning(design: Design, costs: Mapping[Trial, float]) -> list[Trial]:
             entries = sorted([*entries, _beside(entries[0 if step < 0 else -1], step)])
 
 
+def _searched(design: Design, arm: str, costs: Mapping[Trial, float]) -> list[Trial]:
+    """List the trials of an arm's search, up to the first round that has not ended; each arm gets as many."""
+    names = tuple(name.replace("-", "_") for name in design.tuned)
+    middles = tuple((name, design.middle(each)) for name, each in zip(names, design.tuned, strict=True))
+    trials: list[Trial] = []
+    tried: tuple[tuple[tuple[float, ...], float], ...] = ()
+    while len(tried) < design.tune:
+        for values in propose(middles, tried, min(ROUND, design.tune - len(tried))):
+            own = tuple(zip(names, values, strict=True))
+            seeds = [_trial(design, arm, own, TUNING_SEEDS + index) for index in range(design.tune_seeds)]
+            trials += seeds
+            tried += ((values, fmean(costs.get(trial, math.nan) for trial in seeds)),)
+        if any(trial not in costs for trial in trials):
+            break
+    return trials
+
+
 def _trial(design: Design, arm: str, values: Values, seed: int) -> Trial:
     given = dict(values)
     lr = given.pop("lr", read_arm(arm).own.get("lr", design.lr))
@@ -133,7 +154,7 @@ def _trial(design: Design, arm: str, values: Values, seed: int) -> Trial:
 
 
 def _choices(design: Design, tuning: Sequence[Trial], costs: Mapping[Trial, float]) -> dict[str, Choice]:
-    tunes_rate = design.tune_over == "lr"
+    tunes_rate = "lr" in design.tuned
     found: dict[str, dict[Values, list[float]]] = {}
     for trial in tuning:
         values = ((("lr", trial.lr),) if tunes_rate else ()) + trial.tuned

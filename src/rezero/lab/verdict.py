@@ -100,13 +100,15 @@ def _rates(study: Study, results: Sequence[TrialResult]) -> str:
 
 def _tuned(study: Study, choices: Mapping[str, Choice]) -> str:
     settings = study.settings
-    what = {"lr": "learning rate"}.get(settings.tune_over, settings.tune_over)
-    text = (
-        f"Every arm chose its {what} from the same table on {_count(settings.tune_seeds, 'seed')} that the comparison "
-        "does not use"
-    )
+    what = _and([{"lr": "learning rate"}.get(name, name) for name in settings.tuned])
+    searched = len(settings.tuned) > 1
+    how = f"by a search of {settings.tune} trials" if searched else "from the same table"
+    text = f"Every arm chose its {what} {how} on {_count(settings.tune_seeds, 'seed')} that the comparison does not use"
     if not choices:
         return f"{text}; this has not ended yet."
+    if searched:
+        found = (f"{arm} {_and([f'{name} {value:g}' for name, value in each.values])}" for arm, each in choices.items())
+        return f"{text}: {'; '.join(found).replace('_', '-')}."
     tried = sorted(next(iter(choices.values())).costs)
     best = {arm: choice.values[0][1] for arm, choice in choices.items()}
     edge = [arm for arm, choice in choices.items() if choice.at_edge]
