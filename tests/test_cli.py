@@ -729,7 +729,9 @@ main()
 """
 
 
-@pytest.mark.parametrize("package", ["accelerate", "cyclopts", "rich", "altair", "vl_convert", "jinja2", "sklearn"])
+@pytest.mark.parametrize(
+    "package", ["accelerate", "cyclopts", "rich", "altair", "vl_convert", "jinja2", "psutil", "sklearn"]
+)
 def test_a_missing_extra_is_one_line(here: Path, package: str) -> None:
     """Without a package of the lab extra a study is refused in one line that says what to install."""
     done = call([sys.executable, "-c", WITHOUT, package], "compare", "fc-digits", *TINY, cwd=here)
