@@ -379,6 +379,39 @@ def report(
         _tell(store)
 
 
+@app.command
+def export(
+    folder: Place,
+    /,
+    *,
+    form: Annotated[Literal["csv", "parquet", "json"] | None, Parameter(name="--format")] = None,
+    output: Annotated[Place | None, Parameter(name=["--output", "-o"])] = None,
+    force: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Write all numbers of a study as one table, a row a number, to stdout or into a file.
+
+    The columns are arm, lr, seed, tuned (JSON), tuning, status, step, epoch, metric and value. Gates are the metrics
+    alpha_0, alpha_1, ... from the input on. A value that is not finite is empty, in JSON and Parquet null. The same
+    study gives the same bytes; of a study that runs it is what has been measured so far.
+
+    Args:
+        folder: Folder of the study.
+        form: csv, json (a list of objects) or parquet (needs --output, and pip install 'rezero-torch[parquet]'); by
+            default what the name of the file ends in, or csv.
+        output: File; by default the table goes to stdout.
+        force: Replace a file that is there; by default that is refused.
+    """
+    from rezero.lab.export import FORMATS
+    from rezero.lab.export import export as write
+
+    ending = "" if output is None else output.suffix.lower().removeprefix(".")
+    with _open(folder) as store:
+        try:
+            write(store, form or (ending if ending in FORMATS else "csv"), output, force=force)
+        except BrokenPipeError:  # who reads has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _ask(study: "Study", baseline: str | None, target: float | None, resolve: float | None) -> "Study":
     """Ask something of a study; numbers are given as they are shown, in percent for an accuracy of a task."""
     from rezero.lab import Question

@@ -222,13 +222,24 @@ class Store:
 
     def results(self) -> list[TrialResult]:
         """Return the trials that ended, those of the tuning too, by arm in the study's order and then by seed."""
-        order = {arm: position for position, arm in enumerate(self.study.settings.arms)}
         with _damage_named(self.folder):
             ended = [
                 TrialResult(trial, status, self._points(row), memory, note)
                 for row, trial, status, memory, note in self._ended()
             ]
-            return sorted(ended, key=lambda result: (order[result.trial.arm], result.trial.seed, result.trial))
+            return self._sorted(ended)
+
+    def records(self) -> list[TrialResult]:
+        """Return what `results` does and the trials that run, ``running``, as far as they are: all of one moment."""
+        own = isinstance(self.study.settings, OwnSettings)
+        with _damage_named(self.folder), self._connection:
+            self._connection.execute("BEGIN")
+            running = [self.result(trial) for trial, step in self.running().items() if own or step]
+            return self._sorted([*self.results(), *running])
+
+    def _sorted(self, results: list[TrialResult]) -> list[TrialResult]:
+        order = {arm: position for position, arm in enumerate(self.study.settings.arms)}
+        return sorted(results, key=lambda result: (order[result.trial.arm], result.trial.seed, result.trial))
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
