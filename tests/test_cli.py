@@ -485,7 +485,7 @@ def test_help_has_an_option_for_every_setting(capsys: pytest.CaptureFixture[str]
     """Every setting has an option, but the processes, which torchrun has; beside them only what decides no number."""
     assert run(["compare", "--help"]) == 0
     options = set(re.findall(r"^│ \*? *(?:TASK )?--([a-z-]+)", capsys.readouterr().out, re.MULTILINE))
-    decides_nothing = {"output", "checkpoint-every", "jobs", "retry", *vars(Question())}
+    decides_nothing = {"output", "checkpoint-every", "jobs", "retry", "log-with", *vars(Question())}
     every = [*fields(Settings), *fields(OwnSettings)]
     settings = {field.name.replace("_", "-") for field in every} - {"processes", "digest", "arguments"}
     assert options == settings | decides_nothing

@@ -22,7 +22,8 @@ from rezero.errors import TooManyError, UsageError
 from rezero.interrupt import STOPPED
 
 if TYPE_CHECKING:
-    from rezero.lab import Store, Study
+    from rezero.lab import Store, Study, Watcher
+    from rezero.lab.sinks import Tracker
 
 __all__ = ["app", "run"]
 
@@ -107,6 +108,7 @@ def compare(
     arms: str | None = None,
     seeds: Whole = None,
     output: Annotated[Place | None, Parameter(name=["--output", "-o"])] = None,
+    log_with: Literal["tensorboard", "wandb", "trackio"] | None = None,
     depth: Annotated[Whole, Parameter(group=SIZE)] = None,
     width: Annotated[Whole, Parameter(group=SIZE)] = None,
     heads: Annotated[Whole, Parameter(group=SIZE)] = None,
@@ -171,6 +173,9 @@ def compare(
             and those that it defines itself.
         seeds: Number of paired seeds; by default the task's own.
         output: Folder of the study. By default rezero-studies/TASK-KEY, where KEY stands for the options.
+        log_with: A tracker that each trial is sent to, as a run of its own, once it has ended; by default none. It
+            decides no number and can be given or left out at any time. TensorBoard's files go into the study's folder,
+            as tensorboard; the others keep runs where they always do, in a project with the folder's name.
         depth: Number of residual blocks; of layers for a ResNet (6n + 2) or a Transformer.
         width: Width of the blocks; channels of the first stage for a ResNet.
         heads: Attention heads of a Transformer.
@@ -242,15 +247,24 @@ def compare(
     given = {name: value for name, value in given.items() if value is not None}
     question = {"baseline": baseline, "target": target, "resolve": resolve}
     own = {"--goal": goal, "--time-limit": time_limit, "--retry": retry or None}
+    if log_with is not None:
+        from rezero.lab.sinks import check_tracker
+
+        check_tracker(log_with)
     if script is not None:
         words = tuple(arguments) if task is None else (task, *arguments)
-        _compare_script(script, words, given, goal, time_limit, question, output, jobs=jobs or 1, retry=retry)
+        _compare_script(
+            *(script, words, given, goal, time_limit, question, output),
+            jobs=jobs or 1,
+            retry=retry,
+            log_with=log_with,
+        )
         return
     if task is None:
         raise UsageError("expected a task, such as fc-digits, or --script with a script of your own: rezero compare -h")
     if wrong := [name for name, value in own.items() if value is not None] or list(arguments):
         raise UsageError(f"only a script takes {wrong[0]}: got it for the task {task}")
-    _compare_task(task, given, question, output, jobs=jobs, checkpoint_every=checkpoint_every)
+    _compare_task(task, given, question, output, jobs=jobs, checkpoint_every=checkpoint_every, log_with=log_with)
 
 
 def _compare_task(
@@ -261,6 +275,7 @@ def _compare_task(
     *,
     jobs: int | None,
     checkpoint_every: float,
+    log_with: "Tracker | None",
 ) -> None:
     from rezero.lab import Study, find_task, parse_arms
     from rezero.lab.sweep import follow_study, run_study
@@ -288,7 +303,8 @@ def _compare_task(
     with _open(folder, study) as store:
         store.ask(study.question)
         with StudyProgress(store) as progress:
-            run_study(store, chosen, examples, progress, checkpoint_every=checkpoint_every, jobs=jobs or 1)
+            watcher = _tracked(progress, log_with, store)
+            run_study(store, chosen, examples, watcher, checkpoint_every=checkpoint_every, jobs=jobs or 1)
         _tell(store)
 
 
@@ -303,6 +319,7 @@ def _compare_script(
     *,
     jobs: int,
     retry: bool,
+    log_with: "Tracker | None",
 ) -> None:
     from rezero.lab import OwnSettings, Study
     from rezero.lab.arms import split_arms
@@ -333,8 +350,17 @@ def _compare_script(
         if retry:
             store.forget(FAILURES)
         with StudyProgress(store) as progress:
-            run_own(store, partial(run_script, own_device=jobs > 1), progress, jobs=jobs)
+            watcher = _tracked(progress, log_with, store)
+            run_own(store, partial(run_script, own_device=jobs > 1), watcher, jobs=jobs)
         _tell(store)
+
+
+def _tracked(watcher: "Watcher", log_with: "Tracker | None", store: "Store") -> "Watcher":
+    if log_with is None:
+        return watcher
+    from rezero.lab.sinks import Tracked
+
+    return Tracked(watcher, log_with, store, _complain)
 
 
 @app.command
