@@ -485,7 +485,7 @@ def test_help_has_an_option_for_every_setting(capsys: pytest.CaptureFixture[str]
     """Every setting has an option, but the processes, which torchrun has; beside them only what decides no number."""
     assert run(["compare", "--help"]) == 0
     options = set(re.findall(r"^│ \*? *(?:TASK )?--([a-z-]+)", capsys.readouterr().out, re.MULTILINE))
-    decides_nothing = {"output", "checkpoint-every", "jobs", "on", "retry", *vars(Question())}
+    decides_nothing = {"output", "checkpoint-every", "jobs", "on", "retry", "log-with", *vars(Question())}
     every = [*fields(Settings), *fields(OwnSettings)]
     settings = {field.name.replace("_", "-") for field in every} - {"processes", "digest", "arguments"}
     assert options == settings | decides_nothing
@@ -729,7 +729,9 @@ main()
 """
 
 
-@pytest.mark.parametrize("package", ["accelerate", "cyclopts", "rich", "altair", "vl_convert", "jinja2", "sklearn"])
+@pytest.mark.parametrize(
+    "package", ["accelerate", "cyclopts", "rich", "altair", "vl_convert", "jinja2", "psutil", "sklearn"]
+)
 def test_a_missing_extra_is_one_line(here: Path, package: str) -> None:
     """Without a package of the lab extra a study is refused in one line that says what to install."""
     done = call([sys.executable, "-c", WITHOUT, package], "compare", "fc-digits", *TINY, cwd=here)

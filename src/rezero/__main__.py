@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rezero.interrupt import end_after_ctrl_c
 
-LAB_EXTRA = ("accelerate", "altair", "cyclopts", "jinja2", "rich", "sklearn", "vl_convert")
+LAB_EXTRA = ("accelerate", "altair", "cyclopts", "jinja2", "psutil", "rich", "sklearn", "vl_convert")
 
 
 def main() -> None:

@@ -7,10 +7,7 @@ import re
 import sqlite3
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
-from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -22,7 +19,8 @@ from rezero.errors import TooManyError, UsageError
 from rezero.interrupt import STOPPED
 
 if TYPE_CHECKING:
-    from rezero.lab import Store, Study
+    from rezero.lab import Study
+    from rezero.lab.sinks import Tracker
 
 __all__ = ["app", "run"]
 
@@ -107,6 +105,7 @@ def compare(
     arms: str | None = None,
     seeds: Whole = None,
     output: Annotated[Place | None, Parameter(name=["--output", "-o"])] = None,
+    log_with: Literal["tensorboard", "wandb", "trackio"] | None = None,
     depth: Annotated[Whole, Parameter(group=SIZE)] = None,
     width: Annotated[Whole, Parameter(group=SIZE)] = None,
     heads: Annotated[Whole, Parameter(group=SIZE)] = None,
@@ -172,6 +171,9 @@ def compare(
             and those that it defines itself.
         seeds: Number of paired seeds; by default the task's own.
         output: Folder of the study. By default rezero-studies/TASK-KEY, where KEY stands for the options.
+        log_with: A tracker that each trial is sent to, as a run of its own, once it has ended; by default none. It
+            decides no number and can be given or left out at any time. TensorBoard's files go into the study's folder,
+            as tensorboard; the others keep runs where they always do, in a project with the folder's name.
         depth: Number of residual blocks; of layers for a ResNet (6n + 2) or a Transformer.
         width: Width of the blocks; channels of the first stage for a ResNet.
         heads: Attention heads of a Transformer.
@@ -244,108 +246,31 @@ def compare(
         "accumulate": accumulate,
     }
     given = {name: value for name, value in given.items() if value is not None}
-    question = {"baseline": baseline, "target": target, "resolve": resolve}
-    own = {"--goal": goal, "--time-limit": time_limit, "--retry": retry or None}
+    if log_with is not None:
+        from rezero.lab.sinks import check_tracker
+
+        check_tracker(log_with)
+    from rezero.comparing import Request
+
+    request = Request(
+        settings=given,
+        question={"baseline": baseline, "target": target, "resolve": resolve},
+        output=output,
+        jobs=jobs,
+        on=on,
+        log_with=log_with,
+        warn=_complain,
+    )
     if script is not None:
         words = tuple(arguments) if task is None else (task, *arguments)
-        _compare_script(script, words, given, goal, time_limit, question, output, jobs=jobs or 1, on=on, retry=retry)
+        request.compare_script(script, words, goal=goal, time_limit=time_limit, retry=retry)
         return
     if task is None:
         raise UsageError("expected a task, such as fc-digits, or --script with a script of your own: rezero compare -h")
+    own = {"--goal": goal, "--time-limit": time_limit, "--retry": retry or None}
     if wrong := [name for name, value in own.items() if value is not None] or list(arguments):
         raise UsageError(f"only a script takes {wrong[0]}: got it for the task {task}")
-    _compare_task(task, given, question, output, jobs=jobs, on=on, checkpoint_every=checkpoint_every)
-
-
-def _compare_task(
-    task: str,
-    given: dict[str, Any],
-    asked: dict[str, Any],
-    output: Path | None,
-    *,
-    jobs: int | None,
-    on: str | None,
-    checkpoint_every: float,
-) -> None:
-    from rezero.lab import Study, find_task, parse_arms
-    from rezero.lab.cluster import open_cluster
-    from rezero.lab.sweep import follow_study, run_study
-    from rezero.progress import StudyProgress
-    from rezero.provenance import provenance
-    from rezero.waiting import busy
-
-    chosen = find_task(task)
-    if "arms" in given:
-        given["arms"] = parse_arms(given["arms"], chosen.arms)
-    settings = chosen.settings(given)
-    key = sha256(repr(settings).encode()).hexdigest()[:8]
-    folder = output or Path("rezero-studies") / f"{task}-{key}"
-    study = _ask(Study(task, settings, {**provenance(), **chosen.recipe}), **asked)
-    with busy(f"reading the data of {task}") if is_first_process() else nullcontext():
-        examples = chosen.load(settings)
-    chosen.check(examples, settings)
-    study = replace(study, data=examples.name)
-    if jobs is not None and (jobs < 1 or (jobs > 1 and settings.processes > 1)):
-        several = " for the processes of torchrun" if settings.processes > 1 else ""
-        raise UsageError(f"jobs must be {'1' if several else '1 or more'}{several}: got {jobs}")
-    if not is_first_process():
-        follow_study(folder, study, chosen, examples)
-        return
-    with _open(folder, study) as store:
-        store.ask(study.question)
-        cluster = None if on is None else open_cluster(on, store.folder)
-        how = partial(run_study, checkpoint_every=checkpoint_every, jobs=jobs or 1, cluster=cluster)
-        with StudyProgress(store) as progress:
-            how(store, chosen, examples, progress)
-        _tell(store)
-
-
-def _compare_script(
-    script: Path,
-    arguments: tuple[str, ...],
-    given: dict[str, Any],
-    goal: str | None,
-    time_limit: float | None,
-    asked: dict[str, Any],
-    output: Path | None,
-    *,
-    jobs: int,
-    on: str | None,
-    retry: bool,
-) -> None:
-    from rezero.lab import OwnSettings, Study
-    from rezero.lab.arms import split_arms
-    from rezero.lab.cluster import open_cluster
-    from rezero.lab.launch import run_script
-    from rezero.lab.own import FAILURES, check_own_arms
-    from rezero.lab.sweep import run_own
-    from rezero.progress import StudyProgress
-    from rezero.provenance import provenance
-
-    takes = ("arms", "seeds", "lr", "tune", "tune_seeds", "metric")
-    if wrong := [name for name in given if name not in takes]:
-        option = f"--{wrong[0].replace('_', '-')}"
-        raise UsageError(f"{option} is for tasks of the lab: a script has its own, give it that behind --")
-    if jobs < 1:
-        raise UsageError(f"jobs must be 1 or more: got {jobs}")
-    if not script.is_file():
-        raise UsageError(f"expected a script, found no file {script}")
-    arms = split_arms(given.pop("arms", "original, rezero"))
-    check_own_arms(arms)
-    digest = sha256(script.read_bytes()).hexdigest()
-    chosen = {"lr": 1.0, "seeds": 5, **given}
-    settings = OwnSettings(
-        arms=arms, script=str(script), digest=digest, arguments=arguments, goal=goal, time_limit=time_limit, **chosen
-    )
-    study = _ask(Study(script.name, settings, provenance(), f"whatever {script.name} reads"), **asked)
-    with _open(output or settings.folder(), study) as store:
-        store.ask(study.question)
-        if retry:
-            store.forget(FAILURES)
-        cluster = None if on is None else open_cluster(on, store.folder)
-        with StudyProgress(store) as progress:
-            run_own(store, partial(run_script, own_device=jobs > 1), progress, jobs=jobs, cluster=cluster)
-        _tell(store)
+    request.compare_task(task, checkpoint_every=checkpoint_every, first=is_first_process())
 
 
 @app.command
@@ -382,25 +307,47 @@ def report(
         target: Value of the metric that speed is measured by, in percent for an accuracy.
         resolve: Difference that you want to be able to see, in points for an accuracy.
     """
+    from rezero.comparing import ask, tell
+
     with _open(folder) as store:
-        asked = _ask(store.study, baseline, target, resolve).question
+        asked = ask(store.study, baseline, target, resolve).question
         given = {name: value for name, value in vars(asked).items() if value is not None}
         if given:
             store.ask(replace(store.study.question, **given))
-        _tell(store)
+        tell(store)
 
 
-def _ask(study: "Study", baseline: str | None, target: float | None, resolve: float | None) -> "Study":
-    """Ask something of a study; numbers are given as they are shown, in percent for an accuracy of a task."""
-    from rezero.lab import Question
-    from rezero.lab.subject import subject_of
+@app.command
+def export(
+    folder: Place,
+    /,
+    *,
+    form: Annotated[Literal["csv", "parquet", "json"] | None, Parameter(name="--format")] = None,
+    output: Annotated[Place | None, Parameter(name=["--output", "-o"])] = None,
+    force: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Write all numbers of a study as one table, a row a number, to stdout or into a file.
 
-    subject = subject_of(study)
-    shown = {"target": target, "resolve": resolve}
-    recorded = {name: None if value is None else subject.recorded(value) for name, value in shown.items()}
-    question = Question(baseline=baseline, **recorded)
-    question.held_against(study.settings, subject.standard)
-    return replace(study, question=question)
+    The columns are arm, lr, seed, tuned (JSON), tuning, status, step, epoch, metric and value. Gates are the metrics
+    alpha_0, alpha_1, ... from the input on. A value that is not finite is empty, in JSON and Parquet null. The same
+    study gives the same bytes; of a study that runs it is what has been measured so far.
+
+    Args:
+        folder: Folder of the study.
+        form: csv, json (a list of objects) or parquet (needs --output, and pip install 'rezero-torch[parquet]'); by
+            default what the name of the file ends in, or csv.
+        output: File; by default the table goes to stdout.
+        force: Replace a file that is there; by default that is refused.
+    """
+    from rezero.lab.export import FORMATS
+    from rezero.lab.export import export as write
+
+    ending = "" if output is None else output.suffix.lower().removeprefix(".")
+    with _open(folder) as store:
+        try:
+            write(store, form or (ending if ending in FORMATS else "csv"), output, force=force)
+        except BrokenPipeError:  # who reads has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _read_tune(text: str) -> int:
@@ -522,18 +469,6 @@ def _open(folder: Path, study: "Study | None" = None) -> Any:
     from rezero.lab import Store
 
     return Store.open(folder, study)
-
-
-def _tell(store: "Store") -> None:
-    from rezero.lab import write_report, write_verdict
-    from rezero.lab.tables import summary_rows
-    from rezero.progress import print_table, print_text
-
-    results = store.results()
-    path = write_report(store)
-    print_table(summary_rows(store, results))
-    print_text(write_verdict(store.study, results))
-    print(f"report: {path}")
 
 
 def is_first_process() -> bool:

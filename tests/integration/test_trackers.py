@@ -2,9 +2,7 @@
 
 import importlib
 import io
-import json
 import math
-import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +19,6 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
-from wandb.proto.wandb_internal_pb2 import Record
 
 import rezero
 from rezero.diagnose import AlphaRecorder
@@ -31,6 +28,7 @@ from rezero.integrations import tensorboard as for_tensorboard
 from rezero.integrations import wandb as for_wandb
 from rezero.integrations.extras import needs
 from rezero.integrations.logged import alpha_scalars, alphas_of, heat_map_png
+from tests.offline import steps_of
 
 ALPHAS = [0.5, -0.25, 0.0]  # exact in float32
 SCALARS = {
@@ -213,27 +211,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[wandb.Run]:
     wandb.teardown()
 
 
-def history_of(folder: Path) -> list[dict[str, Any]]:
-    """Read the steps that an offline run wrote: after 7 bytes, records in LevelDB's log format."""
-    (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    data, place, record, steps = file.read_bytes(), 7, b"", []
-    while place + 7 < len(data):
-        if (rest := -place % 32768) < 7:  # the end of a block, too short for a header
-            place += rest
-        _, size, kind = struct.unpack_from("<IHB", data, place)
-        record = (record if kind in (3, 4) else b"") + data[place + 7 : place + 7 + size]
-        place += 7 + size
-        if kind in (1, 4) and (items := Record.FromString(record).history.item):
-            steps.append({"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items})
-    return steps
-
-
 def test_wandb_holds_scalars_and_a_histogram(run: wandb.Run, recorder: AlphaRecorder, tmp_path: Path) -> None:
     """An offline run's file gives back the scalars and the histogram of all gates, at the step."""
     for_wandb.log_alphas(run, recorder, 2)
     run.finish()
     wandb.teardown()  # its process closes the file
-    (logged,) = history_of(tmp_path)
+    (folder,) = tmp_path.glob("wandb/offline-run-*")
+    (logged,) = steps_of(folder)
     assert logged["rezero/alpha/_type"] == "histogram"
     assert sum(logged["rezero/alpha/values"]) == len(ALPHAS)
     assert logged.items() >= SCALARS.items()

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -10,46 +9,20 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from rezero.errors import UsageError
 from rezero.lab.design import Design, Question
+from rezero.lab.holder import LOCK, hold
 from rezero.lab.own import OwnSettings
+from rezero.lab.place import DATABASE, check_local, check_new_folder, check_writable
+from rezero.lab.schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION
 from rezero.lab.settings import Settings
 from rezero.lab.trial import Point, Trial
 
-__all__ = ["Store", "Study", "TrialResult"]
+__all__ = ["LOCK", "Store", "Study", "TrialResult"]
 
-SCHEMA_VERSION = 4
-DATABASE = "study.sqlite"
 WAIT = 60.0  # seconds for other writers
-LOCK = ".lock"  # held by the process that runs the study
 METRICS = {"train_loss", "val_loss", "val_accuracy", "seconds"}
 ENDS = ("finished", "diverged", "crashed", "timed out", "silent")
-_SCHEMA = """
-CREATE TABLE study (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE trial (
-    id INTEGER PRIMARY KEY, arm TEXT NOT NULL, lr REAL NOT NULL, seed INTEGER NOT NULL, tuned TEXT NOT NULL,
-    status TEXT NOT NULL, memory REAL, note TEXT NOT NULL DEFAULT '', UNIQUE (arm, lr, seed, tuned));
-CREATE TABLE metric (
-    trial INTEGER NOT NULL REFERENCES trial, step INTEGER NOT NULL, epoch REAL NOT NULL, name TEXT NOT NULL, value REAL,
-    PRIMARY KEY (trial, step, name));
-CREATE TABLE alpha (
-    trial INTEGER NOT NULL REFERENCES trial, step INTEGER NOT NULL, gate INTEGER NOT NULL, value REAL,
-    PRIMARY KEY (trial, step, gate));
-CREATE TABLE sample (trial INTEGER PRIMARY KEY REFERENCES trial, step INTEGER NOT NULL, value TEXT NOT NULL);
-"""
-_MIGRATIONS = {  # to a version from the one before
-    3: """
-CREATE TABLE new_trial (
-    id INTEGER PRIMARY KEY, arm TEXT NOT NULL, lr REAL NOT NULL, seed INTEGER NOT NULL, tuned TEXT NOT NULL,
-    status TEXT NOT NULL, memory REAL, UNIQUE (arm, lr, seed, tuned));
-INSERT INTO new_trial SELECT id, arm, lr, seed, '{}', status, NULL FROM trial;
-DROP TABLE trial;
-ALTER TABLE new_trial RENAME TO trial;
-""",
-    4: "ALTER TABLE trial ADD COLUMN note TEXT NOT NULL DEFAULT ''",
-}
 
 
 @dataclass(frozen=True)
@@ -146,22 +119,20 @@ class Store:
                     inside = folder.is_file() and folder.with_name(DATABASE).exists()
                     advice = f"give its folder, {folder.parent}" if inside else "`rezero compare` makes one"
                     raise UsageError(f"expected a study in {folder}, found no study.sqlite; {advice}")
+                check_local(folder, exists=path.exists())
                 if not path.exists():
-                    _check_new_folder(folder)
+                    check_new_folder(folder)
                     folder.mkdir(parents=True, exist_ok=True)
-                _check_writable(folder, path)
+                check_writable(folder)
                 connection = stack.enter_context(closing(sqlite3.connect(path, timeout=WAIT)))
                 if study is not None:
                     if _is_empty(connection, folder):
-                        _check_new_folder(folder)
+                        check_new_folder(folder)
                     else:
                         _migrate(connection, folder)
                         _check_same(connection, study, folder)
-                    stack.enter_context(FileLock(path.with_name(LOCK), timeout=0))
-                    stack.callback(path.with_name(LOCK).unlink, missing_ok=True)
+                    stack.enter_context(hold(folder))
                     _write_schema(connection, study, folder)
-            except Timeout as error:
-                raise UsageError(f"another process works on the study in {folder}: wait for it, or stop it") from error
             except (OSError, sqlite3.Error) as error:
                 purpose = "read" if study is None else "write to"
                 raise UsageError(f"cannot {purpose} the output folder {folder}: {error}") from error
@@ -251,13 +222,24 @@ class Store:
 
     def results(self) -> list[TrialResult]:
         """Return the trials that ended, those of the tuning too, by arm in the study's order and then by seed."""
-        order = {arm: position for position, arm in enumerate(self.study.settings.arms)}
         with _damage_named(self.folder):
             ended = [
                 TrialResult(trial, status, self._points(row), memory, note)
                 for row, trial, status, memory, note in self._ended()
             ]
-            return sorted(ended, key=lambda result: (order[result.trial.arm], result.trial.seed, result.trial))
+            return self._sorted(ended)
+
+    def records(self) -> list[TrialResult]:
+        """Return what `results` does and the trials that run, ``running``, as far as they are: all of one moment."""
+        own = isinstance(self.study.settings, OwnSettings)
+        with _damage_named(self.folder), self._connection:
+            self._connection.execute("BEGIN")
+            running = [self.result(trial) for trial, step in self.running().items() if own or step]
+            return self._sorted([*self.results(), *running])
+
+    def _sorted(self, results: list[TrialResult]) -> list[TrialResult]:
+        order = {arm: position for position, arm in enumerate(self.study.settings.arms)}
+        return sorted(results, key=lambda result: (order[result.trial.arm], result.trial.seed, result.trial))
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -337,30 +319,6 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _check_new_folder(folder: Path) -> None:
-    """Refuse a place where no study can begin, before anything is written."""
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"expected a folder for the study, got a file: {folder}")
-    if folder.is_dir() and any(not file.name.startswith((LOCK, DATABASE)) for file in folder.iterdir()):
-        empty = f" beside an empty {DATABASE}" if (folder / DATABASE).exists() else ""
-        raise UsageError(
-            f"expected an empty or new folder, or one that holds this study: {folder} holds other files{empty}"
-        )
-    parent = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
-        raise UsageError(f"cannot write to the output folder {folder}: {parent} is not a folder that you may write to")
-
-
-def _check_writable(folder: Path, path: Path) -> None:
-    """Refuse a place that may only be read; SQLite writes a log beside a database that it reads, too."""
-    for place in (path.parent, path):
-        if place.exists() and not os.access(place, os.W_OK):
-            raise UsageError(
-                f"cannot write to the output folder {folder}: {place} is not yours to write to; copy the study, or get "
-                "that right"
-            )
-
-
 def _is_empty(connection: sqlite3.Connection, folder: Path) -> bool:
     with _damage_named(folder):
         return bool(connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,))
@@ -385,7 +343,7 @@ def _write_schema(connection: sqlite3.Connection, study: Study, folder: Path) ->
             connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("BEGIN IMMEDIATE")
         if new:
-            for statement in filter(str.strip, _SCHEMA.split(";")):
+            for statement in filter(str.strip, SCHEMA.split(";")):
                 connection.execute(statement)
         connection.execute("DELETE FROM study")
         connection.executemany("INSERT INTO study VALUES (?, ?)", rows)
@@ -415,12 +373,12 @@ def _migrate(connection: sqlite3.Connection, folder: Path) -> None:
     with _damage_named(folder):
         (held,) = connection.execute("SELECT value FROM study WHERE key = 'schema'").fetchone() or ("0",)
         version = _of_kind("schema", json.loads(held), int)
-    if version + 1 not in _MIGRATIONS:
+    if version + 1 not in MIGRATIONS:
         return  # this one's, or one that is refused
     with _damage_named(folder), connection:
         connection.execute("BEGIN IMMEDIATE")
         for number in range(version + 1, SCHEMA_VERSION + 1):
-            for statement in filter(str.strip, _MIGRATIONS[number].split(";")):
+            for statement in filter(str.strip, MIGRATIONS[number].split(";")):
                 connection.execute(statement)
         connection.execute("UPDATE study SET value = ? WHERE key = 'schema'", (json.dumps(SCHEMA_VERSION),))
 
