@@ -45,6 +45,7 @@ def test_it_goes_on_where_it_was_stopped(
     held = json.loads(files["null.json"])
     assert (held["command"], held["trials"], held["ended"], held["tuned"]) == ("as told", 8, ["finished"], False)
     assert [each["studies"] for each in held["schemes"]] == [2, 1]
+    assert [each["dealt anew"]["studies"] for each in held["schemes"]] == [40, 20]
     assert main(command(tmp_path), (Scheme(3, 2, 2),)) == 2
     assert "holds another study" in capsys.readouterr().err
 

@@ -12,6 +12,7 @@ Ctrl-C stops it; the same command goes on.
 import argparse
 import json
 import math
+import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,8 +27,7 @@ from rezero.interrupt import STOPPED
 from rezero.lab import Point, Settings, Store, Study, Trial, TrialResult, find_task, open_processes
 from rezero.lab.comparison import Comparison, compare
 from rezero.lab.one import run_one
-from rezero.lab.settings import total_steps
-from rezero.lab.stats import LEVEL
+from rezero.lab.stats import LEVEL, MOST_OF_T
 from rezero.lab.tune import plan
 from rezero.provenance import provenance
 from rezero.waiting import share_bar
@@ -36,6 +36,7 @@ __all__ = ["SCHEMES", "Rate", "Scheme", "deal", "judge", "rates", "train", "writ
 
 TASK = find_task("fc-digits")
 ARMS = ("A", "B", "C")
+DEALS = 20
 PLACES = [place / 20 for place in range(1, 21)]  # of p
 
 
@@ -174,10 +175,11 @@ def judge(pool: Sequence[TrialResult], scheme: Scheme, asked: Settings) -> list[
     Returns:
         The comparisons of each study.
     """
-    quality, steps = TASK.decisive(replace(asked, metric=scheme.metric)), total_steps(asked, TASK.load(asked))
-    return [compare(results, quality, ARMS[0], steps=steps) for results in deal(pool, scheme)]
+    quality = TASK.decisive(replace(asked, metric=scheme.metric))
+    return [compare(results, quality, ARMS[0], steps=asked.steps or 0) for results in deal(pool, scheme)]
 
 
+_ALONE = f", p <= {LEVEL} alone"
 _VERDICTS: Mapping[str, Callable[[Comparison], bool]] = {
     "any verdict": lambda found: bool({found.quality, found.speed} & {"more", "less"}),
     "better": lambda found: found.quality == "more",
@@ -199,7 +201,7 @@ def rates(judged: Sequence[Sequence[Comparison]]) -> dict[str, Rate]:
     """
     counts = {name: sum(any(map(said, study)) for study in judged) for name, said in _VERDICTS.items()}
     for name, values in raw(judged).items():
-        counts[f"{name}, p <= {LEVEL} alone"] = sum(p <= LEVEL for p in values)
+        counts[name + _ALONE] = sum(p <= LEVEL for p in values)
     return {name: _rate(count, len(judged)) for name, count in counts.items()}
 
 
@@ -220,6 +222,30 @@ def cumulative(values: Sequence[float]) -> list[int]:
 def _rate(count: int, studies: int) -> Rate:
     interval = stats.binomtest(count, studies).proportion_ci(method="exact")
     return Rate(count, studies, float(interval.low), float(interval.high))
+
+
+def again(pool: Sequence[TrialResult], scheme: Scheme, asked: Settings, deals: int = DEALS) -> dict[str, float]:
+    """Deal the pool anew at random, again and again: what luck there was in the order of the seeds averages out.
+
+    Args:
+        pool: The trials.
+        scheme: The form of the studies.
+        asked: What the trials ran with.
+        deals: How many times.
+
+    Returns:
+        The share of all studies with any verdict, and those of arm B's p of at most .05 alone; without intervals, for
+        the studies of different deals share trials. Nothing where signs decide, which takes half a second a test.
+    """
+    if scheme.seeds > MOST_OF_T:
+        return {}
+    draw = random.Random(0)
+    found = [study for _ in range(deals) for study in judge(draw.sample(pool, len(pool)), scheme, asked)]
+    return {"studies": len(found)} | {
+        name: rate.count / rate.studies
+        for name, rate in rates(found).items()
+        if name == "any verdict" or name.endswith(_ALONE)
+    }
 
 
 def bounds(studies: int) -> tuple[int, int]:
@@ -254,6 +280,7 @@ def write(
                 **asdict(scheme),
                 "bounds of 5%": [fewest, most],
                 "false verdicts": "above" if false > most else "below" if false < fewest else "within",
+                "dealt anew": again(pool, scheme, asked),
                 "counts": {name: asdict(rate) for name, rate in counted.items()},
                 "decided by signs": {name: sum(map(signs, found)) for name, signs in _SIGNS.items()},
                 "p of B alone, cumulative": {name: cumulative(values) for name, values in raw(found).items()},
@@ -302,6 +329,9 @@ def show(summary: Mapping[str, Any]) -> Iterator[str]:
         yield f"{row['studies']} studies of {row['arms']} arms, {row['seeds']} seeds, {row['metric']}"
         for name, each in row["counts"].items():
             yield f"  {name:24} {each['count']:4}  {each['low']:6.1%} to {each['high']:6.1%}"
+        for name, share in row["dealt anew"].items():
+            if name != "studies":
+                yield f"  {name:24} {share:6.2%} of {row['dealt anew']['studies']:,.0f} studies dealt anew"
         yield f"  bounds of 5%: {fewest} to {most}; false verdicts {row['false verdicts']}"
 
 
