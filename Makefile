@@ -52,6 +52,7 @@ bench: setup
 	$(BIN)/python benchmarks/block.py
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/recorder.py
+	$(BIN)/python benchmarks/lab.py
 	$(BIN)/python benchmarks/diagnose.py
 	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/import_time.py
