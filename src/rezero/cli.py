@@ -20,7 +20,6 @@ from rezero.interrupt import STOPPED
 
 if TYPE_CHECKING:
     from rezero.lab import Study
-    from rezero.lab.sinks import Tracker
 
 __all__ = ["app", "run"]
 

@@ -161,8 +161,10 @@ def add_gradients_(model: nn.Module, accelerator: Accelerator) -> None:
         model: The same in every process, its gradients those of the process's part of the batch.
         accelerator: The processes.
     """
+    if accelerator.num_processes == 1:
+        return
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    if accelerator.num_processes == 1 or not gradients:
+    if not gradients:
         return
     joined = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(joined)
