@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rezero.errors import UsageError
+from rezero.lab.damage import damage_named, disk_error
 from rezero.lab.design import Design, Question
 from rezero.lab.holder import LOCK, hold
 from rezero.lab.own import OwnSettings
@@ -149,26 +150,26 @@ class Store:
 
     def done(self) -> set[Trial]:
         """Return the trials that need not be run again."""
-        with _damage_named(self.folder):
+        with damage_named(self.folder):
             return {trial for _, trial, *_ in self._ended()}
 
     def running(self) -> dict[Trial, int]:
         """Return the trials that have begun and not ended, with the step of their last point, 0 without one."""
         query = """SELECT arm, lr, seed, tuned, coalesce(max(step), 0) FROM trial LEFT JOIN metric ON trial = trial.id
                    WHERE status = 'running' GROUP BY trial.id"""
-        with _damage_named(self.folder):
+        with damage_named(self.folder):
             rows = self._rows(query, (), str, float, int, str, int)
             return {Trial(arm, lr, seed, tuple(json.loads(tuned).items())): step for arm, lr, seed, tuned, step in rows}
 
     def length(self) -> int:
         """Return the steps of the longest trial so far, 0 before the first has ended."""
-        with _damage_named(self.folder):
+        with damage_named(self.folder):
             query = "SELECT coalesce(max(step), 0) FROM metric JOIN trial ON trial.id = trial WHERE status = 'finished'"
             return int(next(self._rows(query, (), int))[0])
 
     def result(self, trial: Trial) -> TrialResult:
         """Return a trial that has ended."""
-        with _damage_named(self.folder):
+        with damage_named(self.folder):
             row, status, memory, note = self._connection.execute(
                 "SELECT id, status, memory, note FROM trial WHERE (arm, lr, seed, tuned) = (?, ?, ?, ?)", _key(trial)
             ).fetchone()
@@ -222,7 +223,7 @@ class Store:
 
     def results(self) -> list[TrialResult]:
         """Return the trials that ended, those of the tuning too, by arm in the study's order and then by seed."""
-        with _damage_named(self.folder):
+        with damage_named(self.folder):
             ended = [
                 TrialResult(trial, status, self._points(row), memory, note)
                 for row, trial, status, memory, note in self._ended()
@@ -232,7 +233,7 @@ class Store:
     def records(self) -> list[TrialResult]:
         """Return what `results` does and the trials that run, ``running``, as far as they are: all of one moment."""
         own = isinstance(self.study.settings, OwnSettings)
-        with _damage_named(self.folder), self._connection:
+        with damage_named(self.folder), self._connection:
             self._connection.execute("BEGIN")
             running = [self.result(trial) for trial, step in self.running().items() if own or step]
             return self._sorted([*self.results(), *running])
@@ -249,10 +250,7 @@ class Store:
                 connection.execute("BEGIN IMMEDIATE")  # waits for other writers before it reads
                 yield connection
         except sqlite3.Error as error:
-            raise UsageError(
-                f"cannot write to {self.folder / DATABASE} ({error}); what it holds is kept: make room, or mend what "
-                "else is in the way, then give the same command again"
-            ) from error
+            raise disk_error(self.folder, error) from error
 
     def _ended(self) -> Iterator[tuple[int, Trial, str, float | None, str]]:
         query = "SELECT id, arm, lr, seed, tuned, status, memory, note FROM trial WHERE status <> 'running'"
@@ -320,7 +318,7 @@ def _finite(value: float) -> float | None:
 
 
 def _is_empty(connection: sqlite3.Connection, folder: Path) -> bool:
-    with _damage_named(folder):
+    with damage_named(folder):
         return bool(connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,))
 
 
@@ -338,7 +336,7 @@ def _write_schema(connection: sqlite3.Connection, study: Study, folder: Path) ->
     new = _is_empty(connection, folder)
     if not new and not _may_be_replaced(connection, study, folder):
         return
-    with _damage_named(folder), connection:
+    with damage_named(folder), connection:
         if new:
             connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("BEGIN IMMEDIATE")
@@ -352,30 +350,21 @@ def _write_schema(connection: sqlite3.Connection, study: Study, folder: Path) ->
 def _may_be_replaced(connection: sqlite3.Connection, study: Study, folder: Path) -> bool:
     """Say whether the study that is there is one of the same script, of which no trial has begun: it was mended."""
     held = _read_study(connection, folder)
-    with _damage_named(folder):
+    with damage_named(folder):
         begun = connection.execute("SELECT count(*) FROM trial").fetchone()[0]
     return not begun and held.task == study.task and isinstance(study.settings, OwnSettings)
-
-
-@contextmanager
-def _damage_named(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except (sqlite3.Error, KeyError, TypeError, ValueError) as error:
-        detail = f"{type(error).__name__}: {error}"
-        raise UsageError(f"{folder / 'study.sqlite'} is not a study, or is damaged: {detail}") from error
 
 
 def _migrate(connection: sqlite3.Connection, folder: Path) -> None:
     """Bring the tables of an older version up to this one's, in one transaction."""
     if _is_empty(connection, folder):
         return
-    with _damage_named(folder):
+    with damage_named(folder):
         (held,) = connection.execute("SELECT value FROM study WHERE key = 'schema'").fetchone() or ("0",)
         version = _of_kind("schema", json.loads(held), int)
     if version + 1 not in MIGRATIONS:
         return  # this one's, or one that is refused
-    with _damage_named(folder), connection:
+    with damage_named(folder), connection:
         connection.execute("BEGIN IMMEDIATE")
         for number in range(version + 1, SCHEMA_VERSION + 1):
             for statement in filter(str.strip, MIGRATIONS[number].split(";")):
@@ -384,7 +373,7 @@ def _migrate(connection: sqlite3.Connection, folder: Path) -> None:
 
 
 def _read_study(connection: sqlite3.Connection, folder: Path) -> Study:
-    with _damage_named(folder):
+    with damage_named(folder):
         rows = connection.execute("SELECT key, value FROM study ORDER BY rowid").fetchall()
         facts: dict[str, Any] = {_of_kind("key", key, str): json.loads(value) for key, value in rows}
         version = _of_kind("schema", facts.pop("schema"), int)
@@ -394,7 +383,7 @@ def _read_study(connection: sqlite3.Connection, folder: Path) -> Study:
             f"{folder} was written by {whose} version of rezero: expected schema {SCHEMA_VERSION}, got {version}; "
             f"{advice}, or choose another folder"
         )
-    with _damage_named(folder):
+    with damage_named(folder):
         given = _of_kind("settings", facts.pop("settings"), dict)
         settings = _read_settings(OwnSettings if "script" in given else Settings, given)
         asked = _of_kind("question", facts.pop("question", {}), dict)
