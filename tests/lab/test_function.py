@@ -1,6 +1,9 @@
 """Functions of one's own, compared from Python."""
 
 import random
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from torch import nn
 from rezero import lab
 from rezero.errors import UsageError
 from rezero.lab import Answer, Store
+from rezero.lab.function import _digest
 
 X = torch.linspace(-1, 1, 64).reshape(16, 4)
 
@@ -87,6 +91,51 @@ def test_a_local_function_runs_in_other_processes(tmp_path: Path) -> None:
     arms = {"original": None, "none": lambda _: nn.Identity()}
     answer = compare(tmp_path, train=here, arms=arms, seeds=2, jobs=2)
     assert [each.final("score") for each in answer.results] == [0.0, 3.0, 1.0, 4.0]
+
+
+def about(value: object) -> Any:
+    def train(_: object) -> None:
+        lab.log(1, loss=len(str(value)))
+
+    return train
+
+
+DIGESTS = {
+    "number": (about(1), about(2)),
+    "text": (about("a"), about("b")),
+    "tuple": (about((1, build)), about((2, build))),
+    "function": (about(build), about(train)),
+    "partial": (partial(train, 1), partial(train, 2)),
+    "keyword": (partial(train, lr=1), partial(train, lr=2)),
+    "lambda": (lambda _: 1, lambda _: 2),
+}
+
+
+def digests() -> list[list[str]]:
+    return [[_digest(each) for each in pair] for pair in DIGESTS.values()]
+
+
+@pytest.mark.parametrize("name", DIGESTS)
+def test_another_function_is_another_study(name: str) -> None:
+    """So is one that names another number, text or function."""
+    one, two = DIGESTS[name]
+    assert _digest(one) != _digest(two)
+    assert _digest(one) == _digest(one)
+
+
+def test_a_function_is_the_same_in_another_process() -> None:
+    """Nothing of what tells functions apart is an address."""
+    lines = "from tests.lab import test_function as here; print(here.digests())"
+    command = [sys.executable, "-W", "ignore", "-c", lines]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    assert done.stdout.strip() == str(digests())
+
+
+def test_numbers_of_another_function_are_not_taken(tmp_path: Path) -> None:
+    """The folder holds another study then."""
+    compare(tmp_path, train=about(1), arms=("original",), seeds=1)
+    with pytest.raises(UsageError, match="holds another study"):
+        compare(tmp_path, train=about(22), arms=("original",), seeds=1)
 
 
 def test_rates_are_tuned(tmp_path: Path) -> None:

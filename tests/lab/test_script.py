@@ -246,6 +246,30 @@ def test_another_script_is_another_study(script: Callable[..., Path], capsys: py
     assert "holds another study (digest" in capsys.readouterr().err
 
 
+SPAWNING = """
+import multiprocessing
+from rezero import lab
+
+seed = lab.seed()
+
+def work(_):
+    return seed
+
+if __name__ == "__main__":
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        assert pool.map(work, range(4)) == 4 * [seed]
+    lab.log(1, loss=seed)
+"""
+
+
+def test_processes_that_a_script_starts_know_the_trial(script: Callable[..., Path]) -> None:
+    """They live as long as the script wants, such as a DataLoader's that import it anew."""
+    script(text=SPAWNING)
+    (found,) = measure(seeds=1)
+    assert (found.status, found.note) == ("finished", "")
+    assert [point.step for point in found.points] == [1]
+
+
 def waiting_for(folder: Path, steps: int, process: "subprocess.Popen[bytes]") -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:

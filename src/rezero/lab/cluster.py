@@ -99,7 +99,8 @@ def run_on_cluster(store: Store, work: Work, watcher: Watcher, cluster: Cluster,
     deaths: Counter[Trial] = Counter()
     running: dict[Trial, Any] = {}
     try:
-        while missing := missing_trials(store):
+        missing = missing_trials(store)
+        while missing:
             for trial in [each for each in missing if each not in running][: jobs - len(running)]:
                 running[trial] = cluster.submit(_away, store.study, trial, work)
             watcher.several(len(running), float(len(store.done())))
@@ -117,6 +118,7 @@ def run_on_cluster(store: Store, work: Work, watcher: Watcher, cluster: Cluster,
                 else:
                     watcher.finish(store.result(trial))
                     check_hope(store)
+                    missing = missing_trials(store)
             time.sleep(_EVERY)
     finally:
         for handle in running.values():

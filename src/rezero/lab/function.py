@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
-from inspect import getsource
+from inspect import getclosurevars, getsource
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from rezero.lab.verdict import compare_arms, write_verdict
 
 __all__ = ["Answer", "compare"]
 
+_PLAIN = (int, float, str, bytes, bool, type(None))
 Arms = Sequence[str] | Mapping[str, Callable[[nn.Module], nn.Module] | None]
 
 
@@ -80,7 +81,8 @@ def compare(
 
     For each trial the random numbers of Python, NumPy and torch are seeded, ``build`` is called, the arm is applied,
     they are seeded again, and ``train`` is called with the model. It reads `rezero.lab.lr` and logs with
-    `rezero.lab.log`. A call with the same arguments and functions goes on with what its folder holds.
+    `rezero.lab.log`. A call with the same arguments and functions goes on with what its folder holds: the same are
+    functions of the same text that name the same numbers, texts, functions and classes; data is not looked at.
 
     Args:
         build: Makes the model.
@@ -210,12 +212,47 @@ def _seed(number: int) -> None:
 
 
 def _digest(*functions: Callable[..., Any]) -> str:
-    """Return the SHA-256 of the source of functions, or of their code where there is none."""
-    total = sha256()
-    for each in functions:
-        try:
-            text = getsource(each).encode()
-        except (OSError, TypeError):
-            text = getattr(getattr(each, "__code__", None), "co_code", repr(type(each)).encode())
-        total.update(text)
+    """Return the SHA-256 of the source of functions, and of what they name: numbers, texts, functions and classes."""
+    total, seen = sha256(), set[int]()
+    waiting: list[Any] = [*functions]
+    while waiting:
+        each = waiting.pop(0)
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, partial):
+            waiting += [each.func, *each.args, *each.keywords, *each.keywords.values()]
+        elif isinstance(each, tuple):
+            waiting += each
+        elif isinstance(each, _PLAIN):
+            total.update(repr(each).encode())
+        elif callable(each):
+            total.update(_source(each))
+            waiting += _named(each)
     return total.hexdigest()
+
+
+def _source(function: Callable[..., Any]) -> bytes:
+    """Return the text of a function, and what its code holds: two lambdas can share a line."""
+    code = getattr(function, "__code__", None)
+    held = () if code is None else (code.co_names, [each for each in code.co_consts if isinstance(each, _PLAIN)])
+    try:
+        text = getsource(function)
+    except (OSError, TypeError):
+        text = repr(type(function) if code is None else code.co_code)
+    return f"{text}{held}".encode()
+
+
+def _named(function: Callable[..., Any]) -> list[Any]:
+    """List what a function of one's own refers to by name; what a package brings is left out."""
+    try:
+        variables = getclosurevars(function)
+    except TypeError:
+        return []
+    values = {**variables.globals, **variables.nonlocals}
+    own = getattr(function, "__module__", None)
+    return [
+        value
+        for _, value in sorted(values.items())
+        if isinstance(value, (*_PLAIN, tuple)) or (callable(value) and getattr(value, "__module__", "") == own)
+    ]

@@ -133,7 +133,8 @@ class _Launch:
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End a script and all that it has started."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    """End a script that still runs, and all that it has started; what it leaves at its own end may have work to do."""
+    if process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -95,8 +95,10 @@ def check_hope(store: Store) -> None:
     Raises:
         UsageError: If that is so.
     """
+    if store.has_measured():
+        return
     results, arms = store.results(), {*store.study.settings.arms}
-    if {result.trial.arm for result in results} < arms or len(results) < _TRIES or any(r.points for r in results):
+    if {result.trial.arm for result in results} < arms or len(results) < _TRIES:
         return
     ends = "; ".join(f"{each.trial.arm} {each.status} ({each.note})" for each in results)
     store.forget()  # so that a mended script can take their place

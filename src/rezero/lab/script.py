@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import psutil
+
 from rezero.errors import UsageError
 from rezero.lab.peak import peak_of_process
 
@@ -61,7 +63,7 @@ def arm(model: M, *args: Any, arms: Mapping[str, Callable[[M], M]] | None = None
     elif run.arm == "rezero":
         from rezero.surgery.convert import convert_
 
-        convert_(model, args, kwargs)
+        print(convert_(model, args, kwargs))
     elif run.arm != "original":
         raise UsageError(f"expected an arm out of {', '.join(['original', 'rezero', *own])}: got {run.arm!r}")
     run.watch(model)
@@ -234,9 +236,9 @@ def _ordered() -> _Run | None:
     if not (path := os.environ.get(ORDER)):
         return None
     order = json.loads(Path(path).read_text(encoding="utf-8"))
+    _end_with(order["lab"])
     if os.environ.get("RANK", "0") != "0":
         return _Run(order["arm"], order["lr"], order["seed"], None)
-    _end_with(order["lab"])
     file = os.open(order["journal"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     # One call, which a kill leaves whole or out.
     return _Run(
@@ -245,15 +247,14 @@ def _ordered() -> _Run | None:
 
 
 def _end_with(lab: int) -> None:
-    """End this process when the lab is gone, or is gone already."""
-    if os.name != "posix" or os.environ.get("LOCAL_RANK"):
-        return  # a launcher lies between the two, and ends its processes itself
+    """End this process when the lab is gone, or is gone already; one that another process started ends with that."""
 
     def watch() -> None:
         while os.getppid() == lab:
             time.sleep(0.5)
         os._exit(1)
 
-    if os.getppid() != lab:
+    if os.name == "posix" and os.getppid() == lab:
+        threading.Thread(target=watch, daemon=True).start()
+    elif not psutil.pid_exists(lab):
         os._exit(1)
-    threading.Thread(target=watch, daemon=True).start()

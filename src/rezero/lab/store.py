@@ -167,6 +167,11 @@ class Store:
             query = "SELECT coalesce(max(step), 0) FROM metric JOIN trial ON trial.id = trial WHERE status = 'finished'"
             return int(next(self._rows(query, (), int))[0])
 
+    def has_measured(self) -> bool:
+        """Say whether any trial has a point."""
+        with damage_named(self.folder):
+            return self._connection.execute("SELECT 1 FROM metric LIMIT 1").fetchone() is not None
+
     def result(self, trial: Trial) -> TrialResult:
         """Return a trial that has ended."""
         with damage_named(self.folder):
