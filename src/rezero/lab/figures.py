@@ -11,6 +11,7 @@ from rezero import charts
 from rezero.lab.comparison import worst_final
 from rezero.lab.costs import costs_of
 from rezero.lab.quality import Quality
+from rezero.lab.settings import Settings
 from rezero.lab.speed import arrival
 from rezero.lab.spreads import by_arm, compared, spread
 from rezero.lab.stats import survival
@@ -127,7 +128,8 @@ def _tried(study: Study, choices: Mapping[str, Choice], place: int, quality: Qua
     if not rows:
         return None
     names = study.settings.tuned
-    over = {"lr": "learning rate"}.get(names[place], names[place])
+    rate = "learning rate" if isinstance(study.settings, Settings) else "multiple of the learning rate"
+    over = {"lr": rate}.get(names[place], names[place])
     beside = "; other settings differ too" if len(names) > 1 else ""
     caption = (
         f"{quality.name[0].upper()}{quality.name[1:]} at the end of every {over} that was tried, on seeds that the "

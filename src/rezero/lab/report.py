@@ -12,6 +12,7 @@ from typing import Any
 from rezero.errors import UsageError
 from rezero.lab.spreads import by_arm, compared
 from rezero.lab.store import Store, Study, TrialResult
+from rezero.lab.subject import subject_of
 from rezero.lab.tables import summary_rows
 from rezero.lab.tasks import SAMPLE_MARK
 from rezero.lab.verdict import compare_arms, write_verdict
@@ -72,6 +73,7 @@ def _write(store: Store, results: list[TrialResult], folder: Path) -> None:
         ],
         table=summary_rows(store, results),
         several_seeds=any(len(trials) > 1 for trials in by_arm(finals).values()),
+        pace=subject_of(store.study).pace,
         notes=[_note(result) for result in results if result.note],
         samples=_samples(finals),
         facts=_facts(store.study),

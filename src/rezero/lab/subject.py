@@ -64,6 +64,11 @@ class Subject(ABC):
     def axis(self) -> str:
         """What curves are drawn over: ``epoch`` or ``step``."""
 
+    @property
+    @abstractmethod
+    def pace(self) -> str:
+        """What the time of a step includes."""
+
 
 class _OfTask(Subject):
     def __init__(self, study: Study, settings: Settings) -> None:
@@ -118,6 +123,10 @@ class _OfTask(Subject):
     def axis(self) -> str:
         return "step" if self._settings.epochs is None else "epoch"
 
+    @property
+    def pace(self) -> str:
+        return "A step includes forward, backward and the optimizer"
+
 
 class _OfScript(Subject):
     def __init__(self, settings: OwnSettings) -> None:
@@ -169,6 +178,10 @@ class _OfScript(Subject):
     @property
     def axis(self) -> str:
         return "step"
+
+    @property
+    def pace(self) -> str:
+        return "A step includes all that is done from one to the next, such as data and evaluations"
 
 
 def subject_of(study: Study) -> Subject:
