@@ -63,7 +63,9 @@ def arm(model: M, *args: Any, arms: Mapping[str, Callable[[M], M]] | None = None
     elif run.arm == "rezero":
         from rezero.surgery.convert import convert_
 
-        print(convert_(model, args, kwargs))
+        conversion = convert_(model, args, kwargs)
+        if _running is None:  # what a script prints is kept with its trial
+            print(conversion)
     elif run.arm != "original":
         raise UsageError(f"expected an arm out of {', '.join(['original', 'rezero', *own])}: got {run.arm!r}")
     run.watch(model)
