@@ -236,6 +236,24 @@ def test_failed_trials_are_run_again_when_asked(script: Callable[..., Path]) -> 
     assert results()[0] == before[0]
 
 
+def test_what_decides_no_number_can_be_asked_anew(
+    script: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another metric needs no training where nothing is tuned by it, and another limit of time only what it cut off."""
+    script(text=LIGHT.replace("val_loss", "odd"), each="time.sleep(100 if step == 15 and lab.seed() == 1 else 0)")
+    asked = ["--seeds", "2", "--arms", "original"]
+    assert compare(*asked, "--time-limit", "5", "--metric", "odd") == 2
+    assert "is a low or a high odd good? Give --goal min or --goal max" in capsys.readouterr().err
+    assert compare(*asked, "--time-limit", "4", "--metric", "odd", "--goal", "max") == 0
+    assert "original alone: odd 1.000" in " ".join(capsys.readouterr().out.split())
+    before = results()
+    assert [each.status for each in before] == ["finished", "timed out"]
+    assert compare(*asked, "--time-limit", "6", "--retry") == 0
+    assert "original alone: training loss" in " ".join(capsys.readouterr().out.split())
+    assert results()[0] == before[0]
+    assert results()[1].note == "it was ended after 6 seconds"
+
+
 def test_another_script_is_another_study(script: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     """A script that was changed does not go on with the numbers of the old one."""
     script(text="from rezero import lab\nlab.log(1, loss=1.0)\n")

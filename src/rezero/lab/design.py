@@ -1,7 +1,8 @@
 """The design of a study: which arms are compared, on how many seeds, and what is tuned before."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from rezero.errors import UsageError
 
@@ -45,6 +46,10 @@ class Design:
             raise UsageError(
                 f"tune must be off, or the number of trials that every arm gets, 2 or more: got {self.tune}"
             )
+
+    def decides(self) -> dict[str, Any]:
+        """Return what tells this study from another one, name to value."""
+        return asdict(self)
 
     @property
     def tuned(self) -> tuple[str, ...]:

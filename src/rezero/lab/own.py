@@ -5,6 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from rezero.errors import UsageError, near
 from rezero.lab.arms import read_arm
@@ -56,9 +57,14 @@ class OwnSettings(Design):
         if self.time_limit is not None and not self.time_limit > 0:
             raise UsageError(f"time-limit must be a number of seconds above 0: got {self.time_limit}")
 
+    def decides(self) -> dict[str, Any]:
+        """Return what tells this study from another one: no patience, and no metric where nothing is tuned by it."""
+        of_readers = {"time_limit"} if self.tune else {"time_limit", "metric", "goal"}
+        return {name: value for name, value in super().decides().items() if name not in of_readers}
+
     def folder(self) -> Path:
         """Return where the study lies unless it is told otherwise."""
-        key = sha256(repr(self).encode()).hexdigest()[:8]
+        key = sha256(repr(self.decides()).encode()).hexdigest()[:8]
         return Path("rezero-studies") / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', Path(self.script).stem)}-{key}"
 
 

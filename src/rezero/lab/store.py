@@ -140,13 +140,22 @@ class Store:
             _migrate(connection, folder)
             if study is not None:
                 _check_same(connection, study, folder)
-            yield cls(folder, connection, _read_study(connection, folder), asked=study)
+            held = _read_study(connection, folder)
+            store = cls(folder, connection, held, asked=study)
+            if study is not None and held.settings != study.settings:  # in what decides no number
+                store._write_fact("settings", asdict(study.settings))
+                store.study = replace(held, settings=study.settings)
+            yield store
 
     def ask(self, question: Question) -> None:
         """Ask something else of the study from now on."""
-        with self._writing() as connection:
-            connection.execute("INSERT OR REPLACE INTO study VALUES ('question', ?)", (json.dumps(asdict(question)),))
+        self._write_fact("question", asdict(question))
         self.study = replace(self.study, question=question)
+
+    def _write_fact(self, key: str, value: Any) -> None:
+        """Replace a fact about the study."""
+        with self._writing() as connection:
+            connection.execute("INSERT OR REPLACE INTO study VALUES (?, ?)", (key, json.dumps(value)))
 
     def done(self) -> set[Trial]:
         """Return the trials that need not be run again."""
@@ -428,7 +437,7 @@ def _check_same(connection: sqlite3.Connection, asked: Study, folder: Path) -> N
     held = _read_study(connection, folder)
     if _may_be_replaced(connection, asked, folder):
         return
-    old, new = ({"task": each.task, "data set": each.data, **asdict(each.settings)} for each in (held, asked))
+    old, new = ({"task": each.task, "data set": each.data, **each.settings.decides()} for each in (held, asked))
     differences = [
         f"{name} {_show(old[name])} there, {_show(new[name])} asked"
         for name in old
