@@ -9,6 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import psutil
+
 from rezero.errors import UsageError
 from rezero.integrations.extras import needs
 from rezero.lab.jobs import DEATHS
@@ -210,4 +212,10 @@ class _Slurm(Cluster):
         return sent
 
     def cancel(self, handle: Any) -> None:
-        handle.cancel()
+        if self._executor.cluster != "local":
+            handle.cancel()
+            return
+        with suppress(psutil.Error):  # its Ctrl-C is ignored where this command runs in the background of a shell
+            controller = psutil.Process(int(handle.job_id))
+            for process in (*controller.children(recursive=True), controller):
+                process.kill()
