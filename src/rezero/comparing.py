@@ -75,7 +75,7 @@ class Request:
             return
         with Store.open(folder, study) as store:
             run = partial(sweep.run_study, store, task, data, checkpoint_every=checkpoint_every)
-            self._run(store, run)
+            self._run(store, study.question, run)
 
     def compare_script(
         self, script: Path, arguments: tuple[str, ...], *, goal: str | None, time_limit: float | None, retry: bool
@@ -115,7 +115,7 @@ class Request:
             if retry:
                 store.forget(FAILURES)
             work = partial(run_script, own_device=(self.jobs or 1) > 1)
-            self._run(store, partial(sweep.run_own, store, work))
+            self._run(store, study.question, partial(sweep.run_own, store, work))
 
     def _check_jobs(self, processes: int = 1) -> None:
         jobs = self.jobs
@@ -125,8 +125,8 @@ class Request:
         if self.on is not None and processes > 1:
             raise UsageError(f"on can't be joined with the processes of torchrun: got {self.on!r}")
 
-    def _run(self, store: Store, run: Callable[..., None]) -> None:
-        store.ask(ask(store.study, **self.question).question)
+    def _run(self, store: Store, question: Question, run: Callable[..., None]) -> None:
+        store.ask(question)
         cluster: Cluster | None = None if self.on is None else open_cluster(self.on, store.folder)
         with StudyProgress(store) as progress:
             watcher: Watcher = progress

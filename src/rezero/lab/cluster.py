@@ -30,6 +30,9 @@ Sent = tuple[TrialResult, dict[str, bytes]] | UsageError
 class LostError(Exception):
     """The process of a trial is gone, and with it what it had measured."""
 
+    def __init__(self, error: Exception) -> None:
+        super().__init__(" ".join(str(error).split())[:200])
+
 
 class Cluster(ABC):
     """Where trials are run."""
@@ -177,7 +180,7 @@ class _Ray(Cluster):
         except errors.RayTaskError:  # an error of the call itself
             raise
         except errors.RayError as error:
-            raise LostError(" ".join(str(error).split())[:200]) from error
+            raise LostError(error) from error
         return sent
 
     def cancel(self, handle: Any) -> None:
@@ -208,7 +211,7 @@ class _Slurm(Cluster):
         except utils.FailedJobError:  # an error of the call itself
             raise
         except utils.UncompletedJobError as error:
-            raise LostError(" ".join(str(error).split())[:200]) from error
+            raise LostError(error) from error
         return sent
 
     def cancel(self, handle: Any) -> None:

@@ -21,6 +21,7 @@ from rezero.data.batches import Data
 from rezero.errors import UsageError
 from rezero.lab.memory import memory_named
 from rezero.lab.one import Silent, Watcher, Work, check_hope, missing_trials, run_one, slug
+from rezero.lab.parent import end_with
 from rezero.lab.processes import open_processes
 from rezero.lab.settings import Settings
 from rezero.lab.store import LOCK, Store
@@ -30,7 +31,7 @@ from rezero.lab.trial import Trial
 __all__ = ["DEATHS", "free_device", "run_jobs", "work_on_task"]
 
 DEATHS = 10  # of the process of one trial, without a step forward between them
-_EVERY = 0.5  # seconds between two looks at the store, and of a worker at its driver
+_EVERY = 0.5  # seconds between two looks at the store
 _PATIENCE = 120.0  # seconds that a worker without a driver may take to end on a busy machine
 
 
@@ -145,13 +146,7 @@ def _load(task: str, settings: Settings) -> Data:
 def _follow(driver: int) -> None:
     """End this process when the one that started it is gone, and leave Ctrl-C to that one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def watch() -> None:
-        while os.getppid() == driver:
-            time.sleep(_EVERY)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_with(driver)
 
 
 @contextmanager

@@ -47,7 +47,7 @@ class Watcher(Protocol):
 
 
 class Silent:
-    """A watcher that tells nobody: the driver of a process looks into the store."""
+    """A watcher that tells nobody, where the driver looks into the store or trials are too short for bars."""
 
     def begin(self, trial: Trial, total_steps: int | None, start: int) -> None:
         """Do nothing."""

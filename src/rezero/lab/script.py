@@ -6,7 +6,6 @@ import json
 import math
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import psutil
 
 from rezero.errors import UsageError
+from rezero.lab.parent import end_with
 from rezero.lab.peak import peak_of_process
 
 if TYPE_CHECKING:
@@ -250,13 +250,7 @@ def _ordered() -> _Run | None:
 
 def _end_with(lab: int) -> None:
     """End this process when the lab is gone, or is gone already; one that another process started ends with that."""
-
-    def watch() -> None:
-        while os.getppid() == lab:
-            time.sleep(0.5)
-        os._exit(1)
-
     if os.name == "posix" and os.getppid() == lab:
-        threading.Thread(target=watch, daemon=True).start()
+        end_with(lab)
     elif not psutil.pid_exists(lab):
         os._exit(1)

@@ -337,7 +337,7 @@ def _is_empty(connection: sqlite3.Connection, folder: Path) -> bool:
 
 
 def _write_schema(connection: sqlite3.Connection, study: Study, folder: Path) -> None:
-    """Write what the study is into a database that holds nothing yet: a new one, or one whose creation was cut off."""
+    """Write what the study is into a database that holds nothing yet, or a script's study that has no trial."""
     facts = {
         "schema": SCHEMA_VERSION,
         "task": study.task,

@@ -14,7 +14,7 @@ from rezero.lab.store import Study, TrialResult
 from rezero.lab.tasks import find_task
 from rezero.lab.trial import Point
 
-__all__ = ["Subject", "subject_of"]
+__all__ = ["Subject", "counted", "subject_of"]
 
 _COLUMNS = 4  # of the metrics of a script
 
@@ -86,10 +86,8 @@ class _OfTask(Subject):
 
     def columns(self, results: Sequence[TrialResult]) -> list[Quality]:
         factor, unit = loss_unit(self._task.quality)
-        loss, decisive = (
-            Quality("training loss", unit, "train_loss", factor, lower_is_better=True, percent=False),
-            self.quality(results),
-        )
+        loss = Quality("training loss", unit, "train_loss", factor, lower_is_better=True, percent=False)
+        decisive = self.quality(results)
         return [loss] if decisive.metric == "train_loss" else [loss, decisive]
 
     def shown(self, result: TrialResult) -> str:
@@ -110,10 +108,10 @@ class _OfTask(Subject):
 
     def described(self) -> str:
         settings = self._settings
-        length = _count(settings.epochs, "epoch") if settings.epochs else _count(settings.steps or 0, "step")
+        length = counted(settings.epochs, "epoch") if settings.epochs else counted(settings.steps or 0, "step")
         return (
             f"{self._name}: depth {settings.depth}, width {settings.width}, {length} of batches of "
-            f"{settings.batch_size}, {_count(settings.seeds, 'seed')}."
+            f"{settings.batch_size}, {counted(settings.seeds, 'seed')}."
         )
 
     def length(self, finals: Sequence[TrialResult]) -> int:
@@ -170,7 +168,7 @@ class _OfScript(Subject):
 
     def described(self) -> str:
         given = f" {shlex.join(self._settings.arguments)}" if self._settings.arguments else ""
-        return f"{Path(self._settings.script).name}{given}: {_count(self._settings.seeds, 'seed')}."
+        return f"{Path(self._settings.script).name}{given}: {counted(self._settings.seeds, 'seed')}."
 
     def length(self, finals: Sequence[TrialResult]) -> int:
         return _longest(finals)
@@ -203,5 +201,14 @@ def _longest(finals: Sequence[TrialResult]) -> int:
     return max((result.points[-1].step for result in finals if result.points), default=0)
 
 
-def _count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """Write a number of things.
+
+    Args:
+        number: How many.
+        noun: One of them.
+
+    Returns:
+        The text.
+    """
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -12,7 +12,7 @@ from rezero.lab.settings import Settings
 from rezero.lab.spreads import by_arm, compared
 from rezero.lab.stats import LEVEL, Paired, compare_pairs, detectable, pairs_needed
 from rezero.lab.store import Study, TrialResult
-from rezero.lab.subject import subject_of
+from rezero.lab.subject import counted, subject_of
 from rezero.lab.trial import settings_of
 from rezero.lab.tune import Choice, choose, plan
 
@@ -92,7 +92,7 @@ def _rates(study: Study, results: Sequence[TrialResult]) -> str:
     gates = "" if settings.alpha_lr is None else f" ({settings.alpha_lr:g} for the gates)"
     if settings.schedule == "constant" and not any(own.warmup for own in each.values()):
         return f"{who} ran at one fixed learning rate, {rate}{gates}: not tuned."
-    warmup = f"{_count(settings.warmup, 'step')} of warm-up" if settings.warmup else ""
+    warmup = f"{counted(settings.warmup, 'step')} of warm-up" if settings.warmup else ""
     schedule = "" if settings.schedule == "constant" else settings.schedule
     course = " and ".join(filter(None, (warmup, schedule)))
     return f"{who} ran at the learning rate {rate}{gates}{f' with {course}' if course else ''}: not tuned."
@@ -103,7 +103,9 @@ def _tuned(study: Study, choices: Mapping[str, Choice]) -> str:
     what = _and([{"lr": "learning rate"}.get(name, name) for name in settings.tuned])
     searched = len(settings.tuned) > 1
     how = f"by a search of {settings.tune} trials" if searched else "from the same table"
-    text = f"Every arm chose its {what} {how} on {_count(settings.tune_seeds, 'seed')} that the comparison does not use"
+    text = (
+        f"Every arm chose its {what} {how} on {counted(settings.tune_seeds, 'seed')} that the comparison does not use"
+    )
     if not choices:
         return f"{text}; this has not ended yet."
     if searched:
@@ -126,7 +128,7 @@ def _compared(study: Study, found: Comparison, quality: Quality, finals: Sequenc
     if not found.seeds:
         return f"{found.arm} against {found.baseline}: no seed that both have finished."
     n = len(found.seeds)
-    head = f"{found.arm} against {found.baseline}, {_count(n, 'paired seed')}"
+    head = f"{found.arm} against {found.baseline}, {counted(n, 'paired seed')}"
     if n == 1:
         return f"{head}: one seed has no interval, so nothing is decided. {_ends(found, quality, finals)}"
     parts = [_speed(study, found, quality), _end(found, quality), _power(study, found, quality), _cost(found, finals)]
@@ -135,7 +137,7 @@ def _compared(study: Study, found: Comparison, quality: Quality, finals: Sequenc
 
 def _headline(found: Comparison) -> str:
     """Put both outcomes into a few words."""
-    n = _count(len(found.seeds), "seed")
+    n = counted(len(found.seeds), "seed")
     ours, theirs = found.diverged
     our_fate, their_fate = found.fates
     if ours == theirs == len(found.seeds) and our_fate == their_fate:
@@ -232,10 +234,10 @@ def _power(study: Study, found: Comparison, quality: Quality) -> str:
     if found.quality == "level":
         seen = detectable(gain.n, gain.deviation, level=level)
         shown = "hardly any difference" if quality.percent and seen > 1 else f"{_amount(seen, quality)}{_unit(quality)}"
-        text.append(f"{_count(gain.n, 'seed')} see {shown} in four of five such studies.")
+        text.append(f"{counted(gain.n, 'seed')} see {shown} in four of five such studies.")
     if (asked := study.question.resolve) is not None:
         needed = pairs_needed(asked, gain.deviation, level=level)
-        many = "more than 100,000 seeds" if needed is None else _count(needed, "seed")
+        many = "more than 100,000 seeds" if needed is None else counted(needed, "seed")
         text.append(f"{_amount(asked, quality)}{_unit(quality)} would take {many}.")
     return " ".join(text)
 
@@ -279,7 +281,7 @@ def _alone(finals: Sequence[TrialResult], quality: Quality) -> str:
     middle = _with_unit(quality.show(mean.mean), quality)
     return (
         f"{finals[0].trial.arm} alone: {quality.name} {middle}{interval} at the end, mean of "
-        f"{_count(mean.n, 'seed')}{gone}. There is no arm to hold it against."
+        f"{counted(mean.n, 'seed')}{gone}. There is no arm to hold it against."
     )
 
 
@@ -317,7 +319,3 @@ def _p(value: float) -> str:
 
 def _and(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -24,9 +24,9 @@ from scipy import stats
 from rezero.charts import curves, save
 from rezero.errors import UsageError
 from rezero.interrupt import STOPPED
-from rezero.lab import Point, Settings, Store, Study, Trial, TrialResult, find_task, open_processes
+from rezero.lab import Settings, Store, Study, TrialResult, find_task, open_processes
 from rezero.lab.comparison import Comparison, compare
-from rezero.lab.one import run_one
+from rezero.lab.one import Silent, run_one
 from rezero.lab.stats import LEVEL, MOST_OF_T
 from rezero.lab.tune import plan
 from rezero.provenance import provenance
@@ -125,19 +125,8 @@ def train(
         missing = [trial for trial in planned if trial not in done]
         for place, trial in enumerate(missing, len(planned) - len(missing)):
             tell(place / len(planned), f"training {place + 1:,} of {len(planned):,}")
-            run_one(store, TASK, trial, data, _Quiet(), accelerator, math.inf)
+            run_one(store, TASK, trial, data, Silent(), accelerator, math.inf)
         return store.results(), dict(store.study.provenance)
-
-
-class _Quiet:
-    """Shows nothing of the trials, which are too short for bars of their own."""
-
-    def begin(self, trial: Trial, total_steps: int | None, start: int) -> None: ...
-    def step(self, step: int) -> None: ...
-    def point(self, point: Point) -> None: ...
-    def finish(self, result: TrialResult) -> None: ...
-    def several(self, running: int, done: float) -> None: ...
-    def died(self, trial: Trial, times: int) -> None: ...
 
 
 def deal(pool: Sequence[TrialResult], scheme: Scheme) -> Iterator[list[TrialResult]]:
