@@ -12,10 +12,12 @@ import torch
 
 from rezero import gates
 from rezero.data.batches import Data
+from rezero.data.windows import TextData
 from rezero.errors import UsageError
 from rezero.lab import TASKS, Settings, Task, find_task
 from rezero.lab.quality import ACCURACY, BITS
 from rezero.lab.tasks import SAMPLE_MARK
+from rezero.lab.trial import Trial, settings_of
 from rezero.layers import MLP, LanguageModel, ResNet
 from rezero.layers.residuals import RESIDUALS
 
@@ -194,6 +196,28 @@ def test_an_option_that_means_nothing_is_refused(name: str, option: str) -> None
         return
     with pytest.raises(UsageError, match=rf"^{name} has no option {option}: leave --{option} out$"):
         task.settings(changes)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_an_arm_has_embeddings_of_its_own(name: str) -> None:
+    """One arm of a Transformer can start its embeddings elsewhere than the others; a network without any refuses."""
+    task = find_task(name)
+    arms = ("rezero", "rezero embedding-std=0.5")
+    if not name.startswith("lm-"):
+        with pytest.raises(UsageError, match=rf"^{name} has no option embedding-std: leave it out of 'rezero emb.*5'$"):
+            task.settings({"threads": 1, "arms": arms})
+        return
+    settings = task.settings({"threads": 1, "arms": arms, "embedding_std": 2.0})
+    letters = torch.randint(256, (600,), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    text = TextData("noise", letters, letters, settings.context or 1)
+    spreads = []
+    for arm in arms:
+        model = task.build(text, "rezero", settings_of(settings, Trial(arm, settings.lr, seed=0)))
+        assert isinstance(model, LanguageModel)
+        spreads.append(float(model.embedding.weight.detach().std()))
+    assert spreads == pytest.approx([2.0, 0.5], rel=0.05)
+    with pytest.raises(UsageError, match=r"^embedding-std must be a finite number above 0: got -1"):
+        task.settings({"threads": 1, "arms": ("rezero embedding-std=-1",)})
 
 
 def images() -> Data:

@@ -75,6 +75,9 @@ class Task:
                 raise UsageError(
                     f"{self.name} has no option {(option := name.replace('_', '-'))}: leave --{option} out"
                 )
+            for arm in given.get("arms", ()):
+                if name in read_arm(arm).own and name not in self.takes:
+                    raise UsageError(f"{self.name} has no option {name.replace('_', '-')}: leave it out of {arm!r}")
         length = {"epochs": None} if "steps" in given else {"steps": None} if "epochs" in given else {}
         processes = {"processes": world_size()}
         settings = replace(self.defaults, **{**self.derive(given), **length, **processes, **given})
