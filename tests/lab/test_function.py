@@ -16,6 +16,7 @@ from rezero import lab
 from rezero.errors import UsageError
 from rezero.lab import Answer, Store
 from rezero.lab.function import _digest
+from rezero.lab.one import slug
 
 X = torch.linspace(-1, 1, 64).reshape(16, 4)
 
@@ -138,6 +139,14 @@ def test_numbers_of_another_function_are_not_taken(tmp_path: Path) -> None:
         compare(tmp_path, train=about(22), arms=("original",), seeds=1)
 
 
+def test_a_function_is_tracked(tmp_path: Path) -> None:
+    """Each trial of a function is sent to a tracker as those of the command line are; the numbers stay."""
+    plain, tracked = compare(tmp_path / "plain"), compare(tmp_path / "tracked", log_with="tensorboard")
+    assert numbers(tracked) == numbers(plain)
+    runs = {each.name for each in (tmp_path / "tracked" / "tensorboard").iterdir()}
+    assert runs == {slug(each.trial) for each in tracked.results}
+
+
 def test_rates_are_tuned(tmp_path: Path) -> None:
     """Multiples of the rate are tried on seeds of their own, and the best is used."""
     answer = compare(tmp_path, arms=("original",), train=lambda _: lab.log(1, loss=abs(lab.lr(2.0) - 6)), tune=3)
@@ -197,6 +206,7 @@ BAD = {
     "arm's own": ({"arms": ("original warmup=3",)}, "an arm of a script can have lr of its own, no warmup"),
     "baseline": ({"baseline": "plain"}, "baseline must be an arm of the study, original, rezero: got 'plain'"),
     "target": ({"target": float("nan")}, "target must be a finite number"),
+    "log_with": ({"log_with": "mlflow"}, "log-with must be tensorboard, wandb, trackio: got 'mlflow'"),
 }
 
 

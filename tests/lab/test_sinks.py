@@ -2,8 +2,13 @@
 
 import json
 import math
+import os
+import re
+import sqlite3
+import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -122,6 +127,39 @@ def test_wandb(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         )
 
 
+def test_trackio(tmp_path: Path) -> None:
+    """A local run a trial, named as it and with its settings, has every number at its step; the output is our own."""
+    words = ["compare", "fc-digits", *SMALL, "-o", "study", "--log-with", "trackio"]
+    done = subprocess.run(
+        [sys.executable, "-m", "rezero", *words],
+        cwd=tmp_path,
+        env=os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio")},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    assert not re.search(r"^\* ", done.stdout + done.stderr, re.MULTILINE)  # trackio's lines begin so
+    with Store.open(tmp_path / "study") as store:
+        results = store.results()
+    with closing(sqlite3.connect(tmp_path / "trackio" / "study.db")) as kept:
+        for result in results:
+            name = slug(result.trial)
+            rows = kept.execute("SELECT step, metrics FROM metrics WHERE run_name = ? ORDER BY step", (name,))
+            assert [(step, json.loads(each)) for step, each in rows] == [(p.step, scalars_of(p)) for p in result.points]
+            ((config,),) = kept.execute("SELECT config FROM configs WHERE run_name = ?", (name,))
+            facts = {
+                "arm": result.trial.arm,
+                "lr": 0.01,
+                "seed": 0,
+                "depth": 2,
+                "task": "fc-digits",
+                "_Group": result.trial.arm,
+            }
+            assert json.loads(config).items() >= facts.items()
+        assert kept.execute("SELECT count(DISTINCT run_name) FROM configs").fetchone() == (len(results),)
+
+
 def test_a_tracker_that_fails_is_given_up_with_one_line(store: Store, tmp_path: Path) -> None:
     """What a tracker raises ends nothing: the first failure is a line, and every trial is passed on all the same."""
     (tmp_path / "study" / "tensorboard").write_text("in its way")
@@ -212,7 +250,7 @@ def test_a_tracker_that_is_not_there_is_one_line(
     monkeypatch.setitem(sys.modules, library, None)
     assert run(["compare", "fc-digits", *SMALL, "--log-with", tracker]) == 2
     err = capsys.readouterr().err
-    assert err.startswith(f"rezero: --log-with {tracker}: {tracker} can't be imported (")
+    assert err.startswith(f"rezero: log-with {tracker}: {tracker} can't be imported (")
     assert err.endswith(f"): pip install 'rezero-torch[{tracker}]'\n")
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,7 @@
 import random
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +28,7 @@ from rezero.lab.peak import peak_memory
 from rezero.lab.report import write_report
 from rezero.lab.script import arm as apply_arm
 from rezero.lab.script import running
+from rezero.lab.sinks import Tracked, Tracker, check_tracker
 from rezero.lab.store import Store, Study, TrialResult
 from rezero.lab.sweep import run_own
 from rezero.lab.trial import Trial
@@ -75,6 +77,7 @@ def compare(
     resolve: float | None = None,
     jobs: int = 1,
     on: str | None = None,
+    log_with: Tracker | None = None,
     output: Path | str | None = None,
 ) -> Answer:
     """Compare arms of a model on paired seeds, each at its own best learning rate if it is tuned.
@@ -100,13 +103,16 @@ def compare(
         resolve: Difference that you want to be able to see: how many seeds would it take?
         jobs: Trials that run at once, each in a process of its own, and on a GPU of its own where there are any.
         on: ``"ray"`` or ``"slurm"`` with options, in the place of this machine, as the command line takes it.
+        log_with: ``"tensorboard"``, ``"wandb"`` or ``"trackio"``: a tracker that each trial is sent to, as a run of
+            its own, once it has ended.
         output: Folder of the study; by default rezero-studies/NAME-KEY.
 
     Returns:
         The answer.
 
     Raises:
-        UsageError: If an argument is out of range, the folder holds something else, or no arm measures anything.
+        UsageError: If an argument is out of range, the folder holds something else, the tracker is not installed, or no
+            arm measures anything.
 
     Example:
         >>> def build():
@@ -146,6 +152,8 @@ def compare(
     question.held_against(settings, "original")
     if jobs < 1:
         raise UsageError(f"jobs must be 1 or more: got {jobs}")
+    if log_with is not None:
+        check_tracker(log_with)
     facts = provenance(f"rezero.lab.compare in {sys.argv[0] or 'Python'}")
     study = Study(settings.script, settings, facts, f"whatever {settings.script} reads", question)
     work = partial(_run_function, build=build, train=train, arms=functions, example=example, own_device=jobs > 1)
@@ -153,7 +161,10 @@ def compare(
         store.ask(question)
         cluster = None if on is None else open_cluster(on, store.folder)
         with StudyProgress(store) as progress:
-            run_own(store, work, progress, jobs=jobs, cluster=cluster)
+            watcher: Watcher = progress
+            if log_with is not None:
+                watcher = Tracked(progress, log_with, store, partial(warnings.warn, stacklevel=2))
+            run_own(store, work, watcher, jobs=jobs, cluster=cluster)
         results = store.results()
         page = write_report(store)
         told = write_verdict(store.study, results), tuple(compare_arms(store.study, results))

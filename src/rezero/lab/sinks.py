@@ -2,15 +2,16 @@
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import asdict
 from importlib import import_module
+from io import StringIO
 from typing import Any, Literal
 
 from accelerate.state import PartialState
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 
-from rezero.errors import UsageError
+from rezero.errors import UsageError, near
 from rezero.integrations.extras import needs
 from rezero.integrations.logged import alpha_scalars
 from rezero.lab.arms import read_arm
@@ -32,13 +33,15 @@ def check_tracker(tracker: Tracker) -> None:
         tracker: Its name.
 
     Raises:
-        UsageError: If it cannot be imported.
+        UsageError: If there is no such tracker, or it cannot be imported.
     """
+    if tracker not in _LIBRARIES:
+        raise UsageError(f"log-with must be {', '.join(_LIBRARIES)}: got {tracker!r}{near(str(tracker), _LIBRARIES)}")
     try:
         with needs(tracker, extra=tracker):
             import_module(_LIBRARIES[tracker])
     except Exception as error:
-        raise UsageError(f"--log-with {tracker}: {error}") from error
+        raise UsageError(f"log-with {tracker}: {error}") from error
 
 
 class Tracked:
@@ -83,7 +86,7 @@ class Tracked:
         if self._given_up:
             return
         try:
-            with _accelerate():
+            with _accelerate(), redirect_stdout(StringIO()):  # the command's own output is the study's
                 self._send(result)
         except Exception as error:  # whatever a tracker does
             self._given_up = True
@@ -100,9 +103,15 @@ class Tracked:
                 run.log(scalars_of(point), step=point.step)
         except BaseException:
             with suppress(Exception):
-                run.finish()  # or it would take what belongs to the next one
+                self._end(run)  # or it would take what belongs to the next one
             raise
-        run.finish()
+        self._end(run)
+
+    def _end(self, run: GeneralTracker) -> None:
+        end: Callable[[], None] = run.finish
+        if self._tracker == "trackio":
+            end = import_module("trackio").finish  # which leaves no current run, to be ended again with the process
+        end()
 
     def _run(self, result: TrialResult) -> GeneralTracker:
         name, folder = slug(result.trial), self._store.folder.absolute()
@@ -115,10 +124,11 @@ class Tracked:
         project = re.sub(r"[^\w.-]", "-", folder.name) or "rezero"
         config = _config(self._store.study, result)
         if self._tracker == "trackio":
-            return TrackioTracker(project, name=name, config=config)
+            quiet = {"auto_log_cpu": False, "auto_log_gpu": False, "embed": False}  # the trial has ended
+            return TrackioTracker(project, name=name, group=result.trial.arm, config=config, **quiet)
         import wandb
 
-        settings = wandb.Settings(console="off", x_disable_stats=True)  # the trial has ended: there is nothing to see
+        settings = wandb.Settings(console="off", x_disable_stats=True)  # here too
         kind = "tuning" if result.trial.tuning else "comparison"
         return WandBTracker(project, name=name, group=result.trial.arm, job_type=kind, config=config, settings=settings)
 
