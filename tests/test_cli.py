@@ -508,7 +508,16 @@ def test_a_tuned_study_and_its_questions(here: Path, capsys: pytest.CaptureFixtu
     page = (here / "study" / "report.html").read_text(encoding="utf-8")
     assert "<dt>baseline</dt><dd>rezero</dd>" in page
     assert "<dt>target</dt><dd>0.125</dd>" in page
+    assert run(["report", "study", "--metric", "train_loss"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "They were chosen by validation accuracy. plain against rezero, 2 paired seeds" in out
+    assert "To training loss" in out
+    assert "12.5 %" not in out  # a target of the other metric
+    page = (here / "study" / "report.html").read_text(encoding="utf-8")
+    assert "<dt>metric</dt><dd>train_loss</dd>" in page
     before = tree(here)
+    assert run(["report", "study", "--metric", "f1"]) == 2
+    assert "metric must be val_accuracy, train_loss, val_loss: got 'f1'" in capsys.readouterr().err
     assert run(["report", "study", "--baseline", "skipinit"]) == 2
     assert "baseline must be an arm of the study, plain, rezero: got 'skipinit'" in capsys.readouterr().err
     assert tree(here) == before

@@ -7,7 +7,6 @@ import re
 import sqlite3
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -297,6 +296,8 @@ def report(
     baseline: str | None = None,
     target: float | None = None,
     resolve: float | None = None,
+    metric: str | None = None,
+    goal: Literal["min", "max"] | None = None,
 ) -> None:
     """Make the report of a study again, byte for byte, or ask something else of its numbers.
 
@@ -305,14 +306,14 @@ def report(
         baseline: The arm that the others are held against.
         target: Value of the metric that speed is measured by, in percent for an accuracy.
         resolve: Difference that you want to be able to see, in points for an accuracy.
+        metric: Another metric to decide by, such as train_loss. It does not change by which one rates were chosen; a
+            target or resolve that was asked of the other metric is given up.
+        goal: Whether low or high values of it are good; by default told by its name.
     """
-    from rezero.comparing import ask, tell
+    from rezero.comparing import ask_again, tell
 
     with _open(folder) as store:
-        asked = ask(store.study, baseline, target, resolve).question
-        given = {name: value for name, value in vars(asked).items() if value is not None}
-        if given:
-            store.ask(replace(store.study.question, **given))
+        ask_again(store, baseline=baseline, target=target, resolve=resolve, metric=metric, goal=goal)
         tell(store)
 
 

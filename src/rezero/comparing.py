@@ -20,7 +20,7 @@ from rezero.progress import StudyProgress, print_table, print_text
 from rezero.provenance import provenance
 from rezero.waiting import busy
 
-__all__ = ["Request", "ask", "tell"]
+__all__ = ["Request", "ask", "ask_again", "tell"]
 
 _OF_SCRIPTS = ("arms", "seeds", "lr", "tune", "tune_seeds", "metric")
 
@@ -136,7 +136,14 @@ class Request:
         tell(store)
 
 
-def ask(study: Study, baseline: str | None, target: float | None, resolve: float | None) -> Study:
+def ask(
+    study: Study,
+    baseline: str | None,
+    target: float | None,
+    resolve: float | None,
+    metric: str | None = None,
+    goal: str | None = None,
+) -> Study:
     """Ask something of a study.
 
     Args:
@@ -144,6 +151,8 @@ def ask(study: Study, baseline: str | None, target: float | None, resolve: float
         baseline: The arm that the others are held against.
         target: Value of the deciding metric, as it is shown: in percent for an accuracy of a task.
         resolve: Difference of it, likewise.
+        metric: The metric that decides; None for the study's own.
+        goal: Whether low or high values of it are good.
 
     Returns:
         The study with this question.
@@ -151,12 +160,34 @@ def ask(study: Study, baseline: str | None, target: float | None, resolve: float
     Raises:
         UsageError: If a value is out of range, or the study has no such baseline.
     """
-    subject = subject_of(study)
+    subject = subject_of(replace(study, question=Question(metric=metric, goal=goal)))
     shown = {"target": target, "resolve": resolve}
     recorded = {name: None if value is None else subject.recorded(value) for name, value in shown.items()}
-    question = Question(baseline=baseline, **recorded)
+    question = Question(baseline=baseline, metric=metric, goal=goal, **recorded)
     question.held_against(study.settings, subject.standard)
     return replace(study, question=question)
+
+
+def ask_again(store: Store, *, metric: str | None, goal: str | None, **given: Any) -> None:
+    """Ask something else of a study's numbers, and keep what was asked before as far as it still means anything.
+
+    Args:
+        store: The study's records.
+        metric: The metric that decides from now on; None for the same as before.
+        goal: Whether low or high values of it are good.
+        **given: Baseline, target and resolve, as `ask` takes them; None for the same as before.
+
+    Raises:
+        UsageError: If a value is out of range, or the study has no such baseline or metric.
+    """
+    before = store.study.question
+    if metric not in (None, before.metric):
+        before = Question(baseline=before.baseline)  # a target is one of a metric
+    asked = ask(store.study, **given, metric=metric or before.metric, goal=goal or before.goal)
+    subject_of(asked).quality(store.results())  # refuses a metric that there is not
+    new = {name: value for name, value in vars(asked.question).items() if value is not None}
+    if (question := replace(before, **new)) != store.study.question:
+        store.ask(question)
 
 
 def tell(store: Store) -> None:

@@ -144,6 +144,10 @@ def test_a_script_is_compared(script: Callable[..., Path], capsys: pytest.Captur
     printed = {Path(f"study/logs/original-lr1.0-seed{seed}.log").read_text() for seed in (0, 1)}
     assert len(printed | {alone}) == 3
     assert not [*Path("study/logs").glob("*.json*")]
+    assert run(["report", "study", "--metric", "train_loss"]) == 0
+    assert "training loss" in capsys.readouterr().out.split("rezero against original")[1]
+    assert run(["report", "study", "--metric", "f1"]) == 2
+    assert "expected the script to log 'f1', got train_loss, val_loss" in capsys.readouterr().err
 
 
 def test_the_rate_is_tuned(script: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:

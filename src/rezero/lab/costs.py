@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
+from rezero.lab.design import Question
 from rezero.lab.store import Study, TrialResult
 from rezero.lab.subject import subject_of
 from rezero.lab.trial import Trial
@@ -11,7 +13,7 @@ __all__ = ["costs_of"]
 
 
 def costs_of(study: Study, results: Sequence[TrialResult]) -> dict[Trial, float]:
-    """Return what decides between trials: low values are good, and infinite ones diverged.
+    """Return what decides between trials, whatever is asked of them later: low values are good, infinite ones diverged.
 
     Args:
         study: The study.
@@ -20,7 +22,7 @@ def costs_of(study: Study, results: Sequence[TrialResult]) -> dict[Trial, float]
     Returns:
         Trial to cost, in the unit of the metric that decides.
     """
-    quality = subject_of(study).quality(results)
+    quality = subject_of(replace(study, question=Question())).quality(results)
     if quality is None:
         return {result.trial: math.inf for result in results}
     sign = 1 if quality.lower_is_better else -1

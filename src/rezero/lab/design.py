@@ -86,13 +86,19 @@ class Question:
             value of the two arms that are compared, which both reach on every seed.
         resolve: Difference of the final metric, as it is recorded, that the reader wants to be able to see; None for
             none in particular.
+        metric: The metric that decides; None for the study's own, which rates were chosen by in any case.
+        goal: ``min`` or ``max``, whether low or high values of ``metric`` are good; None to tell it by its name.
     """
 
     baseline: str | None = None
     target: float | None = None
     resolve: float | None = None
+    metric: str | None = None
+    goal: str | None = None
 
     def __post_init__(self) -> None:
+        if self.goal not in (None, "min", "max"):
+            raise UsageError(f"goal must be min or max: got {self.goal!r}")
         if self.target is not None and not math.isfinite(self.target):
             raise UsageError(f"target must be a finite number: got {self.target}")
         if self.resolve is not None and not (math.isfinite(self.resolve) and self.resolve > 0):

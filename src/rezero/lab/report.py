@@ -146,9 +146,10 @@ def _facts(study: Study) -> list[tuple[str, str]]:
     settings = {
         name: value for name, value in vars(study.settings).items() if study.settings.tune or name not in tuning
     }
+    asked = {name: value for name, value in vars(study.question).items() if value is not None}
     listed = [
         (name.replace("_", " "), ", ".join(value) if isinstance(value, tuple) else str(value))
-        for name, value in {**settings, **vars(study.question)}.items()
+        for name, value in {**settings, **asked}.items()
         if value is not None
     ]
     return [("data set", study.data), *study.provenance.items(), *listed]

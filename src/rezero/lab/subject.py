@@ -4,6 +4,7 @@ import math
 import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rezero.lab.arms import read_arm
@@ -73,9 +74,10 @@ class Subject(ABC):
 class _OfTask(Subject):
     def __init__(self, study: Study, settings: Settings) -> None:
         self._task, self._settings, self._name = find_task(study.task), settings, study.task
+        self._asked = replace(settings, metric=study.question.metric or settings.metric)
 
     def quality(self, results: Sequence[TrialResult]) -> Quality:  # noqa: ARG002 - a task knows its own
-        return self._task.decisive(self._settings)
+        return self._task.decisive(self._asked)
 
     def recorded(self, shown: float) -> float:
         return self.quality(()).recorded(shown)
@@ -127,14 +129,17 @@ class _OfTask(Subject):
 
 
 class _OfScript(Subject):
-    def __init__(self, settings: OwnSettings) -> None:
-        self._settings = settings
+    def __init__(self, study: Study, settings: OwnSettings) -> None:
+        self._settings, self._question = settings, study.question
 
     def quality(self, results: Sequence[TrialResult]) -> Quality | None:
         logged = self._logged(results)
         if not logged:
             return None
-        return own_quality(choose_metric(logged, self._settings.metric), self._settings.goal)
+        own = choose_metric(logged, self._settings.metric)
+        if self._question.metric in (None, own):
+            return own_quality(own, self._question.goal or self._settings.goal)
+        return own_quality(choose_metric(logged, self._question.metric), self._question.goal)
 
     def _logged(self, results: Sequence[TrialResult]) -> set[str]:
         return {name for result in results for point in result.points for name in point.metrics} - {"seconds"}
@@ -192,7 +197,7 @@ def subject_of(study: Study) -> Subject:
         How its numbers are read.
     """
     if isinstance(study.settings, OwnSettings):
-        return _OfScript(study.settings)
+        return _OfScript(study, study.settings)
     assert isinstance(study.settings, Settings)  # noqa: S101 - there are these two
     return _OfTask(study, study.settings)
 

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rezero.lab.comparison import Comparison, compare, fate
 from rezero.lab.costs import costs_of
+from rezero.lab.design import Question
 from rezero.lab.own import OwnSettings
 from rezero.lab.quality import Quality
 from rezero.lab.settings import Settings
@@ -76,7 +78,7 @@ def _describe(study: Study, results: Sequence[TrialResult]) -> str:
 def _rates(study: Study, results: Sequence[TrialResult]) -> str:
     settings = study.settings
     if settings.tune:
-        return _tuned(study, choose(settings, costs_of(study, results)))
+        return _tuned(study, choose(settings, costs_of(study, results))) + _chosen_by(study, results)
     arms = plan(settings, {})[: len(settings.arms)]
     if isinstance(settings, OwnSettings):
         times = {trial.arm: trial.lr for trial in arms}
@@ -118,6 +120,13 @@ def _tuned(study: Study, choices: Mapping[str, Choice]) -> str:
     times = f" times that of {Path(settings.script).name}" if isinstance(settings, OwnSettings) else ""
     span = f"{tried[0][0][1]:g} to {tried[-1][0][1]:g}{times}"
     return f"{text}: {len(tried)} values from {span}; {_listed(best)}.{beyond}"
+
+
+def _chosen_by(study: Study, results: Sequence[TrialResult]) -> str:
+    """Name the metric that chose, where another one is asked now."""
+    asked = subject_of(study).quality(results)
+    chose = subject_of(replace(study, question=Question())).quality(results)
+    return f" They were chosen by {chose.name}." if asked and chose and asked.metric != chose.metric else ""
 
 
 def _listed(values: Mapping[str, float]) -> str:
