@@ -167,7 +167,7 @@ def compare(
             rezero, skipinit, layerscale, fixup, deepnorm. Not every task has all of them. By default the task's own.
             An arm can have settings of its own: "rezero lr=0.003, post-norm warmup=400". Of a script: original, rezero,
             and those that it defines itself.
-        seeds: Number of paired seeds; by default the task's own.
+        seeds: Number of paired seeds; by default the task's own, 5 for a script.
         output: Folder of the study. By default rezero-studies/TASK-KEY, where KEY stands for the options.
         log_with: A tracker that each trial is sent to, as a run of its own, once it has ended; by default none. It
             decides no number and can be given or left out at any time. TensorBoard's files go into the study's folder,
@@ -339,13 +339,13 @@ def export(
         output: File; by default the table goes to stdout.
         force: Replace a file that is there; by default that is refused.
     """
-    from rezero.lab.export import FORMATS
     from rezero.lab.export import export as write
+    from rezero.lab.export import kind_of
 
-    ending = "" if output is None else output.suffix.lower().removeprefix(".")
+    kind = form or kind_of(output)
     with _open(folder) as store:
         try:
-            write(store, form or (ending if ending in FORMATS else "csv"), output, force=force)
+            write(store, kind, output, force=force)
         except BrokenPipeError:  # who reads has enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

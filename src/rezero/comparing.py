@@ -95,6 +95,8 @@ class Request:
         given = dict(self.settings)
         if wrong := [name for name in given if name not in _OF_SCRIPTS]:
             option = f"--{wrong[0].replace('_', '-')}"
+            if option == "--tune-over":
+                raise UsageError("--tune-over is for tasks of the lab: of a script, --tune tunes the learning rate")
             raise UsageError(f"{option} is for tasks of the lab: a script has its own, give it that behind --")
         self._check_jobs()
         if not script.is_file():
@@ -110,7 +112,9 @@ class Request:
             time_limit=time_limit,
             **{"lr": 1.0, "seeds": 5, **given},
         )
-        study = ask(Study(script.name, settings, provenance(), f"whatever {script.name} reads"), **self.question)
+        study = ask(
+            Study(script.name, settings, provenance(script=script), f"whatever {script.name} reads"), **self.question
+        )
         with Store.open(self.output or settings.folder(), study) as store:
             if retry:
                 store.forget(FAILURES)

@@ -12,11 +12,12 @@ from pathlib import Path
 __all__ = ["provenance"]
 
 
-def provenance(command: str = "") -> dict[str, str]:
+def provenance(command: str = "", *, script: Path | None = None) -> dict[str, str]:
     """Say how results come about: the command, the commit if there is one, versions, machine and date.
 
     Args:
         command: What makes them; by default what the command line was given.
+        script: Somebody's own file that is run, whose commit counts too.
 
     Returns:
         Title to text, in the order of the report.
@@ -26,7 +27,8 @@ def provenance(command: str = "") -> dict[str, str]:
     command = command or shlex.join(["rezero", *sys.argv[1:]])
     facts = {
         "command": command.encode("utf-8", "backslashreplace").decode(),
-        "commit": _commit(),
+        "commit": _commit(Path(__file__)),
+        "commit of the script": "" if script is None else _commit(script.absolute()),
         "versions": f"rezero {version('rezero-torch')}, torch {torch.__version__}, Python {platform.python_version()}",
         "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()}",
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -34,15 +36,15 @@ def provenance(command: str = "") -> dict[str, str]:
     return {name: text for name, text in facts.items() if text}
 
 
-def _commit() -> str:
-    """Name the commit of this source tree, if it is one: an installed package may lie in somebody else's repository."""
+def _commit(file: Path) -> str:
+    """Name the commit of a file, if it is in one: an installed package may lie in somebody else's repository."""
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        command = ["git", "-C", str(file.parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
 
     try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)
+        git("ls-files", "--error-unmatch", file.name)
         return git("describe", "--always", "--dirty", "--abbrev=12")
     except (OSError, subprocess.CalledProcessError):
         return ""

@@ -205,6 +205,8 @@ BAD = {
     "arm": ({"arms": ("original", "rezreo")}, r"no arm is called 'rezreo' \(did you mean 'rezero'\?\); there are "),
     "arm's own": ({"arms": ("original warmup=3",)}, "an arm of a script can have lr of its own, no warmup"),
     "baseline": ({"baseline": "plain"}, "baseline must be an arm of the study, original, rezero: got 'plain'"),
+    "tune words": ({"tune": "off"}, "tune must be the number of rates that every arm tries out, 0 for none: got 'off'"),
+    "no example": ({"example": ()}, "expected example=, an input of the model, by which the arm rezero converts it"),
     "target": ({"target": float("nan")}, "target must be a finite number"),
     "log_with": ({"log_with": "mlflow"}, "log-with must be tensorboard, wandb, trackio: got 'mlflow'"),
 }

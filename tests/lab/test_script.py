@@ -85,8 +85,8 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pat
     return write
 
 
-def compare(*more: str) -> int:
-    return run(["compare", "--script", "train.py", "-o", "study", *more])
+def compare(*more: str, output: str = "study") -> int:
+    return run(["compare", "--script", "train.py", "-o", output, *more])
 
 
 def measure(*, arms: tuple[str, ...] = ("original",), **more: Any) -> list[TrialResult]:
@@ -129,7 +129,7 @@ def test_a_script_is_compared(script: Callable[..., Path], capsys: pytest.Captur
     assert compare("--seeds", "2") == 0
     out = capsys.readouterr().out
     assert "rezero against original, 2 paired seeds" in out
-    assert "Every arm ran at the learning rate of train.py: not tuned." in out
+    assert "\n\ntrain.py: 2 seeds. Every arm ran at the learning rate of train.py: not tuned.\n\nrezero against" in out
     found = {(each.trial.arm, each.trial.seed): each for each in results()}
     assert found.keys() == {(arm, seed) for arm in ("original", "rezero") for seed in (0, 1)}
     for (arm, _), each in found.items():
@@ -172,7 +172,7 @@ def test_arms_of_ones_own_and_arguments(script: Callable[..., Path]) -> None:
 
 FAULTS = {
     "crash": ("if step == 20: raise RuntimeError('out of luck')", "crashed", "exit code 1: RuntimeError: out of luck"),
-    "killed": ("if step == 20: os.kill(os.getpid(), 9)", "crashed", "signal SIGKILL: it printed nothing"),
+    "killed": ("if step == 20: os.kill(os.getpid(), 9)", "crashed", "killed by signal SIGKILL; its last line: it pri"),
     "exit": ("if step == 20: print('enough'); sys.exit(3)", "crashed", "exit code 3: enough"),
     "hangs": ("if step == 20: time.sleep(1000)", "timed out", "it was ended after 8 seconds"),
     "nan": ("value = float('nan') if step == 30 else 1.0", "diverged", ""),
@@ -217,13 +217,72 @@ def test_a_script_that_logs_nothing(script: Callable[..., Path], capsys: pytest.
     assert len(results()) == 1
 
 
-def test_an_arm_that_cannot_be_applied(script: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
-    """The other arms are measured; the verdict says what became of it."""
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_an_arm_that_cannot_be_applied(
+    script: Callable[..., Path], capsys: pytest.CaptureFixture[str], jobs: str
+) -> None:
+    """The study ends at the first such trial, before others are trained for nothing; what was measured is kept."""
     script(text=SCRIPT.replace("x + self.branch(x)", "self.branch(x)"))
+    assert compare("--seeds", "9", "--jobs", jobs) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(
+        "rezero: the arm rezero can't be applied: expected residual additions, found none. Mend that"
+    )
+    assert len(results()) < 4
+    assert {each.trial.arm for each in results()} <= {"original"}
+    assert compare("--seeds", "9", "--arms", "original,rezreo", output="other") == 2
+    assert "expected an arm out of original, rezero: got 'rezreo'" in capsys.readouterr().err
+
+
+UNUSED = {
+    "arm": ("model = lab.arm(model, x[:2])", "model = model", (), r"train\.py never called rezero\.lab\.arm\(model, "),
+    "lr": ("lab.lr(0.01)", "0.01", ("--tune", "2"), r"train\.py never read rezero\.lab\.lr\(\.\.\.\)"),
+    "given lr": ("lab.lr(0.01)", "0.01", ("--arms", "rezero lr=3"), r"train\.py never read rezero\.lab\.lr"),
+}
+
+
+@pytest.mark.parametrize("name", UNUSED)
+def test_what_a_script_does_not_use_is_no_comparison(
+    script: Callable[..., Path], capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """Arms that are one model, and rates that nobody reads, end the study in one line after its first trial."""
+    old, new, options, message = UNUSED[name]
+    script(text=SCRIPT.replace(old, new))
+    assert compare("--seeds", "2", *options) == 2
+    assert re.search(message, capsys.readouterr().err.splitlines()[-1])
+    assert results() == []
+
+
+DOUBTS = {
+    "unseeded": (
+        "lab.seed(7)",
+        "time.time_ns() % 2**32",
+        "The seeds were never read (rezero.lab.seed()), so nothing is",
+    ),
+    "one seed": ("lab.seed(7)", "7 + 0 * lab.seed()", "All seeds of original, rezero gave the very same numbers"),
+    "no gate": (
+        "model = lab.arm(model, x[:2])",
+        "parameters = [*model.parameters()]; model = lab.arm(model, x[:2]); model.parameters = lambda: parameters",
+        "No gate of rezero moved: was the optimizer made before rezero.lab.arm()?",
+    ),
+    "same arm": (
+        "lab.arm(model, x[:2])",
+        "lab.arm(model, arms={'rezero': lambda m: m})",
+        "rezero gave the very same num",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DOUBTS)
+def test_what_makes_a_verdict_doubtful_stands_before_it(
+    script: Callable[..., Path], capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """Numbers that can't be what they are taken for are named where they are read."""
+    old, new, doubt = DOUBTS[name]
+    script(text=SCRIPT.replace(old, new))
     assert compare("--seeds", "2") == 0
-    out = " ".join(capsys.readouterr().out.split())
-    assert "rezero against original, 2 paired seeds: rezero crashed on 2 of 2 seeds." in out
-    assert "no residual" in results()[-1].note
+    said = " ".join(capsys.readouterr().out.split())
+    assert doubt in said.split("rezero against original")[0]
 
 
 def test_failed_trials_are_run_again_when_asked(script: Callable[..., Path]) -> None:
@@ -265,7 +324,7 @@ def test_another_script_is_another_study(script: Callable[..., Path], capsys: py
     script(text="from rezero import lab\nlab.log(1, loss=2.0)\n")
     capsys.readouterr()
     assert compare("--seeds", "1", "--arms", "original") == 2
-    assert "holds another study (digest" in capsys.readouterr().err
+    assert "holds another study (train.py has changed since): choose another folder" in capsys.readouterr().err
 
 
 SPAWNING = """
@@ -369,7 +428,13 @@ def test_lines_are_json_that_a_kill_cannot_tear(script: Callable[..., Path]) -> 
     order = {"arm": "rezero", "lr": 1.0, "seed": 0, "journal": str(Path("journal").absolute()), "lab": os.getpid()}
     Path("order").write_text(json.dumps(order))
     subprocess.run([sys.executable, "train.py"], env={**os.environ, "REZERO_TRIAL": "order"}, check=True)
-    lines = [json.loads(line) for line in Path("journal").read_text().splitlines()]
+    told = [json.loads(line) for line in Path("journal").read_text().splitlines()]
+    assert [line for line in told if "step" not in line] == [
+        {"read": "seed"},
+        {"read": "arm", "alphas": [0.0, 0.0, 0.0]},
+        {"read": "lr"},
+    ]
+    lines = [line for line in told if "step" in line]
     assert [line["step"] for line in lines] == [10, 10, 20, 30, 30]
     assert lines[1]["metrics"] == {"odd": None}
     seconds = [line["seconds"] for line in lines]

@@ -34,7 +34,7 @@ class Comparison:
         arrivals: Seed to when the arm and the baseline reached it.
         lead: How much sooner the arm is there: the logarithm of the baseline's steps over its own, or, where a trial
             never got there, steps, of which the run has no more. Positive where the arm is faster; None where both were
-            there whenever they were first measured, or there is no target.
+            there whenever they were first measured, neither ever was, or there is no target.
         lead_p: Its p, corrected likewise.
     """
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from rezero.errors import UsageError
 from rezero.lab.store import Store
 
-__all__ = ["FORMATS", "Row", "export", "rows"]
+__all__ = ["FORMATS", "Row", "export", "kind_of", "rows"]
 
 FORMATS = ("csv", "parquet", "json")
 
@@ -62,6 +62,24 @@ def rows(store: Store) -> Iterator[Row]:
             alphas = {f"alpha_{gate}": value for gate, value in enumerate(point.alphas)}
             for metric, value in (*point.metrics.items(), *alphas.items()):
                 yield Row(*facts, point.step, point.epoch, metric, value if math.isfinite(value) else None)
+
+
+def kind_of(output: Path | None) -> str:
+    """Tell the format by the ending of a file.
+
+    Args:
+        output: The file; None for stdout.
+
+    Returns:
+        The format; csv where no ending says.
+
+    Raises:
+        UsageError: If it has another ending.
+    """
+    ending = "" if output is None else output.suffix.lower().removeprefix(".")
+    if ending and ending not in FORMATS:
+        raise UsageError(f"expected a file that ends in {', '.join(FORMATS)}, or --format: got {output}")
+    return ending or "csv"
 
 
 def export(store: Store, kind: str, output: Path | None = None, *, force: bool = False) -> None:

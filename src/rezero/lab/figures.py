@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import altair as alt
@@ -10,6 +11,7 @@ import altair as alt
 from rezero import charts
 from rezero.lab.comparison import worst_final
 from rezero.lab.costs import costs_of
+from rezero.lab.design import Question
 from rezero.lab.quality import Quality
 from rezero.lab.settings import Settings
 from rezero.lab.speed import arrival
@@ -44,7 +46,7 @@ def draw(study: Study, results: Sequence[TrialResult]) -> dict[str, Drawn]:
         **_curves(study, finals, quality),
         "arrivals": _arrivals(study, finals, quality),
         "seeds": _seeds(study, finals, quality),
-        **_rates(study, results, quality),
+        **_rates(study, results),
         **_gates(study, finals),
     }
     return {name: each for name, each in drawn.items() if each is not None}
@@ -75,8 +77,9 @@ def _arrivals(study: Study, finals: Sequence[TrialResult], quality: Quality) -> 
     target = study.question.target
     whose = "the target"
     if target is None:
-        target = worst_final([r for r in finals if r.trial.arm == baseline], quality)
-        whose = f"the worst that {baseline} ends with"
+        both = len(arms) == 2  # the verdict's own target then
+        target = worst_final(finals if both else [r for r in finals if r.trial.arm == baseline], quality)
+        whose = f"the worst that {'either' if both else baseline} ends with"
     if target is None or len(arms) < 2:
         return None
     rows, steps = [], subject_of(study).length(finals)
@@ -99,14 +102,17 @@ def _seeds(study: Study, finals: Sequence[TrialResult], quality: Quality) -> Dra
     if len(arms) < 2:
         return None
     gone = len(ends) - len(rows)
-    lost = f" {gone} that diverged have no place." if gone else ""
+    lost = f" {gone} without a final value have no place." if gone else ""
     caption = f"{quality.name[0].upper()}{quality.name[1:]} at the end of every seed; a line joins a seed's arms.{lost}"
     chart = charts.seed_lines(rows, y=quality_title(quality), arms=arms, percent=quality.percent, description=caption)
     return caption, chart
 
 
-def _rates(study: Study, results: Sequence[TrialResult], quality: Quality) -> dict[str, Drawn | None]:
-    """Draw what was tried out, a chart a setting."""
+def _rates(study: Study, results: Sequence[TrialResult]) -> dict[str, Drawn | None]:
+    """Draw what was tried out, a chart a setting, by the metric that chose."""
+    quality = subject_of(replace(study, question=Question())).quality(results)
+    if quality is None:
+        return {}
     choices = choose(study.settings, costs_of(study, results))
     names = study.settings.tuned
     several = len(names) > 1

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from rezero.errors import UsageError
+from rezero.lab.arms import read_arm, split_arms
 from rezero.lab.cluster import open_cluster
 from rezero.lab.comparison import Comparison
 from rezero.lab.design import Question
@@ -92,7 +93,7 @@ def compare(
         train: Trains and measures it.
         arms: ``original``, the model as it is, and ``rezero``, the model converted; or name to function of the model
             that returns a model, None for these two.
-        example: Example inputs for the conversion: a tensor, or a tuple.
+        example: Example input for the conversion: a tensor, a tuple of the model's arguments, or a dict of them.
         seeds: Paired seeds, from 0.
         tune: Learning rates that every arm tries out, as multiples of the rate given to `rezero.lab.lr`; 0 for none.
         tune_seeds: Seeds that each of them is tried on.
@@ -128,15 +129,25 @@ def compare(
         ...         lab.log(step, train_loss=loss)
         >>> arms = {"original": None, "zeros": lambda model: nn.init.zeros_(model.weight) is None or model}
         >>> from rezero import lab
-        >>> folder = getfixture("tmp_path")
-        >>> print(lab.compare(build=build, train=train, arms=arms, seeds=2, output=folder))  # doctest: +ELLIPSIS
+        >>> from tempfile import mkdtemp
+        >>> print(lab.compare(build=build, train=train, arms=arms, seeds=2, output=mkdtemp()))  # doctest: +ELLIPSIS
         train: 2 seeds. Every arm ran at the learning rate of train: not tuned...
     """
     from rezero.progress import StudyProgress
     from rezero.provenance import provenance
 
+    if isinstance(arms, str):
+        arms = split_arms(arms)
     functions = dict(arms) if isinstance(arms, Mapping) else dict.fromkeys(arms)
     check_own_arms(tuple(functions), known={"original", "rezero", *(name for name, each in functions.items() if each)})
+    if (
+        isinstance(example, tuple | Mapping)
+        and not example
+        and "rezero" in {read_arm(n).formula for n, f in functions.items() if not f}
+    ):
+        raise UsageError("expected example=, an input of the model, by which the arm rezero converts it: got none")
+    if not isinstance(tune, int):
+        raise UsageError(f"tune must be the number of rates that every arm tries out, 0 for none: got {tune!r}")
     settings = OwnSettings(
         arms=tuple(functions),
         lr=1.0,
@@ -182,7 +193,9 @@ def _run_function(
     example: Any,
     own_device: bool,
 ) -> None:
-    journal = Journal()
+    settings, journal = store.study.settings, Journal()
+    assert isinstance(settings, OwnSettings)  # noqa: S101 - compare makes it
+    journal.add({"read": "seed"})  # which is done for it
 
     def keep(line: Mapping[str, Any]) -> None:
         if (point := journal.add(line)) is not None:
@@ -192,7 +205,8 @@ def _run_function(
 
     store.begin(trial, start=-1)
     watcher.begin(trial, store.length() or None, 0)
-    inputs = example if isinstance(example, tuple) else (example,)
+    named = dict(example) if isinstance(example, Mapping) else {}
+    inputs = () if named else example if isinstance(example, tuple) else (example,)
     status, note = "", ""
     try:
         with (
@@ -203,7 +217,7 @@ def _run_function(
             if index is not None:
                 torch.cuda.set_device(index)
             _seed(trial.seed)
-            model = apply_arm(build(), *inputs, arms={name: each for name, each in arms.items() if each})
+            model = apply_arm(build(), *inputs, arms={name: each for name, each in arms.items() if each}, **named)
             _seed(trial.seed)
             train(model)
     except Exception as error:  # whatever the user's code raises ends the trial, not the study
@@ -212,6 +226,7 @@ def _run_function(
         (store.folder / LOGS / f"{slug(trial)}.log").write_text(traceback.format_exc(), encoding="utf-8")
     if journal.last is not None:
         store.add(trial, journal.last)
+    journal.check(trial, settings)
     store.finish(trial, status or journal.status, journal.memory, note or journal.note)
     watcher.finish(store.result(trial))
 

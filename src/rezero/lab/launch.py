@@ -49,6 +49,7 @@ def run_script(store: Store, trial: Trial, watcher: Watcher, *, own_device: bool
                 store.add(trial, point)
                 watcher.step(point.step)
                 watcher.point(point)
+    launch.journal.check(trial, settings)
     store.finish(trial, launch.status, launch.journal.memory, launch.note)
     watcher.finish(store.result(trial))
 
@@ -122,7 +123,7 @@ class _Launch:
         if late:
             self.status, self.note = "timed out", f"it was ended after {self.settings.time_limit:g} seconds"
         elif code != 0:
-            how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            how = f"killed by signal {signal.Signals(-code).name}; its last line" if code < 0 else f"exit code {code}"
             self.status, self.note = "crashed", f"{how}: {self._last_line()}"
         else:
             self.status, self.note = self.journal.status, self.journal.note

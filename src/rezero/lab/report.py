@@ -74,7 +74,7 @@ def _write(store: Store, results: list[TrialResult], folder: Path) -> None:
         table=summary_rows(store, results),
         several_seeds=any(len(trials) > 1 for trials in by_arm(finals).values()),
         pace=subject_of(store.study).pace,
-        notes=[_note(result) for result in results if result.note],
+        notes=_notes(results),
         samples=_samples(finals),
         facts=_facts(store.study),
         bundle=_bundle(),
@@ -110,10 +110,15 @@ def _summarise(results: list[TrialResult]) -> list[dict[str, object]]:
     ]
 
 
-def _note(result: TrialResult) -> str:
-    trial, rest = result.trial, "" if result.status == "finished" else f" {result.status},"
-    which = f"tuning at {trial.lr:g}" if trial.tuning else f"seed {trial.seed}"
-    return f"{trial.arm}, {which}:{rest} {result.note}"
+def _notes(results: list[TrialResult]) -> list[str]:
+    """Say what is odd about trials, once for those of an arm of which the same is to be said."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for result in results:
+        if result.note:
+            trial, rest = result.trial, "" if result.status == "finished" else f"{result.status}, "
+            which = f"tuning at {trial.lr:g}" if trial.tuning else f"seed {trial.seed}"
+            found.setdefault((trial.arm, rest + result.note), []).append(which)
+    return [f"{arm}, {', '.join(dict.fromkeys(which))}: {note}" for (arm, note), which in found.items()]
 
 
 def _finite(value: Any) -> Any:

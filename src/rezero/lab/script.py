@@ -60,16 +60,28 @@ def arm(model: M, *args: Any, arms: Mapping[str, Callable[[M], M]] | None = None
     own = dict(arms or {})
     if run.arm in own:
         model = own[run.arm](model)
-    elif run.arm == "rezero":
+    else:
+        try:
+            _apply(run.arm, model, args, kwargs, own)
+        except UsageError as error:
+            run.tell(refused=str(error))
+            raise
+    run.watch(model)
+    return model
+
+
+def _apply(
+    name: str, model: "nn.Module", args: tuple[Any, ...], kwargs: dict[str, Any], own: Mapping[str, Any]
+) -> None:
+    """Apply one of the arms that every script has."""
+    if name == "rezero":
         from rezero.surgery.convert import convert_
 
         conversion = convert_(model, args, kwargs)
         if _running is None:  # what a script prints is kept with its trial
             print(conversion)
-    elif run.arm != "original":
-        raise UsageError(f"expected an arm out of {', '.join(['original', 'rezero', *own])}: got {run.arm!r}")
-    run.watch(model)
-    return model
+    elif name != "original":
+        raise UsageError(f"expected an arm out of {', '.join(['original', 'rezero', *own])}: got {name!r}")
 
 
 def seed(default: int = 0) -> int:
@@ -82,7 +94,10 @@ def seed(default: int = 0) -> int:
         The seed. It decides weights and order of the data as far as the script lets it.
     """
     run = _run()
-    return default if run is None else run.seed
+    if run is None:
+        return default
+    run.tell(read="seed")
+    return run.seed
 
 
 def compared() -> bool:
@@ -104,7 +119,10 @@ def lr(default: float) -> float:
         The rate.
     """
     run = _run()
-    return default if run is None else default * run.lr
+    if run is None:
+        return default
+    run.tell(read="lr")
+    return default * run.lr
 
 
 def log(step: int, **metrics: Any) -> None:
@@ -134,6 +152,7 @@ class _Run:
     def __init__(self, arm: str, lr: float, seed: int, write: Callable[[Line], object] | None) -> None:
         self.arm, self.lr, self.seed, self._write = arm, lr, seed, write
         self._models: list[nn.Module] = []
+        self._told: list[Line] = []
         self._start, self._logging = time.perf_counter(), 0.0
         self._first: RemovableHandle | None = None
 
@@ -154,8 +173,15 @@ class _Run:
             self._first.remove()
 
     def watch(self, model: "nn.Module") -> None:
-        """Record the gates of a model."""
+        """Record the gates of a model, from their start on."""
         self._models.append(model)
+        self.tell(read="arm", alphas=[_finite(value) for value in _scales(self._models)])
+
+    def tell(self, **line: Any) -> None:
+        """Tell the lab, once, what the script has read or could not do."""
+        if self._write is not None and line not in self._told:
+            self._told.append(line)
+            self._write(line)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write a line."""

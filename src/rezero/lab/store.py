@@ -439,7 +439,9 @@ def _check_same(connection: sqlite3.Connection, asked: Study, folder: Path) -> N
         return
     old, new = ({"task": each.task, "data set": each.data, **each.settings.decides()} for each in (held, asked))
     differences = [
-        f"{name} {_show(old[name])} there, {_show(new[name])} asked"
+        f"{new['script']} has changed since"
+        if name == "digest"
+        else f"{name} {_show(old[name])} there, {_show(new[name])} asked"
         for name in old
         if name in new and old[name] != new[name]
     ]
@@ -450,4 +452,4 @@ def _check_same(connection: sqlite3.Connection, asked: Study, folder: Path) -> N
 
 
 def _show(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return (",".join(map(str, value)) or "nothing") if isinstance(value, tuple) else str(value)

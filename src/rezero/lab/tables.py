@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from rezero.lab.own import FAILURES, OwnSettings
 from rezero.lab.quality import Quality, show_value
 from rezero.lab.spreads import Spread, by_arm, compared, spread
 from rezero.lab.store import Store, TrialResult
@@ -26,22 +27,23 @@ def summary_rows(store: Store, results: Sequence[TrialResult]) -> list[dict[str,
     rows = []
     for arm, trials in by_arm(compared(results)).items():
         lost = Counter(result.status for result in trials if result.status != "finished")
+        trained = [result for result in trials if result.status not in FAILURES]  # to the end, whatever end
         row = {"arm": arm}
         if study.settings.tune:
-            row["chosen"] = _chosen(trials[0].trial, study.settings.tuned)
+            times = isinstance(study.settings, OwnSettings)
+            row["chosen"] = _chosen(trials[0].trial, study.settings.tuned) + (" times its own" if times else "")
         for each in subject.columns(results):
             show = show_value if each.metric == "train_loss" else each.show
-            row[quality_title(each)] = _with_range(spread(each.factor * r.final(each.metric) for r in trials), show)
+            values = [each.factor * result.final(each.metric) for result in trained]
+            row[quality_title(each)] = _with_range(spread(values), show) if values else "none"
         paces = [1000 * r.last.metrics["seconds"] / r.last.step for r in trials if r.last.step]
-        if paces:
-            row["ms a step"] = _with_range(spread(paces), "{:.1f}".format)
+        row["ms a step"] = _with_range(spread(paces), "{:.1f}".format) if paces else ""
         memory = [r.memory / 1e6 for r in trials if r.memory]
-        if memory:
-            row["peak memory (MB)"] = f"{spread(memory).median:,.0f}"
+        row["peak memory (MB)"] = f"{spread(memory).median:,.0f}" if memory else ""
         row["seeds"] = ", ".join([f"{len(trials)}", *(f"{count} {status}" for status, count in lost.items())])
         row["formula"] = subject.formula(arm)
         rows.append(row)
-    return rows
+    return [{title: text for title, text in row.items() if any(each[title] for each in rows)} for row in rows]
 
 
 def quality_title(quality: Quality) -> str:

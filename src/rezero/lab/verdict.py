@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from rezero.lab.cautions import cautions_of
 from rezero.lab.comparison import Comparison, compare, fate
 from rezero.lab.costs import costs_of
 from rezero.lab.design import Question
@@ -20,6 +21,8 @@ from rezero.lab.tune import Choice, choose, plan
 
 __all__ = ["compare_arms", "write_verdict"]
 
+_MENDED = {"crashed", "timed out", "logged nothing", "failed"}  # fates that may be another's fault than the arm's
+
 
 def write_verdict(study: Study, results: Sequence[TrialResult]) -> str:
     """Say what a study found, without saying more than it can.
@@ -34,13 +37,13 @@ def write_verdict(study: Study, results: Sequence[TrialResult]) -> str:
     finals = compared(results)
     found = compare_arms(study, results)
     quality = subject_of(study).quality(results)
-    paragraphs = [_describe(study, results)]
+    paragraphs = [" ".join([_describe(study, results), *cautions_of(finals)])]
     if quality is None:
         return paragraphs[0]
     paragraphs += [_compared(study, each, quality, finals) for each in found]
     if finals and not found:
         paragraphs.append(_alone(finals, quality))
-    elif found:
+    elif any(not math.isnan(p) for each in found for p in (each.gain_p, each.lead_p)):
         paragraphs.append(_limits(found))
     return "\n\n".join(paragraphs)
 
@@ -179,6 +182,8 @@ def _speed(study: Study, found: Comparison, quality: Quality) -> str:
         return ""
     n, lead = len(found.seeds), found.lead
     target = _with_unit(quality.show(quality.factor * found.target), quality)
+    if found.censored == (n, n):
+        return f"Neither reached {quality.name} {target} on any seed, so no speed can be told."
     if lead is None:
         return f"Both were at {quality.name} {target} when they were first measured, so no speed can be told."
     ours, theirs = found.censored
@@ -223,7 +228,8 @@ def _end(found: Comparison, quality: Quality) -> str:
     if gain is None:
         if min(found.diverged) == len(found.seeds):
             return ""
-        return "Final values are not compared where a seed has none."
+        again = ", or `--retry` runs again what failed" if {*found.fates} & _MENDED else ""
+        return f"Final values are not compared, as a seed has none{again}."
     word = "better" if gain.mean >= 0 else "worse"
     sign = 1 if gain.mean >= 0 else -1
     low, high = sorted((sign * gain.low, sign * gain.high))
@@ -297,8 +303,8 @@ def _alone(finals: Sequence[TrialResult], quality: Quality) -> str:
 def _limits(found: Sequence[Comparison]) -> str:
     return (
         f"Intervals are 95%, each for itself; p are of paired t tests or tests by signs, corrected together for the "
-        f"{2 * len(found)} of this study (Holm), and decide at {LEVEL:g}. Other sizes, lengths or data may come out "
-        "otherwise."
+        f"{2 * len(found)} of this study (Holm), and decide at {LEVEL:g}, so an interval can leave out what its p does "
+        "not. Other sizes, lengths or data may come out otherwise."
     )
 
 

@@ -286,7 +286,7 @@ def _check_found(found: Residuals) -> None:
             "out with filter_fn, which is asked about that module, or see rezero.find_residuals for all of them"
         )
     if not len(found):
-        raise UsageError(f"expected residual additions, found none\n{found}")
+        raise UsageError(f"expected residual additions, found none{f'{chr(10)}{found}' if found.left_out else ''}")
 
 
 def _drop(
