@@ -12,7 +12,7 @@ from rezero.errors import UsageError
 from rezero.lab import OwnSettings, Question, Store, Study, Watcher, find_task, parse_arms, sweep
 from rezero.lab.arms import split_arms
 from rezero.lab.cluster import Cluster, open_cluster
-from rezero.lab.launch import run_script
+from rezero.lab.launch import run_script, thread_variables
 from rezero.lab.own import FAILURES, check_own_arms
 from rezero.lab.sinks import Tracked, Tracker
 from rezero.lab.subject import subject_of
@@ -102,7 +102,7 @@ class Request:
         if not script.is_file():
             raise UsageError(f"expected a script, found no file {script}")
         arms = split_arms(given.pop("arms", "original, rezero"))
-        check_own_arms(arms)
+        check_own_arms(arms, tuned=bool(given.get("tune")))
         settings = OwnSettings(
             arms=arms,
             script=str(script),
@@ -118,7 +118,7 @@ class Request:
         with Store.open(self.output or settings.folder(), study) as store:
             if retry:
                 store.forget(FAILURES)
-            work = partial(run_script, own_device=(self.jobs or 1) > 1)
+            work = partial(run_script, own_device=(self.jobs or 1) > 1, threads=thread_variables())
             self._run(store, study.question, partial(sweep.run_own, store, work))
 
     def _check_jobs(self, processes: int = 1) -> None:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from unittest.mock import create_autospec
@@ -91,7 +92,8 @@ def compare(*more: str, output: str = "study") -> int:
 
 def measure(*, arms: tuple[str, ...] = ("original",), **more: Any) -> list[TrialResult]:
     """Run a study of the script without a command line and a report."""
-    settings = OwnSettings(arms=arms, lr=1.0, script="train.py", digest="", **more)
+    digest = sha256(Path("train.py").read_bytes()).hexdigest()
+    settings = OwnSettings(arms=arms, lr=1.0, script="train.py", digest=digest, **more)
     with Store.open(Path("study"), Study("train.py", settings, {})) as store:
         run_own(store, run_script, create_autospec(Watcher, instance=True))
         return store.results()
@@ -168,6 +170,57 @@ def test_arms_of_ones_own_and_arguments(script: Callable[..., Path]) -> None:
     assert compare("--seeds", "1", "--arms", "short, rezero lr=2", "--", "--depth", "-3", "a b") == 0
     assert Path("study/logs/short-lr1.0-seed0.log").read_text().endswith("1 ['--depth', '-3', 'a b']\n")
     assert Path("study/logs/rezero-lr=2-lr2.0-seed0.log").read_text().endswith("3 ['--depth', '-3', 'a b']\n")
+
+
+def test_an_arm_with_a_space_is_itself(script: Callable[..., Path]) -> None:
+    """The whole name tells an arm, also where its first word is another one."""
+    arms = "{'short': lambda model: model[:1], 'short one': lambda model: model[:2]}"
+    script(text=SCRIPT.replace("lab.arm(model, x[:2])", f"lab.arm(model, arms={arms})") + "print(len(model))\n")
+    assert compare("--seeds", "1", "--arms", "short, short one") == 0
+    lengths = [Path(f"study/logs/{arm}-lr1.0-seed0.log").read_text()[-2:] for arm in ("short", "short-one")]
+    assert lengths == ["1\n", "2\n"]
+
+
+def test_a_script_that_changes_meanwhile(script: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """Its later trials would be of another study: it ends, and goes on once the change is undone."""
+    before = script("if step == 30 and lab.seed() == 0: open('train.py', 'a').write('#')", text=LIGHT).read_bytes()
+    options = ["--seeds", "2", "--arms", "original"]
+    assert compare(*options) == 2
+    assert "train.py has changed since the study began: undo that" in capsys.readouterr().err.splitlines()[-1]
+    assert len(results()) == 1
+    Path("train.py").write_bytes(before)
+    assert compare(*options) == 0
+    assert len(results()) == 2
+
+
+def test_a_script_whose_lab_was_killed_writes_into_no_other_run(script: Callable[..., Path]) -> None:
+    """What it is to do is gone with its lab, and where it wrote is read by nobody."""
+    script(text=LIGHT)
+    done = subprocess.run(
+        [sys.executable, "train.py"], env={**os.environ, "REZERO_TRIAL": "gone.json"}, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"")
+    measure(seeds=1)
+    with Store.open(Path("study")) as store:
+        store.forget()
+    (stale := Path("study/logs/original-lr1.0-seed0.deadbeef.jsonl")).write_text('{"step": 99, "metrics": {}}\n')
+    (found,) = measure(seeds=1)
+    assert [point.step for point in found.points] == [10, 20, 30]
+    assert not stale.exists()
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_threads_are_those_of_the_command(
+    script: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, jobs: str
+) -> None:
+    """A script computes with as many threads whether it runs alone or beside others, and so to the same bits."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("MKL_NUM_THREADS", "3")
+    script(
+        text=LIGHT + "lab.log(30, **{f'loss_{n}': int(os.environ.get(f'{n}_NUM_THREADS', 0)) for n in ('OMP', 'MKL')})"
+    )
+    assert compare("--seeds", "2", "--arms", "original", "--jobs", jobs) == 0
+    assert [(each.final("loss_OMP"), each.final("loss_MKL")) for each in results()] == [(0, 3), (0, 3)]
 
 
 FAULTS = {

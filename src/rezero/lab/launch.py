@@ -9,9 +9,14 @@ import sys
 import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, suppress
+from glob import escape
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+from rezero.errors import UsageError
+from rezero.lab.arms import read_arm
 from rezero.lab.jobs import free_device
 from rezero.lab.journal import Journal
 from rezero.lab.one import Watcher, slug
@@ -20,13 +25,29 @@ from rezero.lab.script import ORDER
 from rezero.lab.store import Store
 from rezero.lab.trial import Point, Trial
 
-__all__ = ["run_script"]
+__all__ = ["check_unchanged", "run_script", "thread_variables"]
 
 _EVERY = 0.1  # seconds between two looks at the journal
+_THREADS = (  # which joblib sets in its processes
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
 _TAIL = 4_000  # bytes of what was printed in which its last line is looked for
 
 
-def run_script(store: Store, trial: Trial, watcher: Watcher, *, own_device: bool = False) -> None:
+def run_script(
+    store: Store,
+    trial: Trial,
+    watcher: Watcher,
+    *,
+    own_device: bool = False,
+    threads: Mapping[str, str | None] | None = None,
+) -> None:
     """Run a study's script from its beginning as one of its trials, and keep what it logs.
 
     Whatever the script does, the trial ends: as finished, diverged, crashed, timed out, or silent if it logs nothing.
@@ -36,14 +57,19 @@ def run_script(store: Store, trial: Trial, watcher: Watcher, *, own_device: bool
         trial: The trial.
         watcher: Is told of the progress.
         own_device: Whether the script may only see one CUDA device, which no other trial of the study has.
+        threads: Variables about threads as the command had them, in the place of those of a process of several jobs.
+
+    Raises:
+        UsageError: If the script has changed since the study began, or what it did is no trial (see `Journal.check`).
     """
     settings = store.study.settings
     assert isinstance(settings, OwnSettings)  # noqa: S101 - the caller knows
+    check_unchanged(settings)
     store.begin(trial, start=-1)
     watcher.begin(trial, store.length() or None, 0)
     with free_device(store.folder, wanted=own_device) as device:
         visible = {} if device is None else {"CUDA_VISIBLE_DEVICES": str(device)}
-        launch = _Launch(settings, trial, store.folder, visible)
+        launch = _Launch(settings, trial, store.folder, {**(threads or {}), **visible})
         with closing(launch.points()) as points:
             for point in points:
                 store.add(trial, point)
@@ -54,15 +80,45 @@ def run_script(store: Store, trial: Trial, watcher: Watcher, *, own_device: bool
     watcher.finish(store.result(trial))
 
 
+def thread_variables() -> dict[str, str | None]:
+    """Return the variables about threads of this process, which those of several jobs have otherwise.
+
+    Returns:
+        Name to value; None for one that is not set.
+    """
+    return {name: os.environ.get(name) for name in _THREADS}
+
+
+def check_unchanged(settings: OwnSettings) -> None:
+    """Refuse a script that is not the one that the study began with.
+
+    Args:
+        settings: Those of the study.
+
+    Raises:
+        UsageError: If it has changed, or is gone.
+    """
+    try:
+        text = Path(settings.script).read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read {settings.script}: {error.strerror or error}") from error
+    if sha256(text).hexdigest() != settings.digest:
+        raise UsageError(
+            f"{settings.script} has changed since the study began: undo that to go on, or give another --output"
+        )
+
+
 class _Launch:
-    def __init__(self, settings: OwnSettings, trial: Trial, folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, settings: OwnSettings, trial: Trial, folder: Path, environment: Mapping[str, str | None]
+    ) -> None:
         self.settings, self.trial, self.environment = settings, trial, environment
         self.status, self.note = "running", ""
         self.journal = Journal()
-        name = folder.absolute() / LOGS / slug(trial)
-        self._printed, self._order, self._lines = (
-            name.with_name(f"{name.name}.{end}") for end in ("log", "json", "jsonl")
-        )
+        self._folder, self._name = folder.absolute() / LOGS, slug(trial)
+        self._printed = self._folder / f"{self._name}.log"
+        # Named for this launch, so that a script whose lab was killed finds no order and writes into no other's lines.
+        self._order, self._lines = (self._folder / f"{self._name}.{uuid4().hex}.{end}" for end in ("json", "jsonl"))
 
     def points(self) -> Generator[Point]:
         """Run the script; yield a point a step, once the step is over."""
@@ -75,7 +131,7 @@ class _Launch:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **self.environment, ORDER: str(self._order)},
+                env=self._environment(),
                 start_new_session=True,
             )
             deadline = time.monotonic() + limit
@@ -89,14 +145,19 @@ class _Launch:
         if self.journal.last is not None:
             yield self.journal.last
         self._judge(process.returncode, late=late)
-        self._order.unlink()
+        self._order.unlink(missing_ok=True)
         self._lines.unlink(missing_ok=True)
 
+    def _environment(self) -> dict[str, str]:
+        changed = {**os.environ, **self.environment, ORDER: str(self._order)}
+        return {name: value for name, value in changed.items() if value is not None}
+
     def _prepare(self) -> None:
-        self._printed.parent.mkdir(exist_ok=True)
-        self._lines.unlink(missing_ok=True)  # of a run that was killed
+        self._folder.mkdir(exist_ok=True)
+        for path in self._folder.glob(f"{escape(self._name)}.*.json*"):  # of runs that were killed
+            path.unlink(missing_ok=True)
         order = {
-            "arm": self.trial.arm.split()[0],
+            "arm": read_arm(self.trial.arm).formula,
             "lr": self.trial.lr,
             "seed": self.trial.seed,
             "journal": str(self._lines),
@@ -129,7 +190,11 @@ class _Launch:
             self.status, self.note = self.journal.status, self.journal.note
 
     def _last_line(self) -> str:
-        lines = self._printed.read_bytes()[-_TAIL:].decode("utf-8", errors="replace").split("\n")
+        try:
+            printed = self._printed.read_bytes()
+        except OSError:
+            return "its log is gone"
+        lines = printed[-_TAIL:].decode("utf-8", errors="replace").split("\n")
         return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
 
@@ -68,6 +69,7 @@ class Silent:
         """Do nothing."""
 
 
+_LONG = 50  # letters of an arm's name in that of a file, which may have 255 bytes
 _TRIES = 2  # trials that say that there is no hope
 Work = Callable[[Store, Trial, Watcher], None]
 """Runs one trial and keeps what it measures."""
@@ -177,4 +179,5 @@ def slug(trial: Trial) -> str:
         Letters, digits and few other characters.
     """
     tuned = "".join(f"-{name}{value!r}" for name, value in trial.tuned)
-    return re.sub(r"[^\w.=+-]", "-", f"{trial.arm}-lr{trial.lr!r}{tuned}-seed{trial.seed}")
+    arm = trial.arm if len(trial.arm) < _LONG else f"{trial.arm[:_LONG]}-{sha256(trial.arm.encode()).hexdigest()[:8]}"
+    return re.sub(r"[^\w.=+-]", "-", f"{arm}-lr{trial.lr!r}{tuned}-seed{trial.seed}")

@@ -68,15 +68,16 @@ class OwnSettings(Design):
         return Path("rezero-studies") / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', Path(self.script).stem)}-{key}"
 
 
-def check_own_arms(arms: Collection[str], known: Collection[str] | None = None) -> None:
+def check_own_arms(arms: Collection[str], known: Collection[str] | None = None, *, tuned: bool = False) -> None:
     """Refuse arms that a script or function can't have.
 
     Args:
         arms: Names, each with what it has of its own: ``rezero lr=3`` runs at three times the script's rate.
         known: The names there are; None leaves that to the script.
+        tuned: Whether rates are tuned, so that none can have its own.
 
     Raises:
-        UsageError: If there is none, or one has settings of its own other than lr.
+        UsageError: If there is none, or one has settings of its own other than a possible lr.
     """
     if not arms:
         raise UsageError("expected at least one arm, such as original or rezero, got none")
@@ -88,6 +89,10 @@ def check_own_arms(arms: Collection[str], known: Collection[str] | None = None) 
             )
         if others := arm.own.keys() - {"lr"}:
             raise UsageError(f"an arm of a script can have lr of its own, no {', '.join(sorted(others))}: got {each!r}")
+        if arm.own and tuned:
+            raise UsageError(f"lr is tuned: leave it out of the arm {each!r}, or give --tune off")
+        if not arm.own.get("lr", 1.0) > 0:
+            raise UsageError(f"lr of an arm must be a finite number above 0: got {each!r}")
 
 
 def choose_metric(logged: Collection[str], asked: str | None) -> str:

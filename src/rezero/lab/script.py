@@ -263,7 +263,10 @@ def _ordered() -> _Run | None:
     """Read what the lab that started this script wants of it."""
     if not (path := os.environ.get(ORDER)):
         return None
-    order = json.loads(Path(path).read_text(encoding="utf-8"))
+    try:
+        order = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        os._exit(1)  # the lab that started it was killed, and its trial begun anew
     _end_with(order["lab"])
     if os.environ.get("RANK", "0") != "0":
         return _Run(order["arm"], order["lr"], order["seed"], None)
