@@ -37,8 +37,9 @@ def test_arms_come_in_the_order_given(text: str, arms: tuple[str, ...]) -> None:
         ("ReZero", r"^no arm of this task is called 'ReZero' \(did you mean 'rezero'\?\)"),
         ("plain rezero", r"^no arm of this task is called 'plain rezero'"),
         ("plain,rezero,plain", r"^expected each arm once, got 'plain' 2 times$"),
+        ("plain lr=0.1,plain lr=0.10", r"^expected each arm once, got 'plain lr=0.1' 2 times$"),
     ],
-    ids=["empty", "blank", "commas", "typo", "unknown", "case", "no-comma", "twice"],
+    ids=["empty", "blank", "commas", "typo", "unknown", "case", "no-comma", "twice", "same"],
 )
 def test_wrong_list_is_one_line(text: str, message: str) -> None:
     """A wrong list is a UsageError of one line that says what came and what there is."""

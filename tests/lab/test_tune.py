@@ -185,6 +185,7 @@ def test_an_arm_keeps_its_own_rate_where_rates_are_not_tuned() -> None:
     ("given", "message"),
     [
         ({"tune": 1}, "tune must be off, or the number of trials that every arm gets, 2 or more: got 1"),
+        ({"tune": 21}, "tune must be at most 20 values, which span 10 powers of ten: got 21"),
         ({"tune": -2}, "tune must be off, .*: got -2"),
         (
             {"tune_over": "momentum"},
@@ -197,7 +198,18 @@ def test_an_arm_keeps_its_own_rate_where_rates_are_not_tuned() -> None:
         ({"metric": "bleu"}, "metric must be val_accuracy, train_loss, val_loss: got 'bleu'"),
         ({"tune_over": "weight-decay", "optimizer": "Rprop"}, "optimizer 'Rprop' has no weight decay"),
     ],
-    ids=["one", "negative", "unknown", "twice", "own and searched", "no seed", "tuned and given", "metric", "no decay"],
+    ids=[
+        "one",
+        "many",
+        "negative",
+        "unknown",
+        "twice",
+        "own and searched",
+        "no seed",
+        "tuned and given",
+        "metric",
+        "no decay",
+    ],
 )
 def test_what_cannot_be_tuned_is_refused(given: dict[str, Any], message: str) -> None:
     """A wrong setting is one line that says what there is."""

@@ -109,7 +109,8 @@ def split_arms(text: str) -> tuple[str, ...]:
         UsageError: If an arm is given twice.
     """
     arms = tuple(" ".join(part.split()) for part in text.split(",") if part.strip())
-    for arm in arms:
-        if arms.count(arm) > 1:
-            raise UsageError(f"expected each arm once, got {arm!r} {arms.count(arm)} times")
+    read = [read_arm(arm) for arm in arms]
+    for arm, each in zip(arms, read, strict=True):
+        if read.count(each) > 1:
+            raise UsageError(f"expected each arm once, got {arm!r} {read.count(each)} times")
     return arms

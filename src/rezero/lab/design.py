@@ -12,6 +12,9 @@ LARGEST = 1_000_000
 TUNED = ("lr", "alpha-lr", "weight-decay", "warmup")
 
 
+WIDEST = 20  # entries of a table of values
+
+
 @dataclass(frozen=True, kw_only=True)
 class Design:
     """Which trials a study takes.
@@ -45,6 +48,10 @@ class Design:
         if self.tune == 1 or not 0 <= self.tune <= LARGEST:
             raise UsageError(
                 f"tune must be off, or the number of trials that every arm gets, 2 or more: got {self.tune}"
+            )
+        if len(self.tuned) == 1 and self.tune > WIDEST:
+            raise UsageError(
+                f"tune must be at most {WIDEST} values, which span {WIDEST // 2} powers of ten: got {self.tune}"
             )
 
     def decides(self) -> dict[str, Any]:
