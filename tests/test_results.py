@@ -1,0 +1,75 @@
+"""The numbers of the page on when ReZero helps are those of the records it names."""
+
+import csv
+import json
+import math
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from rezero.lab.comparison import Comparison, compare
+from rezero.lab.quality import ACCURACY, BITS, Quality
+from rezero.lab.store import TrialResult
+from rezero.lab.trial import Point, Trial
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "when.md").read_text(encoding="utf-8")
+LOSS = Quality("training loss", "nats", "train_loss", 1.0, lower_is_better=True, percent=False)
+
+
+def results_of(study: str) -> list[TrialResult]:
+    """Rebuild the trials that were compared from their exported numbers."""
+    points: dict[tuple[str, float, int, str], dict[tuple[int, float], dict[str, float]]]
+    points = defaultdict(lambda: defaultdict(dict))
+    with (ROOT / "results" / "when" / study / "curves.csv").open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            trial = row["arm"], float(row["lr"]), int(row["seed"]), row["status"]
+            points[trial][int(row["step"]), float(row["epoch"])][row["metric"]] = float(row["value"] or math.nan)
+    return [
+        TrialResult(
+            Trial(arm, lr, seed),
+            status,
+            tuple(Point(step, epoch, metrics, ()) for (step, epoch), metrics in sorted(measured.items())),
+        )
+        for (arm, lr, seed, status), measured in points.items()
+    ]
+
+
+def against(study: str, arm: str, baseline: str, quality: Quality, target: float | None = None) -> Comparison:
+    settings = json.loads((ROOT / "results" / "when" / study / "summary.json").read_text(encoding="utf-8"))["settings"]
+    found = compare(results_of(study), quality, baseline, steps=settings["steps"], target=target)
+    return next(each for each in found if each.arm == arm)
+
+
+def speed(found: Comparison) -> str:
+    """Write how many times as fast an arm is, as the tables do."""
+    assert found.lead is not None
+    if found.lead.by_signs:
+        return "not reached"
+    middle, low, high = (math.exp(value) for value in (found.lead.mean, found.lead.low, found.lead.high))
+    return f"{middle:#.3g} ({low:#.3g} to {high:#.3g}){doubt(found.lead_p)}"
+
+
+def gain(found: Comparison, quality: Quality) -> str:
+    """Write how much better an arm ends, as the tables do."""
+    assert found.gain is not None
+    factor = 100 if quality.percent else quality.factor
+    middle, low, high = (factor * value for value in (found.gain.mean, found.gain.low, found.gain.high))
+    return f"{middle:#.3g} ({low:#.3g} to {high:#.3g}){doubt(found.gain_p)}"
+
+
+def doubt(p: float) -> str:
+    return f", p = {p:.2g}" if p > 0.05 else ""
+
+
+def row(study: str, arm: str, baseline: str, *qualities: Quality) -> str:
+    found = [(against(study, arm, baseline, quality), quality) for quality in qualities]
+    return " | ".join(f"{speed(each)} | {gain(each, quality)}" for each, quality in found)
+
+
+@pytest.mark.parametrize("baseline", ["plain", "residual", "post-norm", "pre-norm"])
+def test_the_fully_connected_table(baseline: str) -> None:
+    """Each row is what the final trials give."""
+    assert f"| {baseline} | {row('fc-cifar10-32', 'rezero', baseline, ACCURACY, LOSS)} |" in PAGE
