@@ -289,6 +289,9 @@ ODD: dict[str, tuple[list[str], list[dict[str, Any]]]] = {
     ),
     "one-point": (["plain"], [{**ONE, "median": 2.0, "low": 2.0, "high": 2.0}]),
     "huge": (["plain"], [{**ONE, "median": 1e38, "low": 1e-38, "high": 3e38}]),
+    "edge-of-floats": (["plain"], [{**ONE, "median": 1.0, "low": -1e300, "high": 1e300}]),
+    "next-to-zero": (["plain"], [{**ONE, "median": 1e-323, "low": 5e-324, "high": 1e-310}]),
+    "level-below-zero": (["plain"], [{**ONE, "median": -2.0, "low": -2.0, "high": -2.0}]),
     "level": (["plain"], [{**ONE, "x": x, "median": 2.0, "low": 2.0, "high": 2.0} for x in (1.0, 2.0)]),
     "hardly-apart": (["plain"], [{**ONE, "median": 2.0, "low": 1.9999999, "high": 2.0000001}]),
 }
@@ -301,19 +304,29 @@ def labels_of(svg: str, axis: str) -> list[str]:
     return re.findall(r">([^<>]+)</text>", group[: group.index("</g>")])
 
 
-@pytest.mark.parametrize("name", ["zero", "one-point", "huge", "level", "hardly-apart"])
+@pytest.mark.parametrize("name", ["zero", "one-point", "huge", "level", "level-below-zero", "hardly-apart"])
 @pytest.mark.parametrize("log", [True, False], ids=["log", "linear"])
 def test_values_lie_between_round_labels(tmp_path: Path, name: str, log: bool) -> None:
     """The lowest and the highest label are round numbers that enclose all values, and each label is another."""
     arms, points = ODD[name]
     svg = save(loss_chart(arms, log=log, points=points), tmp_path / "chart")[0].read_text(encoding="utf-8")
     labels = labels_of(svg, "y")
-    shown = [float(label) for label in labels]
+    shown = [float(label.replace("−", "-")) for label in labels]  # noqa: RUF001 - a true minus
     values = [row[key] for row in points for key in ("low", "high") if row[key] > 0 or not log]
     assert shown[0] <= min(values, default=1.0)
     assert max(values, default=0.1) <= shown[-1]
     assert len({*labels}) == len(labels) >= 2
     assert all(len(label.replace("e", "").strip("0.")) <= 6 for label in labels), labels
+
+
+@pytest.mark.parametrize("odd", ["\0", "\x1b", "\v", "\ufffe", "\uffff", "\u2028", "\udcff"], ids=ascii)
+def test_what_no_svg_holds_is_drawn_as_a_picture(tmp_path: Path, odd: str) -> None:
+    """A name with a control character, of which the renderer would die, is drawn with another in its place."""
+    name = f"a{odd}b"
+    svg, png = save(loss_chart([name], points=rows([name])), tmp_path / "chart")
+    ElementTree.fromstring(svg.read_text(encoding="utf-8"))  # noqa: S314 - our own file
+    assert re.search(r">a[\u2400-\u241f\ufffd]b</text>", svg.read_text(encoding="utf-8"))
+    assert png.stat().st_size > 0
 
 
 @pytest.mark.parametrize("ends", [(0.00175, 27_000.0), (0.3, 2.2), (3.65, 5.52), (0.4, 15.0), (1.0, 10.0)], ids=str)

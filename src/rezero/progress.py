@@ -35,12 +35,12 @@ class StudyProgress:
         self._store, self._subject = store, subject_of(store.study)
         trials = self._plan()
         self._width = max(len(trial.arm) for trial in trials)
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, markup=False, emoji=False)
         self._bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self._console,
@@ -109,7 +109,7 @@ class StudyProgress:
         return f"{trial.arm:{self._width}}  tuning  {tried}"
 
     def _print(self, line: str) -> None:
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(line, highlight=False, soft_wrap=True)
 
 
 def print_table(rows: list[dict[str, str]]) -> None:
@@ -135,10 +135,10 @@ def print_text(text: str) -> None:
         text: Paragraphs separated by empty lines.
     """
     console = _plain()
-    console.print(text, highlight=False, markup=False)
+    console.print(text)
     console.print()
 
 
 def _plain() -> Console:
     # Where output goes to a file its lines are as long as they need to be.
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    return Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 160)

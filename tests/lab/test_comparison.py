@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from rezero.lab import Point, Trial, TrialResult
-from rezero.lab.comparison import Comparison, compare, worst_final
+from rezero.lab.comparison import Comparison, compare, fate, worst_final
 from rezero.lab.quality import ACCURACY, BITS, Quality
 from rezero.lab.speed import Arrival, arrival
 from rezero.lab.stats import LEVEL, compare_pairs, detectable, holm
@@ -91,7 +92,7 @@ def test_the_sides_can_be_changed() -> None:
 @pytest.mark.parametrize(("n", "speed"), [(6, "unknown"), (7, "more")], ids=str)
 def test_a_target_that_is_missed_is_decided_by_signs_where_they_can(n: int, speed: str) -> None:
     """The baseline never gets to the given target: 2 / 2^6 times 2 tests is above .05, 2 / 2^7 times 2 is not."""
-    arms = {"base": [0.5] * n, "new": [0.9 + 0.001 * i for i in range(n)]}
+    arms = {"base": [0.5 + 0.001 * i for i in range(n)], "new": [0.9 + 0.001 * i for i in range(n)]}
     found = only(compare(ends(arms), ACCURACY, "base", steps=100, target=0.7))
     assert found.censored == (0, n)
     assert found.speed == speed
@@ -113,6 +114,44 @@ def test_seeds_that_diverged_leave_the_end_undecided() -> None:
     found = only(compare(ends({"base": [0.5, NAN, 0.52], "new": [0.6, 0.7, 0.65]}), ACCURACY, "base", steps=100))
     assert (found.gain, found.quality, found.diverged) == (None, "unknown", (0, 1))
     assert found.censored == (0, 1)
+
+
+def test_an_arm_that_repeats_itself_is_not_tested() -> None:
+    """Copies of one run prove nothing, however many they are; arms that differ by seed are tested as ever."""
+    varied = [0.5 + 0.001 * i for i in range(8)]
+    for base, new, repeated in (
+        ([0.5] * 8, [0.6] * 8, ("new", "base")),
+        ([0.5] * 8, [0.1 + v for v in varied], ("base",)),
+        (varied, [0.6] * 8, ("new",)),
+    ):
+        found = only(compare(ends({"base": base, "new": new}), ACCURACY, "base", steps=100))
+        assert (found.repeated, found.same, found.testable) == (repeated, False, False)
+        assert (found.quality, found.speed) == ("unknown", "unknown")
+        assert math.isnan(found.gain_p)
+        assert math.isnan(found.lead_p)
+        assert found.gain is not None
+        assert found.gain.mean > 0
+    found = only(compare(ends({"base": varied, "new": [v + 0.1 for v in varied]}), ACCURACY, "base", steps=100))
+    assert (found.repeated, found.testable, found.quality) == ((), True, "more")
+
+
+def test_arms_that_are_the_very_same_are_not_tested() -> None:
+    """Where both measured the same on every seed that both have there is nothing to test, and one seed more differs."""
+    varied = [0.5, 0.51, 0.52]
+    found = only(compare(ends({"base": varied, "new": [*varied, 0.9]}), ACCURACY, "base", steps=100))
+    assert (found.same, found.repeated, found.quality, found.speed) == (True, (), "unknown", "unknown")
+    found = only(compare(ends({"base": [*varied, 0.8], "new": [*varied, 0.9]}), ACCURACY, "base", steps=100))
+    assert (found.same, found.testable) == (False, True)
+
+
+def test_a_trial_that_did_not_log_the_metric_did_not_fail() -> None:
+    """The fate of a trial is told by its status, that of one that finished by what it did not log."""
+    known = ends({"base": [0.5, 0.51, 0.52], "new": [0.6, 0.61, 0.62]})
+    mute = replace(known[-1], points=(Point(10, 1.0, {"train_loss": 1.0, "seconds": 1.0}, ()),))
+    found = only(compare([*known[:-1], mute], ACCURACY, "base", steps=100))
+    assert (found.diverged, found.fates) == ((1, 0), ("did not log it", ""))
+    assert fate([mute, replace(mute, status="silent")]) == "failed"
+    assert only(compare(known, ACCURACY, "base", steps=100)).fates == ("", "")
 
 
 def test_only_seeds_that_both_have_are_compared() -> None:

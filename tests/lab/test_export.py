@@ -7,8 +7,10 @@ import math
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -168,6 +170,42 @@ def test_a_file_is_only_replaced_with_force(folder: Path, capfdbinary: pytest.Ca
     assert stdout_of(capfdbinary, str(folder), "-o", str(link), "--force") == b""
     assert file.read_text().startswith(HEADER)
     assert link.is_symlink()
+
+
+@pytest.mark.parametrize("name", ["study.sqlite", "STUDY.sqlite", "study.sqlite-wal", "study.sqlite-shm", ".lock.json"])
+@pytest.mark.parametrize("linked", [False, True], ids=["itself", "link"])
+def test_the_study_is_not_replaced_by_its_numbers(
+    folder: Path, capsys: pytest.CaptureFixture[str], name: str, linked: bool
+) -> None:
+    """No file of the study is written over, there or not, behind a link or not, with --force either."""
+    link = folder.with_name("table.csv")
+    link.symlink_to(folder / name)
+    path = link if linked else folder / name
+    before = {each: each.read_bytes() for each in folder.iterdir()}
+    for force in ([], ["--force"]):
+        assert run(["export", str(folder), "--format", "csv", "-o", str(path), *force]) == 2
+        err = capsys.readouterr().err
+        assert err == f"rezero: {path} is a file of the study itself: choose another name\n"
+    assert {each: each.read_bytes() for each in folder.iterdir()} == before
+
+
+def test_a_study_behind_a_link_is_not_replaced(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where study.sqlite is a link it is the file behind it that is kept."""
+    file = (folder / "study.sqlite").rename(folder.with_name("numbers.csv"))
+    (folder / "study.sqlite").symlink_to(file)
+    before = file.read_bytes()
+    assert run(["export", str(folder), "-o", str(file), "--force"]) == 2
+    assert capsys.readouterr().err == f"rezero: {file} is a file of the study itself: choose another name\n"
+    assert file.read_bytes() == before
+
+
+def test_damage_is_named_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A study that is damaged is said to be, and why, in one line that says it once."""
+    with closing(sqlite3.connect(folder / "study.sqlite")) as connection, connection:
+        connection.execute("UPDATE trial SET status = 'abc'")
+    assert run(["export", str(folder)]) == 2
+    err = capsys.readouterr().err
+    assert err.count("is damaged") == err.count("\n") == 1
 
 
 BAD: dict[str, tuple[list[str], str]] = {

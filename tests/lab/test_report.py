@@ -21,9 +21,23 @@ import pytest
 
 from rezero.data.digits import load_digits
 from rezero.errors import UsageError
-from rezero.lab import TASKS, Point, Store, Study, Trial, Watcher, find_task, run_study, write_report, write_verdict
+from rezero.lab import (
+    TASKS,
+    OwnSettings,
+    Point,
+    Question,
+    Store,
+    Study,
+    Trial,
+    Watcher,
+    find_task,
+    run_study,
+    write_report,
+    write_verdict,
+)
 from rezero.lab.tables import summary_rows
 from rezero.lab.tasks import SAMPLE_MARK
+from rezero.progress import StudyProgress, print_table
 
 TASK = find_task("fc-digits")
 DATA = load_digits()
@@ -416,6 +430,108 @@ def test_what_a_user_types_stays_text(tmp_path: Path, monkeypatch: pytest.Monkey
     assert Counter(row["arm"] for row in rows) == {"plain": 6, HOSTILE: 6}
 
 
+def own_study(folder: Path, ends: dict[str, dict[str, float]], *, seeds: int = 1, step: int = 10) -> Path:
+    """The folder of a study of a script: arm to its metrics at the end, with two gates and a report."""
+    settings = OwnSettings(arms=(*ends,), script="train.py", digest="", seeds=seeds, lr=1.0, metric=METRIC)
+    with Store.open(folder, Study("train.py", settings, {}, "", Question(goal="min"))) as store:
+        for arm, metrics in ends.items():
+            for seed in range(seeds):
+                trial = Trial(arm, 1.0, seed)
+                store.begin(trial, -1)
+                for at in sorted({0, step}):
+                    store.add(trial, Point(at, float(at), {**metrics, "seconds": 1.0 + at}, (0.1 * at, 0.2)))
+                store.finish(trial, "finished")
+        write_report(store)
+    return folder
+
+
+EDGES = {
+    "only-step-0": ({"original": 1.0, "rezero": 2.0}, 0),
+    "edge-of-floats": ({"original": 1e300, "rezero": -1e300}, 10),
+    "beyond": ({"original": 1.7e308, "rezero": -1.7e308}, 10),
+    "last-step": ({"original": 1.0, "rezero": 2.0}, 2**63 - 1),
+    "zero": ({"original": 0.0, "rezero": -0.0}, 10),
+    "next-to-zero": ({"original": 5e-324, "rezero": -5e-324}, 10),
+}
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_numbers_at_the_edges_have_a_report(tmp_path: Path, name: str) -> None:
+    """A study that logged before its first step only, or numbers that floats hardly hold, has its pictures."""
+    ends, step = EDGES[name]
+    folder = own_study(
+        tmp_path, {arm: {METRIC: end, "train_loss": abs(end)} for arm, end in ends.items()}, seeds=3, step=step
+    )
+    assert_pictures_are_whole(folder)
+    assert "rezero against original, 3 paired seeds" in page_of(folder).find("p")[1]
+
+
+def test_names_are_printed_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What would be markup, or a picture, to rich stays a name in the table and beside the bars."""
+    ends = {"[/red]": {METRIC: 1.0, "val_loss[/b]": 1.0, "a[b]": 1.0, ":warning:": 2.0}}
+    folder = own_study(tmp_path, ends)
+    with Store.open(folder) as store:
+        print_table(summary_rows(store, store.results()))
+        with StudyProgress(store) as progress:
+            progress.begin(Trial("[/red]", 1.0, 0), 10, 0)
+            progress.point(Point(5, 5.0, {"a[/b]": 1.0}, ()))
+            progress.finish(store.results()[0])
+    out, err = capsys.readouterr()
+    for name in ("[/red]", "validation loss[/b]", "a[b]", ":warning:"):
+        assert name in out
+    assert "[/red]" in err
+
+
+METRIC = "val/loss"
+NAMES = [
+    "../../victim",
+    "/etc/motd",
+    "..",
+    ".lock-x",
+    "",
+    "a" * 300,
+    "字" * 300,
+    "seeds",
+    "Val/Loss",
+    "a b",
+    "a\0\n\u2028b",
+    "x\"<'>&",
+]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=[name[:12] for name in NAMES])
+def test_names_of_metrics_and_arms_are_no_paths(tmp_path: Path, name: str) -> None:
+    """Whatever metrics and arms are called, each chart has files of its own, in the study's folder."""
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    arm = name.replace(",", "") or "original"
+    folder = own_study(tmp_path / "a" / "b" / "study", {"../../../../evil": {METRIC: 1.0}, arm: {METRIC: 2.0, name: 3}})
+    specs = specs_of(page_of(folder))
+    assert {*specs} >= {"val-loss", "arrivals", "alpha_..-..-..-..-evil"}
+    assert len(specs) == len({each.casefold() for each in specs}) == 6
+    assert all(re.fullmatch(r"[\w.=+-]{1,70}", each) for each in specs)
+    assert (
+        {path.stem for path in folder.glob("[!.]*.svg")} == {path.stem for path in folder.glob("[!.]*.png")} == {*specs}
+    )
+    assert [path for path in folder.iterdir() if path.is_dir()] == []
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
+    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["study"]
+    captions = page_of(folder).find("figcaption")
+    shown = name.replace("_", " ")
+    assert any(caption.startswith(f"{shown[:1].upper()}{shown[1:]} of each arm.") for caption in captions)
+    assert any(caption.startswith(f"Size of every gate of {arm} over") for caption in captions)
+
+
+def test_a_report_is_made_again_beside_a_folder_of_charts(tmp_path: Path) -> None:
+    """A study whose charts of val/loss lie in a folder of their own, as they did once, gets its report, every time."""
+    folder = own_study(tmp_path, {"original": {METRIC: 1.0}})
+    (folder / "val").mkdir()
+    (folder / "val" / "loss.svg").write_text("old")
+    for _ in range(2):
+        with Store.open(folder) as store:
+            write_report(store)
+    assert (folder / "val" / "loss.svg").read_text() == "old"
+
+
 def strict_json(path: Path) -> Any:
     """What a JSON file holds, which has no NaN and no infinity."""
 
@@ -495,7 +611,7 @@ def test_report_of_one_arm_that_diverged(tmp_path: Path) -> None:
     assert {row["arm"]: row["seeds"] for row in table_of(page)} == {"residual": "2, 2 diverged", "post-norm": "2"}
     (rows,) = specs_of(page)["train_loss"]["datasets"].values()
     assert {row["arm"] for row in rows} == {"post-norm"}
-    assert {*specs_of(page)} == {"train_loss", "val_accuracy"}
+    assert {*specs_of(page)} == {"train_loss", "val_accuracy", "arrivals"}
     assert page.find("p")[1].startswith("post-norm against residual, 2 paired seeds: residual diverged on 2 of 2")
     assert_pictures_are_whole(tmp_path)
 

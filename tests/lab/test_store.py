@@ -136,9 +136,9 @@ def test_provenance_names_each_machine_and_version(tmp_path: Path) -> None:
         assert [*store.study.provenance.items()] == continued
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1.1e300, -1.7e308], ids=str)
 def test_values_that_are_not_finite_come_back_as_nan(tmp_path: Path, value: float) -> None:
-    """nan and infinities of a diverged trial are kept as nan, losses and alphas alike, and the rest as it was."""
+    """nan, infinities and what is close to them are kept as nan, losses and alphas alike, and the rest as it was."""
     with Store.open(tmp_path, study()) as store:
         store.begin(REZERO)
         store.add(REZERO, point(12, loss=value, alphas=(0.5, value)))
@@ -151,6 +151,34 @@ def test_values_that_are_not_finite_come_back_as_nan(tmp_path: Path, value: floa
     assert result.last.alphas[0] == 0.5
     assert math.isnan(result.last.alphas[1])
     assert result.last.diverged
+
+
+def test_what_is_no_text_is_kept_as_an_escape(tmp_path: Path) -> None:
+    """Halves of characters in names, notes and samples, which SQLite can't hold, are written out."""
+    odd = replace(point(12), sample="é\udcff\n")
+    with Store.open(tmp_path, study()) as store:
+        store.begin(REZERO)
+        store.add(REZERO, replace(odd, metrics={**odd.metrics, "é\ud800": 1.0}))
+        store.finish(REZERO, "crashed", note="No such file: 'é\udcff'")
+        names = [name for (name,) in store._connection.execute("SELECT name FROM metric")]
+        samples = store._connection.execute("SELECT value FROM sample").fetchall()
+        notes = store._connection.execute("SELECT note FROM trial").fetchall()
+    assert "é\\ud800" in names
+    assert samples == [("é\\udcff\n",)]
+    assert notes == [("No such file: 'é\\udcff'",)]
+
+
+@pytest.mark.parametrize(
+    ("length", "kept"), [(1_000, "é" * 1_000), (1_001, "é" * 997 + "..."), (3_000_000, None)], ids=str
+)
+def test_of_a_long_note_the_beginning_is_kept(tmp_path: Path, length: int, kept: str | None) -> None:
+    """1,000 characters of it, the last three of which say that there was more."""
+    with Store.open(tmp_path, study()) as store:
+        store.begin(REZERO)
+        store.add(REZERO, point(12))
+        store.finish(REZERO, "crashed", note="é" * length)
+        (result,) = store.results()
+    assert result.note == (kept or "é" * 997 + "...")
 
 
 def test_a_running_trial_is_no_result(tmp_path: Path) -> None:
@@ -621,12 +649,18 @@ WRONG_VALUES: dict[str, str] = {
     "metric-epoch-text": "UPDATE metric SET epoch = 'abc'",
     "metric-epoch-0": "UPDATE metric SET epoch = 0",
     "metric-name-blob": "UPDATE metric SET name = x'ff' WHERE name = 'seconds'",
+    "metric-infinite": "UPDATE metric SET value = 9e999",
+    "metric-minus-infinite": "UPDATE metric SET value = -9e999",
     "metric-missing": "DELETE FROM metric WHERE name = 'seconds'",
     "alpha-text": "UPDATE alpha SET value = 'abc'",
     "alpha-step-text": "UPDATE alpha SET step = 'abc'",
     "sample-blob": "UPDATE sample SET value = x'ff'",
     "seed-text": "UPDATE trial SET seed = 'abc'",
     "lr-text": "UPDATE trial SET lr = 'abc'",
+    "memory-infinite": "UPDATE trial SET memory = 9e999",
+    "tuned-list": "UPDATE trial SET tuned = '[]'",
+    "tuned-null": "UPDATE trial SET tuned = 'null'",
+    "tuned-text": """UPDATE trial SET tuned = '{"warmup": "4"}'""",
     "arm-blob": "UPDATE trial SET arm = x'ff'",
     "arm-unknown": "UPDATE trial SET arm = 'abc'",
     "task-number": "UPDATE study SET value = '5' WHERE key = 'task'",
@@ -661,7 +695,7 @@ def test_a_wrong_value_is_damage(tmp_path: Path, statement: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["seed-text", "lr-text", "arm-blob", "arm-unknown"])
+@pytest.mark.parametrize("name", ["seed-text", "lr-text", "arm-blob", "arm-unknown", "tuned-list"])
 def test_a_damaged_trial_is_not_run_again(tmp_path: Path, name: str) -> None:
     """What is done is read with the same care, so that no damage has a trial trained anew."""
     with Store.open(tmp_path, study()) as store:

@@ -81,7 +81,8 @@ def test_verdict_is_golden() -> None:
         "5 seeds see 2.05 points in four of five such studies. 0.50 points would take 41 seeds. A step takes 0.90 "
         "times as long (0.90 to 0.90); peak memory is 0.95 times as much.\n\n"
         "Intervals are 95%, each for itself; p are of paired t tests or tests by signs, corrected together for "
-        "the 2 of this study (Holm), and decide at 0.05. Other sizes, lengths or data may come out otherwise."
+        "the 2 of this study (Holm), and decide at 0.05, so an interval can leave out what its p does not. Other "
+        "sizes, lengths or data may come out otherwise."
     )
 
 
@@ -103,6 +104,79 @@ def test_verdict_says_what_came_out(ends: Sequence[float], shape: float, expecte
     """Each kind of outcome has words of its own, right behind the names of the arms."""
     paragraph = verdict({"pre-norm": BASE, "rezero": ends}, rezero=shape).split("\n\n")[1]
     assert paragraph.startswith(f"rezero against pre-norm, 5 paired seeds: {expected}.")
+
+
+def paragraph_of(ends: Mapping[str, Sequence[float]], **shapes: float) -> str:
+    return verdict(ends, **shapes).split("\n\n")[1]
+
+
+def test_copies_of_one_run_prove_nothing() -> None:
+    """An arm whose seeds gave the very same numbers is named, with what was measured, and no p comes from it."""
+    assert paragraph_of({"pre-norm": [0.8] * 8, "rezero": [0.81] * 8}) == (
+        "rezero against pre-norm, 8 paired seeds: all seeds of rezero and pre-norm gave the very same numbers, so "
+        "nothing is decided. Validation accuracy at the end: rezero 81.0 % and pre-norm 80.0 %. A step takes 1.00 "
+        "times as long (1.00 to 1.00)."
+    )
+    assert paragraph_of({"pre-norm": BASE, "rezero": [0.9] * 5}) == (
+        "rezero against pre-norm, 5 paired seeds: all seeds of rezero gave the very same numbers, so nothing is "
+        "decided. To validation accuracy 79.0 %, which both reach on every seed, it is 1.12 times as fast (1.10 to "
+        "1.14, not tested), in seconds 1.12 times (1.10 to 1.14). At the end it is better by 9.60 points (8.18 to "
+        "11.0, not tested). A step takes 1.00 times as long (1.00 to 1.00)."
+    )
+    arms = {"pre-norm": [0.8] * 5, "rezero": BETTER}
+    asked = study((*arms,), 5, question=Question(target=0.9, resolve=0.01))
+    text = write_verdict(asked, results(arms))
+    assert "in favour of rezero, not tested." in text
+    assert not re.search("p [=<]|would take|too few", text)
+
+
+def test_the_very_same_numbers_are_called_that() -> None:
+    """Of arms that gave the same on every seed nothing else is said but what they cost."""
+    assert verdict({"pre-norm": BASE, "rezero": BASE}).split("\n\n")[1:] == [
+        "rezero against pre-norm, 5 paired seeds: the very same numbers on every seed. A step takes 1.00 times as long "
+        "(1.00 to 1.00)."
+    ]
+    copies = paragraph_of({"pre-norm": [0.8] * 5, "rezero": [0.8] * 5})
+    assert copies.startswith("rezero against pre-norm, 5 paired seeds: the very same numbers on every seed. A step")
+    gone = paragraph_of({"pre-norm": (*BASE, NAN), "rezero": (*BASE, NAN)})
+    assert gone.startswith("rezero against pre-norm, 6 paired seeds: rezero diverged on 1 of 6 seeds; pre-norm on 1.")
+    assert "p =" not in gone
+
+
+def test_a_difference_that_rounds_to_nothing_favours_nobody() -> None:
+    """Where nobody or both reach a target at the same steps no arm is said to be ahead."""
+    arms = {"plain": (0.9, 0.7, 0.7), "rezero": (0.9 + 1e-9, 0.69, 0.71)}
+    text = write_verdict(study((*arms,), 3, question=Question(target=0.8)), results(arms))
+    assert (
+        "mean steps, cut off at the end of the run, differ by less than 1, 3 are too few for a test by signs." in text
+    )
+
+
+def test_an_interval_that_says_nothing_is_said_to() -> None:
+    """Where two seeds leave a ratio open over more than a hundredfold its ends are not shown."""
+    found = [
+        ended(arm, seed, end, second=second)
+        for arm, seed, end, second in (
+            ("pre-norm", 0, 0.8, 1.0),
+            ("pre-norm", 1, 0.81, 1.0),
+            ("rezero", 0, 0.9, 0.17),
+            ("rezero", 1, 0.92, 1.0),
+        )
+    ]
+    text = write_verdict(study(("pre-norm", "rezero"), 2), found)
+    assert "A step takes 0.41 times as long (uncertain by more than tenfold on 2 seeds)." in text
+    assert "in seconds 2.74 times (uncertain by more than tenfold on 2 seeds)." in text
+
+
+def test_a_trial_that_did_not_log_the_metric_did_not_fail() -> None:
+    """It is said to have finished without it, and --retry, which would not run it again, is not advised."""
+    (*most, last) = results({"pre-norm": BASE, "rezero": BETTER})
+    last = replace(last, points=tuple(replace(p, metrics={"train_loss": 1.0, "seconds": 1.0}) for p in last.points))
+    text = write_verdict(study(("pre-norm", "rezero"), 5), [*most, last])
+    assert "rezero against pre-norm, 5 paired seeds: rezero did not log it on 1 of 5 seeds." in text
+    assert "Final values are not compared, as a seed has none." in text
+    alone = write_verdict(study(("rezero",), 2), [replace(last, trial=Trial("rezero", 0.01, 0)), most[-1]])
+    assert "mean of 1 seed; 1 did not log it." in alone
 
 
 def test_a_slower_arm_takes_more_steps_and_more_seconds() -> None:

@@ -28,6 +28,7 @@ OTHER_COLOURS = ("#332288", "#117733", "#AA4499", "#44AA99", "#999933")
 DASHES = ([1, 0], [6, 3], [2, 2], [9, 3, 2, 3])
 SHAPES = ("circle", "square", "triangle-up", "diamond")
 _PADDING = {"left": 16, "top": 5, "right": 5, "bottom": 5}  # a reader's font may be wider than the renderer's
+_PICTURES = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n\r"}
 _FONT = "system-ui, -apple-system, 'Segoe UI', 'Liberation Sans', Arial, sans-serif"
 
 
@@ -101,7 +102,7 @@ def save(
     if unknown := {*endings} - {*get_args(Ending)}:
         raise ValueError(f"endings must be of {', '.join(get_args(Ending))}: got {', '.join(sorted(unknown))}")
     stem = Path(stem)
-    spec = chart.to_dict()
+    spec = _writable(chart.to_dict())
     width = {"width": 720} if spec.get("width") == "container" else {}
     svg = _renumber(vl_convert.vegalite_to_svg({**spec, **width}))
     made = {
@@ -115,6 +116,18 @@ def save(
     for file, ending in zip(files, endings, strict=True):
         file.write_bytes(made[ending]())
     return files
+
+
+def _writable(spec: Any) -> Any:
+    """Put pictures in the place of characters that no SVG holds, over which the renderer ends the process, or fails."""
+    match spec:
+        case dict():
+            return {key: _writable(value) for key, value in spec.items()}
+        case list():
+            return [_writable(value) for value in spec]
+        case str():
+            return re.sub(r"[\u2028\u2029\ud800-\udfff\ufffe\uffff]", "\ufffd", spec.translate(_PICTURES))
+    return spec
 
 
 def _renumber(svg: str) -> str:

@@ -6,13 +6,16 @@ from typing import Any
 
 __all__ = ["block_labels", "log_ticks", "round_places", "value_ticks", "visible_log_ticks"]
 
+_SMALLEST = 1e-300  # so close to zero steps can't be told apart
+
 
 def value_ticks(rows: Sequence[dict[str, Any]], *, log: bool, percent: bool) -> list[float]:
     """Find round numbers around all values; a zero, which has no place on a log axis, is drawn at its lower end."""
-    values = [row[name] for row in rows for name in ("low", "median", "high") if row[name] > 0 or not log]
+    drawn = [row[name] if abs(row[name]) > _SMALLEST else 0.0 for row in rows for name in ("low", "median", "high")]
+    values = [value for value in drawn if value > 0 or not log]
     low, high = min(values, default=0.1), max(values, default=1.0)
-    if high - low < 0.01 * high:
-        low, high = 0.9 * low, 1.1 * high  # a level line lies in the middle
+    if high - low < 0.01 * max(abs(low), abs(high)):
+        low, high = low - 0.1 * abs(low), high + 0.1 * abs(high)  # a level line lies in the middle
     ticks = log_ticks(low, high) if log and high > 3 * low else _linear_ticks(low, high)
     return [tick for tick in ticks if tick <= 1] if percent else ticks
 

@@ -6,7 +6,7 @@ from rezero.lab.journal import UNMOVED, UNSEEDED
 from rezero.lab.spreads import by_arm
 from rezero.lab.store import TrialResult
 
-__all__ = ["cautions_of"]
+__all__ = ["all_equal", "cautions_of", "equal_by_seed"]
 
 
 def cautions_of(finals: Sequence[TrialResult]) -> list[str]:
@@ -23,7 +23,7 @@ def cautions_of(finals: Sequence[TrialResult]) -> list[str]:
     found = []
     if any(UNSEEDED in result.note for result in ended):
         found.append("The seeds were never read (rezero.lab.seed()), so nothing is paired, nor can it be repeated.")
-    alike = [arm for arm, trials in arms.items() if len(trials) > 1 and _all_equal(trials)]
+    alike = [arm for arm, trials in arms.items() if all_equal(trials)]
     if alike:
         found.append(
             f"All seeds of {', '.join(alike)} gave the very same numbers and tell no more than one: let "
@@ -34,17 +34,35 @@ def cautions_of(finals: Sequence[TrialResult]) -> list[str]:
         found.append(f"No gate of {', '.join(still)} moved: was the optimizer made before rezero.lab.arm()?")
     names = [*arms]
     for place, arm in enumerate(names):
-        same = [other for other in names[:place] if _equal_by_seed(arms[arm], arms[other])]
+        same = [other for other in names[:place] if equal_by_seed(arms[arm], arms[other])]
         if same:
             found.append(f"{arm} gave the very same numbers as {same[0]} on every seed.")
     return found
 
 
-def _all_equal(trials: Sequence[TrialResult]) -> bool:
-    return all(_numbers(result) == _numbers(trials[0]) for result in trials[1:])
+def all_equal(trials: Sequence[TrialResult]) -> bool:
+    """Say whether all seeds of an arm gave the very same numbers, so that they repeat nothing independently.
+
+    Args:
+        trials: Its trials.
+
+    Returns:
+        Whether two have finished, and all that have measured the same.
+    """
+    numbers = [_numbers(result) for result in trials if result.status == "finished"]
+    return len(numbers) > 1 and all(each == numbers[0] for each in numbers)
 
 
-def _equal_by_seed(ours: Sequence[TrialResult], theirs: Sequence[TrialResult]) -> bool:
+def equal_by_seed(ours: Sequence[TrialResult], theirs: Sequence[TrialResult]) -> bool:
+    """Say whether two arms gave the very same numbers on every seed.
+
+    Args:
+        ours: Trials of the one.
+        theirs: Trials of the other.
+
+    Returns:
+        Whether they have the same seeds, and measured the same on each.
+    """
     one, other = ({result.trial.seed: _numbers(result) for result in trials} for trials in (ours, theirs))
     return one == other
 

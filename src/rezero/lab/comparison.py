@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from rezero.lab.cautions import all_equal, equal_by_seed
 from rezero.lab.quality import Quality
 from rezero.lab.speed import Arrival, arrival
 from rezero.lab.spreads import by_arm
@@ -14,7 +15,7 @@ from rezero.lab.store import TrialResult
 __all__ = ["Comparison", "Outcome", "compare", "fate", "worst_final"]
 
 Outcome = Literal["more", "less", "level", "unknown"]
-"""More or less of what is good, no difference that the seeds can see, or too few seeds to tell."""
+"""More or less of what is good, no difference that the seeds can see, or no telling from these seeds."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Comparison:
         baseline: What it is held against.
         seeds: Seeds that both have finished.
         diverged: On how many of them the arm and the baseline have no final value.
-        fates: Why: diverged, crashed, timed out, logged nothing, or failed where there is more than one reason.
+        fates: Why: diverged, crashed, timed out, logged nothing, did not log it, or failed where there is more than one
+            reason; empty where nothing is missing.
         gain: How much better the final metric is, in its recorded unit, positive where the arm is better; None where a
             trial diverged, or there is no seed.
         gain_p: Its p, corrected for all tests of the study; nan where no test could be made.
@@ -36,6 +38,9 @@ class Comparison:
             never got there, steps, of which the run has no more. Positive where the arm is faster; None where both were
             there whenever they were first measured, neither ever was, or there is no target.
         lead_p: Its p, corrected likewise.
+        repeated: Which of the two gave the very same numbers on all seeds. These repeat nothing independently, and no
+            test is made.
+        same: Whether both gave the very same numbers on every seed, of which no test is made either.
     """
 
     arm: str
@@ -49,12 +54,19 @@ class Comparison:
     arrivals: Mapping[int, tuple[Arrival, Arrival]]
     lead: Paired | None
     lead_p: float
+    repeated: tuple[str, ...]
+    same: bool
 
     @property
     def censored(self) -> tuple[int, int]:
         """On how many seeds the arm and the baseline never reached the target."""
         missed = [sum(not pair[side].reached for pair in self.arrivals.values()) for side in (0, 1)]
         return missed[0], missed[1]
+
+    @property
+    def testable(self) -> bool:
+        """Whether its numbers are repeated independently."""
+        return not self.repeated and not self.same
 
     @property
     def quality(self) -> Outcome:
@@ -81,6 +93,8 @@ def compare(
     arms over the seeds, which both reach on each. That of the baseline alone would be no fair one: an arm that is the
     same would miss it on some seeds, and the baseline never.
 
+    An arm whose seeds all gave the very same numbers has no independent repetitions, and is not tested.
+
     All tests of a study, two for each arm, are corrected together by Holm's method. Where a trial never reached the
     target the steps are cut off at the length of the run, and a test by signs decides, if with so many pairs it can.
 
@@ -98,7 +112,7 @@ def compare(
     theirs = arms.pop(baseline, {})
     found = [_compare(arm, ours, baseline, theirs, quality, steps, target) for arm, ours in arms.items()]
     tests = 2 * len(found)
-    raw = [p for each in found for p in (_p(each.gain, tests), _p(each.lead, tests))]
+    raw = [_p(paired, tests) if each.testable else math.nan for each in found for paired in (each.gain, each.lead)]
     adjusted = holm(raw)
     return [
         replace(each, gain_p=adjusted[2 * place], lead_p=adjusted[2 * place + 1]) for place, each in enumerate(found)
@@ -120,17 +134,17 @@ def worst_final(results: Sequence[TrialResult], quality: Quality) -> float | Non
 
 
 def fate(results: Sequence[TrialResult]) -> str:
-    """Say what became of those of some trials that have no final value.
+    """Say what became of trials that have no final value.
 
     Args:
         results: The trials.
 
     Returns:
-        A verb in the past.
+        A verb in the past; nothing of no trials.
     """
-    ends = {result.status for result in results if result.status != "finished"}
-    words = {"silent": "logged nothing"}
-    return words.get(end := ends.pop(), end) if len(ends) == 1 else "failed"
+    words = {"silent": "logged nothing", "finished": "did not log it"}
+    ends = [*{words.get(result.status, result.status) for result in results}]
+    return "failed" if len(ends) > 1 else "".join(ends)
 
 
 def _compare(
@@ -146,9 +160,9 @@ def _compare(
     pairs = {seed: (ours[seed], theirs[seed]) for seed in seeds}
     sign = 1 if quality.lower_is_better else -1
     finals = [(one.final(quality.metric), other.final(quality.metric)) for one, other in pairs.values()]
-    diverged = [sum(math.isnan(pair[side]) for pair in finals) for side in (0, 1)]
-    lost = [[pair[side] for pair in pairs.values()] for side in (0, 1)]
-    gain = None if any(diverged) or not seeds else compare_pairs([sign * (other - one) for one, other in finals])
+    sides = [[pair[side] for pair in pairs.values()] for side in (0, 1)]
+    lost = [[result for result in trials if math.isnan(result.final(quality.metric))] for trials in sides]
+    gain = None if any(lost) or not seeds else compare_pairs([sign * (other - one) for one, other in finals])
     if target is None:
         target = worst_final([result for pair in pairs.values() for result in pair], quality)
     arrivals, lead = {}, None
@@ -162,7 +176,7 @@ def _compare(
         arm=arm,
         baseline=baseline,
         seeds=seeds,
-        diverged=(diverged[0], diverged[1]),
+        diverged=(len(lost[0]), len(lost[1])),
         fates=(fate(lost[0]), fate(lost[1])),
         gain=gain,
         gain_p=math.nan,
@@ -170,6 +184,8 @@ def _compare(
         arrivals=arrivals,
         lead=lead,
         lead_p=math.nan,
+        repeated=tuple(name for name, trials in zip((arm, baseline), sides, strict=True) if all_equal(trials)),
+        same=equal_by_seed(*sides),
     )
 
 

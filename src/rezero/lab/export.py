@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rezero.errors import UsageError
-from rezero.lab.store import Store
+from rezero.lab.place import DATABASE
+from rezero.lab.store import LOCK, Store
 
 __all__ = ["FORMATS", "Row", "export", "kind_of", "rows"]
 
@@ -92,7 +93,8 @@ def export(store: Store, kind: str, output: Path | None = None, *, force: bool =
         force: Whether a file that is there is replaced.
 
     Raises:
-        UsageError: If the file is there or cannot be written, or the format needs a file or a package.
+        UsageError: If the file is there, is one of the study or cannot be written, or the format needs a file or a
+            package.
     """
     if output is None:
         if kind == "parquet":
@@ -104,6 +106,8 @@ def export(store: Store, kind: str, output: Path | None = None, *, force: bool =
     special = output.exists() and not output.is_file()  # a pipe or a device, which is written into
     if output.is_dir():
         raise UsageError(f"expected a file for the numbers, got a folder: {output}")
+    if _is_of_study(output, store.folder):
+        raise UsageError(f"{output} is a file of the study itself: choose another name")
     if output.exists() and not special and not force:
         raise UsageError(f"{output} is there already: choose another name, or give --force to replace it")
     data = _encode(store, kind)
@@ -114,6 +118,17 @@ def export(store: Store, kind: str, output: Path | None = None, *, force: bool =
             _replace(output.resolve(), data)
     except OSError as error:
         raise UsageError(f"cannot write {output}: {error.strerror or error}") from error
+
+
+def _is_of_study(output: Path, folder: Path) -> bool:
+    """Say whether a file is, behind whatever link, the study's database, one of SQLite's beside it, or a lock."""
+    path = output.resolve()
+    for own in (folder.resolve() / DATABASE, (folder / DATABASE).resolve()):
+        beside = [f"{own.name}{end}" for end in ("", "-wal", "-shm", "-journal")]
+        name = path.name.casefold()  # which is the same to some file systems
+        if path.parent == own.parent and (name in map(str.casefold, beside) or name.startswith(LOCK)):
+            return True
+    return False
 
 
 def _replace(path: Path, data: bytes) -> None:

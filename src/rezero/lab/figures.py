@@ -1,9 +1,11 @@
 """The charts of a report."""
 
 import math
+import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import altair as alt
@@ -19,11 +21,12 @@ from rezero.lab.spreads import by_arm, compared, spread
 from rezero.lab.stats import survival
 from rezero.lab.store import Study, TrialResult
 from rezero.lab.subject import subject_of
-from rezero.lab.tables import quality_title
+from rezero.lab.tables import one_line, quality_title
 from rezero.lab.tune import Choice, choose
 
 __all__ = ["draw"]
 
+_LONGEST = 60  # characters, of four bytes at most, of a file's name, which has 255
 Drawn = tuple[str, alt.TopLevelMixin]
 """A caption and a chart."""
 
@@ -36,20 +39,33 @@ def draw(study: Study, results: Sequence[TrialResult]) -> dict[str, Drawn]:
         results: The trials that ended.
 
     Returns:
-        Name to caption and chart; what there is nothing of is left out.
+        Name for files, one of its own whatever metrics and arms are called, to caption and chart; what there is nothing
+        of is left out.
     """
     quality = subject_of(study).quality(results)
     if quality is None:
         return {}
     finals = compared(results)
-    drawn = {
-        **_curves(study, finals, quality),
-        "arrivals": _arrivals(study, finals, quality),
-        "seeds": _seeds(study, finals, quality),
-        **_rates(study, results),
-        **_gates(study, finals),
-    }
-    return {name: each for name, each in drawn.items() if each is not None}
+    drawn = (
+        *_curves(study, finals, quality).items(),
+        ("arrivals", _arrivals(study, finals, quality)),
+        ("seeds", _seeds(study, finals, quality)),
+        *_rates(study, results).items(),
+        *_gates(study, finals).items(),
+    )
+    named: dict[str, Drawn] = {}
+    for name, each in drawn:
+        if each is not None:
+            named[_file_name(name, named)] = each
+    return named
+
+
+def _file_name(name: str, taken: Collection[str]) -> str:
+    """Return a name for files that no other chart has, also where capitals are the same as small letters."""
+    stem = re.sub(r"[^\w.=+-]", "-", name.replace(" ", "_"))[:_LONGEST].strip(".-") or "chart"
+    others = {each.casefold() for each in taken}
+    numbered = (stem if number == 1 else f"{stem}-{number}" for number in count(1))
+    return next(each for each in numbered if each.casefold() not in others)
 
 
 def _curves(study: Study, finals: Sequence[TrialResult], quality: Quality) -> dict[str, Drawn | None]:
@@ -60,13 +76,14 @@ def _curves(study: Study, finals: Sequence[TrialResult], quality: Quality) -> di
 def _curve(study: Study, finals: Sequence[TrialResult], measure: Quality) -> Drawn | None:
     arms, by = _arms(study, finals), _by(study)
     spread_of = ": median over seeds, shaded from the lowest to the highest seed" if _several(finals) else ""
-    caption = f"{measure.name[0].upper()}{measure.name[1:]} of {_whose(arms)}{spread_of}."
+    caption = f"{_titled(measure)} of {_whose(arms)}{spread_of}."
     if not (rows := _curve_rows(finals, measure.metric, measure.factor, by)):
         return None  # nothing has ended, or nothing stayed finite
     described, percent = _describe(caption, rows, by), measure.percent
     log = measure.metric == "train_loss" and all(row["low"] > 0 for row in rows)
     axis = ", ".join(filter(None, (measure.unit, "log scale" if log else "")))
-    title = f"{measure.name} ({axis})" if axis else measure.name
+    name = one_line(measure.name)
+    title = f"{name} ({axis})" if axis else name
     return caption, charts.curves(rows, x=by, y=title, arms=arms, log=log, percent=percent, description=described)
 
 
@@ -103,7 +120,7 @@ def _seeds(study: Study, finals: Sequence[TrialResult], quality: Quality) -> Dra
         return None
     gone = len(ends) - len(rows)
     lost = f" {gone} without a final value have no place." if gone else ""
-    caption = f"{quality.name[0].upper()}{quality.name[1:]} at the end of every seed; a line joins a seed's arms.{lost}"
+    caption = f"{_titled(quality)} at the end of every seed; a line joins a seed's arms.{lost}"
     chart = charts.seed_lines(rows, y=quality_title(quality), arms=arms, percent=quality.percent, description=caption)
     return caption, chart
 
@@ -138,7 +155,7 @@ def _tried(study: Study, choices: Mapping[str, Choice], place: int, quality: Qua
     over = {"lr": rate}.get(names[place], names[place])
     beside = "; other settings differ too" if len(names) > 1 else ""
     caption = (
-        f"{quality.name[0].upper()}{quality.name[1:]} at the end of every {over} that was tried, on seeds that the "
+        f"{_titled(quality)} at the end of every {over} that was tried, on seeds that the "
         f"comparison does not use{beside}; ringed: the chosen ones. What diverged has no point."
     )
     arms = [arm for arm in study.settings.arms if any(row["arm"] == arm for row in rows)]
@@ -159,9 +176,12 @@ def _gates(study: Study, finals: Sequence[TrialResult]) -> dict[str, Drawn | Non
     for arm, cells in _gate_cells(finals, _by(study)).items():
         size = "median of |alpha| over seeds" if _several(finals) else "|alpha|"
         caption = f"Size of every gate of {arm} over depth and time: {size}."
-        name = f"alpha_{arm}".replace(" ", "_")
-        drawn[name] = caption, charts.gate_map(cells, x=_by(study), description=caption)
+        drawn[f"alpha_{arm}"] = caption, charts.gate_map(cells, x=_by(study), description=caption)
     return drawn
+
+
+def _titled(measure: Quality) -> str:
+    return f"{measure.name[:1].upper()}{measure.name[1:]}"
 
 
 def _arms(study: Study, finals: Sequence[TrialResult]) -> list[str]:

@@ -6,10 +6,12 @@ from typing import Any
 
 from rezero.errors import UsageError
 from rezero.lab.own import OwnSettings
+from rezero.lab.store import sound
 from rezero.lab.trial import Point, Trial
 
 __all__ = ["UNMOVED", "UNSEEDED", "Journal"]
 
+_STEPS = 2**63  # that a database can tell apart
 UNMOVED = "no gate moved: make the optimizer after rezero.lab.arm(), of all parameters"
 UNSEEDED = "rezero.lab.seed() was never read"
 
@@ -27,6 +29,7 @@ class Journal:
         self.memory: float | None = None
         self._newest: dict[str, float] = {}
         self._repeated = 0
+        self._beyond = False
         self._read: set[str] = set()
         self._refused = ""
         self._start: tuple[float, ...] = ()
@@ -34,6 +37,8 @@ class Journal:
     @property
     def status(self) -> str:
         """How a run with these lines ended, if it ended well."""
+        if self._beyond:
+            return "crashed"
         if self.last is None:
             return "silent"
         return "finished" if all(map(math.isfinite, self._newest.values())) else "diverged"
@@ -41,6 +46,8 @@ class Journal:
     @property
     def note(self) -> str:
         """What is odd about the lines; empty if nothing is."""
+        if self._beyond:
+            return "a step was logged that is none: expected optimizer steps, below 2**63"
         if self.last is None:
             return "nothing was logged: call rezero.lab.log(step, ...)"
         odd = []
@@ -93,8 +100,11 @@ class Journal:
         if "step" not in line:
             self._hear(**line)
             return None
-        metrics = {name: _number(value) for name, value in line["metrics"].items()}
-        alphas = tuple(_number(value) for value in line["alphas"])
+        if line["step"] >= _STEPS:
+            self._beyond = True
+            return None
+        metrics = {name: sound(value) for name, value in line["metrics"].items()}
+        alphas = tuple(map(sound, line["alphas"]))
         self._newest |= metrics
         if line["memory"] is not None:
             self.memory = max(self.memory or 0.0, float(line["memory"]))
@@ -110,8 +120,4 @@ class Journal:
     def _hear(self, *, read: str = "", refused: str = "", alphas: Sequence[float | None] = ()) -> None:
         self._read.add(read)
         self._refused = refused or self._refused
-        self._start = tuple(map(_number, alphas)) or self._start
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
+        self._start = tuple(map(sound, alphas)) or self._start

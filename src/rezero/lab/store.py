@@ -19,9 +19,11 @@ from rezero.lab.schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION
 from rezero.lab.settings import Settings
 from rezero.lab.trial import Point, Trial
 
-__all__ = ["LOCK", "Store", "Study", "TrialResult"]
+__all__ = ["LOCK", "LONGEST_NOTE", "Store", "Study", "TrialResult", "sound"]
 
 WAIT = 60.0  # seconds for other writers
+LONGEST_NOTE = 1_000  # characters
+LARGEST = 1e300  # beyond it a sum or a difference may be none
 METRICS = {"train_loss", "val_loss", "val_accuracy", "seconds"}
 ENDS = ("finished", "diverged", "crashed", "timed out", "silent")
 
@@ -168,7 +170,7 @@ class Store:
                    WHERE status = 'running' GROUP BY trial.id"""
         with damage_named(self.folder):
             rows = self._rows(query, (), str, float, int, str, int)
-            return {Trial(arm, lr, seed, tuple(json.loads(tuned).items())): step for arm, lr, seed, tuned, step in rows}
+            return {Trial(arm, lr, seed, _read_tuned(tuned)): step for arm, lr, seed, tuned, step in rows}
 
     def length(self) -> int:
         """Return the steps of the longest trial so far, 0 before the first has ended."""
@@ -205,25 +207,27 @@ class Store:
             )
 
     def add(self, trial: Trial, point: Point) -> None:
-        """Record a point. Values that are not finite are kept as NULL."""
+        """Record a point. Values that are not `sound` are kept as NULL, and what is no text in names as escapes."""
         with self._writing() as connection:
             (row,) = connection.execute(_FIND, _key(trial)).fetchone()
             connection.executemany(
                 "INSERT OR REPLACE INTO metric VALUES (?, ?, ?, ?, ?)",
-                [(row, point.step, point.epoch, name, _finite(value)) for name, value in point.metrics.items()],
+                [(row, point.step, point.epoch, _text(name), _written(value)) for name, value in point.metrics.items()],
             )
             connection.executemany(
                 "INSERT OR REPLACE INTO alpha VALUES (?, ?, ?, ?)",
-                [(row, point.step, gate, _finite(value)) for gate, value in enumerate(point.alphas)],
+                [(row, point.step, gate, _written(value)) for gate, value in enumerate(point.alphas)],
             )
             if point.sample is not None:
-                connection.execute("INSERT OR REPLACE INTO sample VALUES (?, ?, ?)", (row, point.step, point.sample))
+                sample = (row, point.step, _text(point.sample))
+                connection.execute("INSERT OR REPLACE INTO sample VALUES (?, ?, ?)", sample)
 
     def finish(self, trial: Trial, status: str, memory: float | None = None, note: str = "") -> None:
-        """Record how a trial ended, the bytes that it held at the peak, and what else is worth knowing."""
+        """Record how a trial ended, the bytes that it held at the peak, and the beginning of what is worth knowing."""
+        kept = note if len(note) <= LONGEST_NOTE else f"{note[: LONGEST_NOTE - 3]}..."
         with self._writing() as connection:
             statement = "UPDATE trial SET status = ?, memory = ?, note = ? WHERE (arm, lr, seed, tuned) = (?, ?, ?, ?)"
-            connection.execute(statement, (status, memory, note, *_key(trial)))
+            connection.execute(statement, (status, memory, _text(kept), *_key(trial)))
 
     def forget(self, statuses: Sequence[str] = ("running", *ENDS)) -> int:
         """Forget the trials that ended in one of these ways, so that they are run again; return how many they were."""
@@ -247,10 +251,13 @@ class Store:
     def records(self) -> list[TrialResult]:
         """Return what `results` does and the trials that run, ``running``, as far as they are: all of one moment."""
         own = isinstance(self.study.settings, OwnSettings)
-        with damage_named(self.folder), self._connection:
-            self._connection.execute("BEGIN")
+        with self._connection:
+            with damage_named(self.folder):
+                self._connection.execute("BEGIN")
             running = [self.result(trial) for trial, step in self.running().items() if own or step]
-            return self._sorted([*self.results(), *running])
+            ended = self.results()
+        with damage_named(self.folder):
+            return self._sorted([*ended, *running])
 
     def _sorted(self, results: list[TrialResult]) -> list[TrialResult]:
         order = {arm: position for position, arm in enumerate(self.study.settings.arms)}
@@ -275,17 +282,17 @@ class Store:
                 raise ValueError(f"arm is {arm!r}")
             if status not in ENDS:
                 raise ValueError(f"status is {status!r}")
-            yield row, Trial(arm, lr, seed, tuple(json.loads(tuned).items())), status, memory, note
+            yield row, Trial(arm, lr, seed, _read_tuned(tuned)), status, memory, note
 
     def _points(self, row: int) -> tuple[Point, ...]:
         metrics: dict[tuple[int, float], dict[str, float]] = {}
         query = "SELECT step, epoch, name, value FROM metric WHERE trial = ? ORDER BY step, name"
         for step, epoch, name, value in self._rows(query, (row,), int, float, str, float | None):
-            metrics.setdefault((step, epoch), {})[name] = math.nan if value is None else value
+            metrics.setdefault((step, epoch), {})[name] = sound(value)
         alphas: dict[int, list[float]] = {}
         query = "SELECT step, value FROM alpha WHERE trial = ? ORDER BY step, gate"
         for step, value in self._rows(query, (row,), int, float | None):
-            alphas.setdefault(step, []).append(math.nan if value is None else value)
+            alphas.setdefault(step, []).append(sound(value))
         self._check_points(metrics)
         samples = dict(self._rows("SELECT step, value FROM sample WHERE trial = ?", (row,), int, str))
         return tuple(
@@ -309,7 +316,26 @@ class Store:
         cursor = self._connection.execute(query, values)
         names = [column[0] for column in cursor.description]
         for row in cursor:
-            yield tuple(map(_of_kind, names, row, kinds))
+            yield tuple(map(_of_column, names, row, kinds))
+
+
+def sound(value: float | None) -> float:
+    """Return a number that can be reckoned with, nan in the place of every other.
+
+    Args:
+        value: What was measured; None if it was not finite.
+
+    Returns:
+        The value, if it is finite and not beyond 1e300, from where a sum or a difference may be infinite.
+    """
+    return value if value is not None and abs(value) <= LARGEST else math.nan
+
+
+def _of_column(name: str, value: Any, kind: Any) -> Any:
+    """Return a value of a table, which holds no infinity."""
+    if isinstance(value, float) and math.isinf(value):
+        raise ValueError(f"{name} is {value!r}")
+    return _of_kind(name, value, kind)
 
 
 def _of_kind(name: str, value: Any, kind: Any) -> Any:
@@ -327,8 +353,18 @@ def _key(trial: Trial) -> tuple[str, float, int, str]:
     return trial.arm, trial.lr, trial.seed, json.dumps(dict(trial.tuned))
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _read_tuned(text: str) -> tuple[tuple[str, float], ...]:
+    tuned = _of_kind("tuned", json.loads(text), dict)
+    return tuple((name, _of_kind(name, value, float)) for name, value in tuned.items())
+
+
+def _written(value: float) -> float | None:
+    return None if math.isnan(sound(value)) else value
+
+
+def _text(text: str) -> str:
+    """Return a text with escapes for halves of characters, as Python reads bytes that are no text."""
+    return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
 
 
 def _is_empty(connection: sqlite3.Connection, folder: Path) -> bool:

@@ -10,7 +10,7 @@ from rezero.lab.store import Store, TrialResult
 from rezero.lab.subject import subject_of
 from rezero.lab.trial import Trial
 
-__all__ = ["quality_title", "summary_rows"]
+__all__ = ["one_line", "quality_title", "summary_rows"]
 
 
 def summary_rows(store: Store, results: Sequence[TrialResult]) -> list[dict[str, str]]:
@@ -48,7 +48,13 @@ def summary_rows(store: Store, results: Sequence[TrialResult]) -> list[dict[str,
 
 def quality_title(quality: Quality) -> str:
     """Return the title of an axis or a column."""
-    return f"{quality.name} ({quality.unit})" if quality.unit else quality.name
+    name = one_line(quality.name)
+    return f"{name} ({quality.unit})" if quality.unit else name
+
+
+def one_line(name: str) -> str:
+    """Return a name without line breaks, which the title of an axis can't have."""
+    return " ".join(name.split())
 
 
 def _chosen(trial: Trial, names: Sequence[str]) -> str:

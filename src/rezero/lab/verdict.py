@@ -143,8 +143,12 @@ def _compared(study: Study, found: Comparison, quality: Quality, finals: Sequenc
     head = f"{found.arm} against {found.baseline}, {counted(n, 'paired seed')}"
     if n == 1:
         return f"{head}: one seed has no interval, so nothing is decided. {_ends(found, quality, finals)}"
-    parts = [_speed(study, found, quality), _end(found, quality), _power(study, found, quality), _cost(found, finals)]
-    return " ".join(filter(None, (f"{head}: {_headline(found)}.", *parts)))
+    parts = [_speed(study, found, quality), _end(found, quality), _power(study, found, quality)]
+    if found.gain is not None and found.same:
+        parts = []
+    elif found.gain is not None and len(found.repeated) > 1:
+        parts = [_ends(found, quality, finals)]
+    return " ".join(filter(None, (f"{head}: {_headline(found)}.", *parts, _cost(found, finals))))
 
 
 def _headline(found: Comparison) -> str:
@@ -159,6 +163,10 @@ def _headline(found: Comparison) -> str:
         how = "" if our_fate == their_fate else f" {their_fate}"
         both = f"; {found.baseline}{how} on {theirs}" if ours and theirs else ""
         return f"{who} {fate_of} on {ours or theirs} of {n}{both}"
+    if found.same:
+        return "the very same numbers on every seed"
+    if found.repeated:
+        return f"all seeds of {_and(found.repeated)} gave the very same numbers, so nothing is decided"
     speed = {
         "more": "faster",
         "less": "slower",
@@ -189,10 +197,13 @@ def _speed(study: Study, found: Comparison, quality: Quality) -> str:
     ours, theirs = found.censored
     if ours or theirs:
         missed = f"{found.arm} missed it on {ours} of {n} seeds, {found.baseline} on {theirs}"
-        steps = f"mean steps, cut off at the end of the run, differ by {abs(lead.mean):,.0f}"
+        difference = f"{abs(lead.mean):,.0f}"
         who = found.arm if lead.mean > 0 else found.baseline
+        differ = "less than 1" if difference == "0" else f"{difference} in favour of {who}"
         decided = f"{n} are too few for a test by signs" if math.isnan(found.lead_p) else f"{_p(found.lead_p)} by signs"
-        return f"To {quality.name} {target}: {missed}; {steps} in favour of {who}, {decided}."
+        decided = decided if found.testable else "not tested"
+        steps = f"mean steps, cut off at the end of the run, differ by {differ}"
+        return f"To {quality.name} {target}: {missed}; {steps}, {decided}."
     early = sum(pair[0].at_first for pair in found.arrivals.values())
     first = f" It was there at its first measurement on {early} of {n}, so it may have been faster." if early else ""
     reach = ", which both reach on every seed" if study.question.target is None else ""
@@ -211,8 +222,11 @@ def _ratio(lead: Paired, seconds: Paired | None, p: str) -> str:
     return f"{text}, in seconds {middle} times ({ends})"
 
 
-def _times_and_ends(logs: Paired, sign: int) -> tuple[str, str]:
+def _times_and_ends(logs: Paired, sign: int = 1) -> tuple[str, str]:
+    """Write a ratio and its interval, in words where that says next to nothing."""
     low, high = sorted((sign * logs.low, sign * logs.high))
+    if high - low > 2 * math.log(10):
+        return _times(math.exp(sign * logs.mean)), f"uncertain by more than tenfold on {counted(logs.n, 'seed')}"
     return _times(math.exp(sign * logs.mean)), f"{_times(math.exp(low))} to {_times(math.exp(high))}"
 
 
@@ -243,7 +257,7 @@ def _end(found: Comparison, quality: Quality) -> str:
 def _power(study: Study, found: Comparison, quality: Quality) -> str:
     """Say which difference the seeds could have seen, and how many see the one that was asked for."""
     gain, level = found.gain, LEVEL / (2 * (len(study.settings.arms) - 1))
-    if gain is None or not gain.deviation > 1e-9:
+    if gain is None or not found.testable or not gain.deviation > 1e-9:
         return ""
     text = []
     if found.quality == "level":
@@ -263,7 +277,7 @@ def _ends(found: Comparison, quality: Quality, finals: Sequence[TrialResult]) ->
         f"{arm} {_with_unit(quality.show(quality.factor * values[arm]), quality)}"
         for arm in (found.arm, found.baseline)
     )
-    return f"{quality.name[0].upper()}{quality.name[1:]} at the end: {' and '.join(shown)}."
+    return f"{quality.name[:1].upper()}{quality.name[1:]} at the end: {' and '.join(shown)}."
 
 
 def _cost(found: Comparison, finals: Sequence[TrialResult]) -> str:
@@ -272,12 +286,11 @@ def _cost(found: Comparison, finals: Sequence[TrialResult]) -> str:
         return ""
     arms = {arm: {r.trial.seed: r for r in trials} for arm, trials in by_arm(finals).items()}
     pairs = [(arms[found.arm][seed], arms[found.baseline][seed]) for seed in found.seeds]
-    paces = [[r.last.metrics["seconds"] / r.last.step for r in pair] for pair in pairs]
+    paces = [(_pace(one), _pace(other)) for one, other in pairs]
     text = []
     if all(pace > 0 for pair in paces for pace in pair):
-        ratio = compare_pairs([math.log(one / other) for one, other in paces])
-        shown = (_times(math.exp(value)) for value in (ratio.mean, ratio.low, ratio.high))
-        text.append("A step takes {} times as long ({} to {})".format(*shown))
+        middle, ends = _times_and_ends(compare_pairs([math.log(one / other) for one, other in paces]))
+        text.append(f"A step takes {middle} times as long ({ends})")
     memory = [(one.memory, other.memory) for one, other in pairs if one.memory and other.memory]
     if len(memory) == len(pairs):
         ratio = compare_pairs([math.log(one / other) for one, other in memory])
@@ -285,12 +298,18 @@ def _cost(found: Comparison, finals: Sequence[TrialResult]) -> str:
     return f"{'; '.join(text)}." if text else ""
 
 
+def _pace(result: TrialResult) -> float:
+    """Return the seconds of a step, 0 where that is not known."""
+    return result.last.metrics["seconds"] / result.last.step if result.last.step else 0.0
+
+
 def _alone(finals: Sequence[TrialResult], quality: Quality) -> str:
     values = [quality.factor * result.final(quality.metric) for result in finals]
     known = [value for value in values if not math.isnan(value)]
-    gone = f"; {len(values) - len(known)} {fate(finals)}" if len(known) < len(values) else ""
+    lost = [result for result in finals if math.isnan(result.final(quality.metric))]
+    gone = f"; {len(lost)} {fate(lost)}" if lost else ""
     if not known:
-        return f"{finals[0].trial.arm} {fate(finals)} on every seed."
+        return f"{finals[0].trial.arm} {fate(lost)} on every seed."
     mean = compare_pairs(known)
     interval = f" ({quality.show(mean.low)} to {quality.show(mean.high)})" if mean.n > 1 else ""
     middle = _with_unit(quality.show(mean.mean), quality)
