@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -73,3 +72,10 @@ def row(study: str, arm: str, baseline: str, *qualities: Quality) -> str:
 def test_the_fully_connected_table(baseline: str) -> None:
     """Each row is what the final trials give."""
     assert f"| {baseline} | {row('fc-cifar10-32', 'rezero', baseline, ACCURACY, LOSS)} |" in PAGE
+
+
+@pytest.mark.parametrize("arm", ["post-norm warmup=200", "rezero", "rezero embedding-std=0.125", "layerscale"])
+@pytest.mark.parametrize("study", ["lm-enwik8-12"])
+def test_the_transformer_tables(study: str, arm: str) -> None:
+    """Likewise, against pre-norm."""
+    assert f"{row(study, arm, 'pre-norm', BITS)} |\n" in PAGE

@@ -1,9 +1,8 @@
 """Functions of one's own, compared from Python."""
 
+import os
 import random
-import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from torch import nn
 from rezero import lab
 from rezero.errors import UsageError
 from rezero.lab import Answer, Store
-from rezero.lab.function import _digest
 from rezero.lab.one import slug
 
 X = torch.linspace(-1, 1, 64).reshape(16, 4)
@@ -101,37 +99,6 @@ def about(value: object) -> Any:
     return train
 
 
-DIGESTS = {
-    "number": (about(1), about(2)),
-    "text": (about("a"), about("b")),
-    "tuple": (about((1, build)), about((2, build))),
-    "function": (about(build), about(train)),
-    "partial": (partial(train, 1), partial(train, 2)),
-    "keyword": (partial(train, lr=1), partial(train, lr=2)),
-    "lambda": (lambda _: 1, lambda _: 2),
-}
-
-
-def digests() -> list[list[str]]:
-    return [[_digest(each) for each in pair] for pair in DIGESTS.values()]
-
-
-@pytest.mark.parametrize("name", DIGESTS)
-def test_another_function_is_another_study(name: str) -> None:
-    """So is one that names another number, text or function."""
-    one, two = DIGESTS[name]
-    assert _digest(one) != _digest(two)
-    assert _digest(one) == _digest(one)
-
-
-def test_a_function_is_the_same_in_another_process() -> None:
-    """Nothing of what tells functions apart is an address."""
-    lines = "from tests.lab import test_function as here; print(here.digests())"
-    command = [sys.executable, "-W", "ignore", "-c", lines]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
-    assert done.stdout.strip() == str(digests())
-
-
 def test_numbers_of_another_function_are_not_taken(tmp_path: Path) -> None:
     """The folder holds another study then."""
     compare(tmp_path, train=about(1), arms=("original",), seeds=1)
@@ -170,21 +137,146 @@ def test_what_goes_wrong_ends_a_trial(tmp_path: Path) -> None:
     assert "1 crashed" in answer.verdict
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_an_exit_ends_a_trial_alone(tmp_path: Path, jobs: int) -> None:
+    """Neither the caller nor the study ends with it, and none of its codes is a success."""
+
+    def leaves(model: nn.Module) -> None:
+        lab.log(1, loss=1.0)
+        if lab.seed():
+            sys.exit((None, 3, "no data")[lab.seed() - 1])
+
+    answer = compare(tmp_path, train=leaves, arms=("original",), seeds=4, jobs=jobs)
+    assert [each.status for each in answer.results] == ["finished", "crashed", "crashed", "crashed"]
+    assert [each.note for each in answer.results[1:]] == ["SystemExit: 0", "SystemExit: 3", "SystemExit: no data"]
+
+
+class MuteError(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+ERRORS = {
+    "without a text": (MuteError(), "MuteError: an error without a text"),
+    "surrogates": (OSError("a\udcffb"), r"OSError: a\udcffb"),
+    "long": (ValueError(3000 * "x"), f"ValueError: {985 * 'x'}..."),
+    "surrogates in a group": (ExceptionGroup("\ud800", [MuteError()]), r"ExceptionGroup: \ud800 (1 sub-exception)"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_any_error_is_recorded(tmp_path: Path, name: str) -> None:
+    """It is whatever its text is; the log has all of it."""
+    error, note = ERRORS[name]
+
+    def breaks(model: nn.Module) -> None:
+        lab.log(1, loss=1.0)
+        if lab.seed() == 1:
+            raise error
+
+    answer = compare(tmp_path, train=breaks, arms=("original",), seeds=2)
+    assert answer.results[1].status == "crashed"
+    assert answer.results[1].note == note
+    (log,) = (tmp_path / "logs").iterdir()
+    text = log.read_text(encoding="utf-8")
+    assert "in breaks" in text
+    assert (3000 * "x" in text) == (name == "long")
+
+
+def test_a_trial_may_go_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The study stays where it was begun."""
+    monkeypatch.chdir(tmp_path)
+
+    def moves(model: nn.Module) -> None:
+        os.chdir("/")
+        lab.log(1, loss=1.0)
+
+    answer = compare(Path("study"), train=moves, arms=("original",), seeds=2)
+    assert answer.report == tmp_path / "study" / "report.html"
+    assert answer.report.exists()
+
+
+def globals_() -> dict[str, float]:
+    """Return what holds for the whole process, as numbers."""
+    return {
+        "dtype": float(torch.get_default_dtype() == torch.float64),
+        "device": float(torch.get_default_device().type == "meta"),
+        "grad": float(torch.is_grad_enabled()),
+        "deterministic": float(torch.get_deterministic_debug_mode()),
+        "cudnn": float(torch.backends.cudnn.benchmark) + 2 * float(torch.backends.cudnn.deterministic),
+        "threads": float(torch.get_num_threads()),
+    }
+
+
+def changes(model: nn.Module) -> None:
+    lab.log(1, loss=1.0, **globals_())
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    torch.set_grad_enabled(False)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = torch.backends.cudnn.deterministic = True
+    torch.set_num_threads(5)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_trial_changes_torch_for_no_other(tmp_path: Path, jobs: int) -> None:
+    """Each starts from torch as it is at the call, threads among it, in whichever process; and so it is afterwards."""
+    before = globals_()
+    try:
+        torch.set_num_threads(3)
+        torch.set_default_dtype(torch.float64)
+        here = globals_()
+        answer = compare(tmp_path, train=changes, arms=("original",), seeds=4, jobs=jobs)
+        assert globals_() == here
+    finally:
+        torch.set_num_threads(int(before["threads"]))
+        torch.set_default_dtype(torch.float32)
+    assert globals_() == before
+    found = [{name: each.final(name) for name in here} for each in answer.results]
+    assert found == 4 * [here]
+
+
+def test_an_arm_can_have_several_words(tmp_path: Path) -> None:
+    """It runs as what it is called, with or without a rate of its own."""
+
+    def here(model: nn.Module) -> None:
+        lab.log(1, score=lab.lr(1.0) * (1 if isinstance(model, nn.Identity) else 2))
+
+    def none(_: nn.Module) -> nn.Module:
+        return nn.Identity()
+
+    arms = {"original": None, "no norm": none, "none": none, "none lr=3": none}
+    answer = compare(tmp_path, train=here, arms=arms, seeds=1)
+    assert {each.trial.arm: each.final("score") for each in answer.results} == {
+        "original": 2.0,
+        "no norm": 1.0,
+        "none": 1.0,
+        "none lr=3": 3.0,
+    }
+
+
+def test_numbers_of_other_types_are_numbers(tmp_path: Path) -> None:
+    """A study keeps those of NumPy as it keeps those of Python."""
+    given = {"seeds": np.int64(2), "jobs": np.int8(1), "target": np.float32(0.5), "resolve": 1}
+    assert len(compare(tmp_path, arms=("original",), **given).results) == 2
+
+
 def test_ctrl_c_is_no_crash(tmp_path: Path) -> None:
     """It stops the study, which goes on when it is called again."""
-    stop = [1]
+    stop = tmp_path / "study" / "stop"
 
     def stops(model: nn.Module) -> None:
         lab.log(1, loss=lab.seed())
-        if lab.seed() == 1 and stop:
-            stop.clear()
+        if lab.seed() == 1 and not stop.exists():
+            stop.touch()
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        compare(tmp_path, train=stops, arms=("original",))
-    with Store.open(tmp_path) as store:
+        compare(tmp_path / "study", train=stops, arms=("original",))
+    with Store.open(tmp_path / "study") as store:
         assert [each.trial.seed for each in store.results()] == [0]
-    assert [each.status for each in compare(tmp_path, train=stops, arms=("original",)).results] == 3 * ["finished"]
+    again = compare(tmp_path / "study", train=stops, arms=("original",))
+    assert [each.status for each in again.results] == 3 * ["finished"]
 
 
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
@@ -198,7 +290,7 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
 
 BAD = {
     "seeds": ({"seeds": 0}, "seeds must be a whole number, 1 or more: got 0"),
-    "jobs": ({"jobs": 0}, "jobs must be 1 or more: got 0"),
+    "jobs": ({"jobs": 0}, "jobs must be a whole number, 1 or more: got 0"),
     "tune": ({"tune": 1}, "tune must be off, or the number of trials that every arm gets"),
     "goal": ({"goal": "up"}, "goal must be min or max: got 'up'"),
     "no-arms": ({"arms": ()}, "expected at least one arm"),
@@ -208,17 +300,48 @@ BAD = {
     "tune words": ({"tune": "off"}, "tune must be the number of rates that every arm tries out, 0 for none: got 'off'"),
     "no example": ({"example": ()}, "expected example=, an input of the model, by which the arm rezero converts it"),
     "target": ({"target": float("nan")}, "target must be a finite number"),
+    "seeds' kind": ({"seeds": 1.5}, "seeds must be a whole number, 1 or more: got 1.5"),
+    "seeds a truth": ({"seeds": True}, "seeds must be a whole number, 1 or more: got True"),
+    "seeds a text": ({"seeds": "2"}, "seeds must be a whole number, 1 or more: got '2'"),
+    "tune_seeds' kind": ({"tune_seeds": None}, "tune_seeds must be a whole number, 1 or more: got None"),
+    "tune's kind": ({"tune": 2.5}, "tune must be the number of rates that every arm tries out, 0 for none: got 2.5"),
+    "tune a truth": ({"tune": True}, "tune must be the number of rates .*: got True"),
+    "jobs' kind": ({"jobs": 1.5}, "jobs must be a whole number, 1 or more: got 1.5"),
+    "metric's kind": ({"metric": 3}, "metric must be a text: got 3"),
+    "metric empty": ({"metric": ""}, "metric must be a text: got ''"),
+    "goal's kind": ({"goal": 1}, "goal must be a text: got 1"),
+    "baseline's kind": ({"baseline": 0}, "baseline must be a text: got 0"),
+    "on's kind": ({"on": 3}, "on must be a text: got 3"),
+    "tracker's kind": ({"log_with": ["wandb"]}, r"log_with must be a text: got \['wandb'\]"),
+    "target's kind": ({"target": "5"}, "target must be a finite number: got '5'"),
+    "resolve's kind": ({"resolve": True}, "resolve must be a finite number: got True"),
+    "output empty": ({"output": ""}, "output must be the path of a folder: got ''"),
+    "output's kind": ({"output": 3}, "output must be the path of a folder: got 3"),
+    "build's kind": ({"build": nn.Identity().training}, "build must be a function: got True"),
+    "train's kind": ({"train": None}, "train must be a function: got None"),
+    "arms' kind": ({"arms": 3}, "arms must be names, or names and their functions: got 3"),
+    "an arm's kind": ({"arms": ["original", 3]}, "an arm must be a name, with single spaces between its words: got 3"),
+    "an arm twice": ({"arms": ["original", "original"]}, "arms must be different: got 'original' 2 times"),
+    "an arm's spaces": ({"arms": ["original", " rezero"]}, "an arm must be a name, with .*: got ' rezero'"),
+    "an arm's words": ({"arms": {"no  norm": build}}, "an arm must be a name, with .*: got 'no  norm'"),
+    "an arm's name": ({"arms": {"": build}}, "an arm must be a name, with .*: got ''"),
+    "an arm's function": (
+        {"arms": {"original": 3}},
+        "the arm original must be a function of the model, or None: got 3",
+    ),
+    "two functions": ({"arms": {"a": build, "a lr=2": train}}, "the arm a lr=2 must be the function of a: got another"),
     "log_with": ({"log_with": "mlflow"}, "log-with must be tensorboard, wandb, trackio: got 'mlflow'"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_arguments_write_nothing(tmp_path: Path, name: str) -> None:
+def test_bad_arguments_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """They are named before anything is written."""
     given, message = BAD[name]
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=message):
         compare(tmp_path / "study", **given)
-    assert not (tmp_path / "study").exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_metric_that_is_not_logged(tmp_path: Path) -> None:

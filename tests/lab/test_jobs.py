@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import create_autospec
@@ -80,6 +81,55 @@ def test_what_a_trial_refuses_ends_the_study(tmp_path: Path) -> None:
         (tmp_path / "checkpoints" / slug / "step-000000001").mkdir(parents=True)
         with pytest.raises(UsageError, match="is not the state of a checkpoint"):
             run_study(store, TASK, DATA, create_autospec(Watcher, instance=True), jobs=2)
+
+
+HERE = """
+import multiprocessing, os, sys
+from torch.nn import Identity
+from rezero import lab
+
+def train(model):
+    lab.log(1, loss=1.0, process=os.getpid())
+
+def main(folder):
+    answer = lab.compare(build=Identity, train=train, arms=["original"], seeds=3, jobs=2, output=folder)
+    assert {each.final("process") for each in answer.results} == {os.getpid()}
+
+if __name__ == "__main__":
+    if sys.argv[2] == "daemonic":
+        process = multiprocessing.get_context("spawn").Process(target=main, args=sys.argv[1:2], daemon=True)
+        process.start()
+        process.join()
+        sys.exit(process.exitcode)
+    main(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("where", ["daemonic", "switched off"])
+def test_where_no_process_can_be_started_trials_run_in_this_one(tmp_path: Path, where: str) -> None:
+    """It does not take itself for a worker whose driver is gone."""
+    (tmp_path / "here.py").write_text(HERE)
+    command = [sys.executable, "-W", "ignore", str(tmp_path / "here.py"), str(tmp_path / "study"), where]
+    env = {**os.environ, "JOBLIB_MULTIPROCESSING": "0" if where == "switched off" else "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, done.stderr
+
+
+def test_there_are_no_more_processes_than_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is enough for a trial; a second keeps it out of this process, which is to outlive it."""
+    asked: list[int] = []
+
+    class Pool:
+        def __init__(self, n_jobs: int, **_: Any) -> None:
+            asked.append(n_jobs)
+
+        def __call__(self, _: Any) -> Iterator[Trial]:
+            return iter(())
+
+    monkeypatch.setattr(lab_jobs, "Parallel", Pool)
+    for trials, jobs in ((1, 2), (1, 64), (2, 64), (3, 64), (5, 4)):
+        lab_jobs._pool(tmp_path, trials * [Trial("plain", 0.1, 0)], jobs, create_autospec(lab_jobs.run_jobs))
+    assert asked == [2, 2, 2, 3, 4]
 
 
 SIZE = ["--depth", "8", "--width", "16", "--epochs", "3", "--seeds", "2", "--tune", "2"]

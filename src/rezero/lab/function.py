@@ -1,14 +1,16 @@
 """Compare arms of a model and a training loop of one's own, from Python."""
 
+import os
 import random
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from hashlib import sha256
-from inspect import getclosurevars, getsource
+from numbers import Real
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from rezero.lab.arms import read_arm, split_arms
 from rezero.lab.cluster import open_cluster
 from rezero.lab.comparison import Comparison
 from rezero.lab.design import Question
+from rezero.lab.digest import digest
 from rezero.lab.jobs import free_device
 from rezero.lab.journal import Journal
 from rezero.lab.one import Watcher, slug
@@ -37,8 +40,21 @@ from rezero.lab.verdict import compare_arms, write_verdict
 
 __all__ = ["Answer", "compare"]
 
-_PLAIN = (int, float, str, bytes, bool, type(None))
-Arms = Sequence[str] | Mapping[str, Callable[[nn.Module], nn.Module] | None]
+Change = Callable[[nn.Module], nn.Module]
+Arms = Sequence[str] | Mapping[str, Change | None]
+_NOTE = 1000  # characters of what is noted of an error; its log has it all
+_GLOBALS: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
+    (torch.get_num_threads, torch.set_num_threads),
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.get_default_device, lambda device: torch.set_default_device(None if device.type == "cpu" else device)),
+    (torch.is_grad_enabled, torch.set_grad_enabled),
+    (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
+    *(
+        (partial(getattr, torch.backends.cudnn, name), partial(setattr, torch.backends.cudnn, name))
+        for name in ("deterministic", "benchmark")
+    ),
+)
+"""What of torch holds for a whole process: how it is read, and how it is set."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +101,19 @@ def compare(
 
     For each trial the random numbers of Python, NumPy and torch are seeded, ``build`` is called, the arm is applied,
     they are seeded again, and ``train`` is called with the model. It reads `rezero.lab.lr` and logs with
-    `rezero.lab.log`. A call with the same arguments and functions goes on with what its folder holds: the same are
-    functions of the same text that name the same numbers, texts, functions and classes; data is not looked at.
+    `rezero.lab.log`.
+
+    A call with the same arguments and functions goes on with what its folder holds. The same are functions that have
+    the same text and reach the same by name, in code of one's own, also in other modules: functions and classes of the
+    same text; numbers, texts, and tuples, lists, dicts and sets of up to 10,000 of them, also as defaults, as
+    attributes of classes, of objects of one's own and of what is called; of packages the same functions and classes.
+    What counts is how they are when this is called: a list that ``train`` appends to makes the next call another study.
+    Tensors, arrays, larger collections and other objects of packages are data, which is not looked at, nor are modules
+    that a function imports when it runs.
+
+    Each trial begins with torch's number of threads, default dtype and device, gradient mode and deterministic flags
+    as they are here, whatever ``jobs`` is and other trials have set. What else a function changes outside of its trial
+    stays as it leaves it: lists of one's own, the environment, the working folder.
 
     Args:
         build: Makes the model.
@@ -102,7 +129,8 @@ def compare(
         baseline: The arm that the others are held against; by default ``original``, or the first.
         target: Value of the metric that speed is measured by; by default the worst final value of the two arms.
         resolve: Difference that you want to be able to see: how many seeds would it take?
-        jobs: Trials that run at once, each in a process of its own, and on a GPU of its own where there are any.
+        jobs: Trials that run at once, each in a process of its own, and on a GPU of its own where there are any. Each
+            takes as many threads as torch has here: give it fewer with ``torch.set_num_threads`` before.
         on: ``"ray"`` or ``"slurm"`` with options, in the place of this machine, as the command line takes it.
         log_with: ``"tensorboard"``, ``"wandb"`` or ``"trackio"``: a tracker that each trial is sent to, as a run of
             its own, once it has ended.
@@ -112,8 +140,8 @@ def compare(
         The answer.
 
     Raises:
-        UsageError: If an argument is out of range, the folder holds something else, the tracker is not installed, or no
-            arm measures anything.
+        UsageError: If an argument is of another kind or out of range, the folder holds something else, the tracker is
+            not installed, or no arm measures anything.
 
     Example:
         >>> def build():
@@ -136,39 +164,52 @@ def compare(
     from rezero.progress import StudyProgress
     from rezero.provenance import provenance
 
-    if isinstance(arms, str):
-        arms = split_arms(arms)
-    functions = dict(arms) if isinstance(arms, Mapping) else dict.fromkeys(arms)
-    check_own_arms(tuple(functions), known={"original", "rezero", *(name for name, each in functions.items() if each)})
+    functions = _read_arms(arms)
     if (
         isinstance(example, tuple | Mapping)
         and not example
         and "rezero" in {read_arm(n).formula for n, f in functions.items() if not f}
     ):
         raise UsageError("expected example=, an input of the model, by which the arm rezero converts it: got none")
-    if not isinstance(tune, int):
-        raise UsageError(f"tune must be the number of rates that every arm tries out, 0 for none: got {tune!r}")
+    for name, function in (("build", build), ("train", train)):
+        if not callable(function):
+            raise UsageError(f"{name} must be a function: got {function!r}")
+    for name, text in (("metric", metric), ("goal", goal), ("baseline", baseline), ("on", on), ("log_with", log_with)):
+        if text is not None and not (isinstance(text, str) and text):
+            raise UsageError(f"{name} must be a text: got {text!r}")
+    if output is not None and not (isinstance(output, str | os.PathLike) and os.fspath(output)):
+        raise UsageError(f"output must be the path of a folder: got {output!r}")
     settings = OwnSettings(
         arms=tuple(functions),
         lr=1.0,
-        seeds=seeds,
-        tune=tune,
-        tune_seeds=tune_seeds,
+        seeds=_whole(seeds, "seeds must be a whole number, 1 or more"),
+        tune=_whole(tune, "tune must be the number of rates that every arm tries out, 0 for none"),
+        tune_seeds=_whole(tune_seeds, "tune_seeds must be a whole number, 1 or more"),
         metric=metric,
         script=getattr(train, "__qualname__", type(train).__name__),
-        digest=_digest(build, train, *(each for each in functions.values() if each)),
+        digest=digest(build, train, *filter(None, functions.values())),
         goal=goal,
     )
-    question = Question(baseline=baseline, target=target, resolve=resolve)
+    question = Question(baseline=baseline, target=_real("target", target), resolve=_real("resolve", resolve))
     question.held_against(settings, "original")
+    jobs = _whole(jobs, "jobs must be a whole number, 1 or more")
     if jobs < 1:
-        raise UsageError(f"jobs must be 1 or more: got {jobs}")
+        raise UsageError(f"jobs must be a whole number, 1 or more: got {jobs}")
     if log_with is not None:
         check_tracker(log_with)
     facts = provenance(f"rezero.lab.compare in {sys.argv[0] or 'Python'}")
     study = Study(settings.script, settings, facts, f"whatever {settings.script} reads", question)
-    work = partial(_run_function, build=build, train=train, arms=functions, example=example, own_device=jobs > 1)
-    with Store.open(Path(output) if output else settings.folder(), study) as store:
+    work = partial(
+        _run_function,
+        build=build,
+        train=train,
+        arms={read_arm(name).formula: each for name, each in functions.items() if each},
+        example=example,
+        own_device=jobs > 1,
+        state=_read_globals(),
+    )
+    folder = (Path(output) if output else settings.folder()).absolute()  # wherever a trial goes
+    with Store.open(folder, study) as store:
         store.ask(question)
         cluster = None if on is None else open_cluster(on, store.folder)
         with StudyProgress(store) as progress:
@@ -189,9 +230,10 @@ def _run_function(
     *,
     build: Callable[[], nn.Module],
     train: Callable[[nn.Module], object],
-    arms: Mapping[str, Callable[[nn.Module], nn.Module] | None],
+    arms: Mapping[str, Change],
     example: Any,
     own_device: bool,
+    state: Sequence[Any],
 ) -> None:
     settings, journal = store.study.settings, Journal()
     assert isinstance(settings, OwnSettings)  # noqa: S101 - compare makes it
@@ -210,20 +252,24 @@ def _run_function(
     status, note = "", ""
     try:
         with (
-            free_device(store.folder, wanted=own_device) as index,
-            peak_memory(torch.device("cpu" if index is None else f"cuda:{index}")),  # from here on
-            running(trial.arm.split()[0], trial.lr, trial.seed, keep),
+            free_device(store.folder, wanted=own_device) as device,
+            peak_memory(torch.device("cpu" if device is None else f"cuda:{device}")),  # from here on
+            _globals(state),
+            running(read_arm(trial.arm).formula, trial.lr, trial.seed, keep),
         ):
-            if index is not None:
-                torch.cuda.set_device(index)
+            if device is not None:
+                torch.cuda.set_device(device)
+                if torch.get_default_device().type == "cuda":
+                    torch.set_default_device("cuda")  # which is this one
             _seed(trial.seed)
-            model = apply_arm(build(), *inputs, arms={name: each for name, each in arms.items() if each}, **named)
+            model = apply_arm(build(), *inputs, arms=arms, **named)
             _seed(trial.seed)
             train(model)
-    except Exception as error:  # whatever the user's code raises ends the trial, not the study
-        status, note = "crashed", f"{type(error).__name__}: {' '.join(str(error).split())}"
+    except (Exception, SystemExit) as error:  # whatever the user's code raises ends the trial, not the study
+        status, note = "crashed", _told(error)
         (store.folder / LOGS).mkdir(exist_ok=True)
-        (store.folder / LOGS / f"{slug(trial)}.log").write_text(traceback.format_exc(), encoding="utf-8")
+        log = store.folder / LOGS / f"{slug(trial)}.log"
+        log.write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
     if journal.last is not None:
         store.add(trial, journal.last)
     journal.check(trial, settings)
@@ -237,48 +283,73 @@ def _seed(number: int) -> None:
     torch.manual_seed(number)
 
 
-def _digest(*functions: Callable[..., Any]) -> str:
-    """Return the SHA-256 of the source of functions, and of what they name: numbers, texts, functions and classes."""
-    total, seen = sha256(), set[int]()
-    waiting: list[Any] = [*functions]
-    while waiting:
-        each = waiting.pop(0)
-        if id(each) in seen:
-            continue
-        seen.add(id(each))
-        if isinstance(each, partial):
-            waiting += [each.func, *each.args, *each.keywords, *each.keywords.values()]
-        elif isinstance(each, tuple):
-            waiting += each
-        elif isinstance(each, _PLAIN):
-            total.update(repr(each).encode())
-        elif callable(each):
-            total.update(_source(each))
-            waiting += _named(each)
-    return total.hexdigest()
-
-
-def _source(function: Callable[..., Any]) -> bytes:
-    """Return the text of a function, and what its code holds: two lambdas can share a line."""
-    code = getattr(function, "__code__", None)
-    held = () if code is None else (code.co_names, [each for each in code.co_consts if isinstance(each, _PLAIN)])
+def _told(error: BaseException) -> str:
+    """Return what is noted of an error, whatever its text is."""
     try:
-        text = getsource(function)
-    except (OSError, TypeError):
-        text = repr(type(function) if code is None else code.co_code)
-    return f"{text}{held}".encode()
+        text = "0" if isinstance(error, SystemExit) and error.code is None else str(error)
+    except Exception:  # of the user's code
+        text = "an error without a text"
+    note = " ".join(f"{type(error).__name__}: {text}".split()).encode("utf-8", "backslashreplace").decode()
+    return note if len(note) <= _NOTE else f"{note[: _NOTE - 3]}..."
 
 
-def _named(function: Callable[..., Any]) -> list[Any]:
-    """List what a function of one's own refers to by name; what a package brings is left out."""
+def _read_globals() -> list[Any]:
+    return [read() for read, _ in _GLOBALS]
+
+
+def _set_globals(state: Sequence[Any]) -> None:
+    for (read, put), value in zip(_GLOBALS, state, strict=True):
+        if read() != value:
+            put(value)
+
+
+@contextmanager
+def _globals(state: Sequence[Any]) -> Iterator[None]:
+    """Let torch be in a state within the block."""
+    before = _read_globals()
+    _set_globals(state)
     try:
-        variables = getclosurevars(function)
-    except TypeError:
-        return []
-    values = {**variables.globals, **variables.nonlocals}
-    own = getattr(function, "__module__", None)
-    return [
-        value
-        for _, value in sorted(values.items())
-        if isinstance(value, (*_PLAIN, tuple)) or (callable(value) and getattr(value, "__module__", "") == own)
-    ]
+        yield
+    finally:
+        _set_globals(before)
+
+
+def _read_arms(arms: Arms) -> dict[str, Change | None]:
+    """Return the function of each arm, None for those that every model has."""
+    if isinstance(arms, str):
+        arms = split_arms(arms)
+    if not isinstance(arms, Iterable):
+        raise UsageError(f"arms must be names, or names and their functions: got {arms!r}")
+    names = list(arms)
+    for name in names:
+        if not isinstance(name, str) or not name or name != " ".join(name.split()):
+            raise UsageError(f"an arm must be a name, with single spaces between its words: got {name!r}")
+        if names.count(name) > 1:
+            raise UsageError(f"arms must be different: got {name!r} {names.count(name)} times")
+    functions = dict(arms) if isinstance(arms, Mapping) else dict.fromkeys(names)
+    formulas: dict[str, str] = {}
+    for name, each in functions.items():
+        if each is not None and not callable(each):
+            raise UsageError(f"the arm {name} must be a function of the model, or None: got {each!r}")
+        first = formulas.setdefault(read_arm(name).formula, name)
+        if functions[first] is not each:
+            raise UsageError(f"the arm {name} must be the function of {first}: got another")
+    check_own_arms(names, known={"original", "rezero", *(read_arm(n).formula for n, f in functions.items() if f)})
+    return functions
+
+
+def _whole(value: Any, must: str) -> int:
+    """Return a whole number, of whichever type, or refuse what is none."""
+    if not isinstance(value, bool):
+        with suppress(TypeError):
+            return index(value)
+    raise UsageError(f"{must}: got {value!r}")
+
+
+def _real(name: str, value: Any) -> float | None:
+    """Return a number, of whichever type, or refuse what is none."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise UsageError(f"{name} must be a finite number: got {value!r}")
+    return float(value)

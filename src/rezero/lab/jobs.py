@@ -83,7 +83,8 @@ def _count_deaths(store: Store, watcher: Watcher, deaths: Counter[Trial], reache
 
 def _pool(folder: Path, trials: list[Trial], jobs: int, work: Work) -> Iterator[Trial]:
     """Run trials in a pool of processes, and tell which one has ended."""
-    pool = Parallel(n_jobs=jobs, backend="loky", batch_size=1, return_as="generator_unordered")
+    workers = max(2, min(jobs, len(trials)))  # one would be this process, which outlives a trial that dies
+    pool = Parallel(n_jobs=workers, backend="loky", batch_size=1, return_as="generator_unordered")
     ended: Iterator[Trial] = pool(delayed(_work)(folder, trial, os.getpid(), work) for trial in trials)
     return ended
 
@@ -110,8 +111,9 @@ def _looking(folder: Path, watcher: Watcher) -> Iterator[None]:
 
 
 def _work(folder: Path, trial: Trial, driver: int, work: Work) -> Trial:
-    """Run one trial in this process."""
-    _follow(driver)
+    """Run one trial in this process, which is the driver itself where joblib can start no other."""
+    if os.getpid() != driver:
+        _follow(driver)
     with Store.open(folder) as store, _alone(folder, trial):
         if trial not in store.done():
             work(store, trial, Silent())

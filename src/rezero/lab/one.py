@@ -179,5 +179,7 @@ def slug(trial: Trial) -> str:
         Letters, digits and few other characters.
     """
     tuned = "".join(f"-{name}{value!r}" for name, value in trial.tuned)
-    arm = trial.arm if len(trial.arm) < _LONG else f"{trial.arm[:_LONG]}-{sha256(trial.arm.encode()).hexdigest()[:8]}"
-    return re.sub(r"[^\w.=+-]", "-", f"{arm}-lr{trial.lr!r}{tuned}-seed{trial.seed}")
+    arm = re.sub(r"[^\w.=+-]", "-", trial.arm[:_LONG])
+    if arm != trial.arm.replace(" ", "-"):  # so that no other arm has the same
+        arm += f"-{sha256(trial.arm.encode()).hexdigest()[:8]}"
+    return f"{arm}-lr{trial.lr!r}{tuned}-seed{trial.seed}"

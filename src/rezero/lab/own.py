@@ -77,12 +77,14 @@ def check_own_arms(arms: Collection[str], known: Collection[str] | None = None, 
         tuned: Whether rates are tuned, so that none can have its own.
 
     Raises:
-        UsageError: If there is none, or one has settings of its own other than a possible lr.
+        UsageError: If there is none, one is not printable, or has settings of its own other than a possible lr.
     """
     if not arms:
         raise UsageError("expected at least one arm, such as original or rezero, got none")
     for each in arms:
         arm = read_arm(each)
+        if not each.isprintable():
+            raise UsageError(f"the name of an arm must be printable text: got {each!r}")
         if known is not None and arm.formula not in known:
             raise UsageError(
                 f"no arm is called {arm.formula!r}{near(arm.formula, known)}; there are {', '.join(sorted(known))}"

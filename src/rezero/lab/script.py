@@ -186,7 +186,7 @@ class _Run:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write a line."""
         began = time.perf_counter()
-        if step < 0 or "seconds" in metrics:
+        if not 0 <= step < 2**63 or "seconds" in metrics:
             raise ValueError
         line = {
             "step": step,
