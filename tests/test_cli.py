@@ -541,7 +541,7 @@ def test_help_says_whose_the_defaults_are(capsys: pytest.CaptureFixture[str]) ->
     text = help_text(capsys)
     for title in ("The network", "How long", "How it learns", "Where it runs"):
         assert f"{title} By default the task's own. --" in text
-    assert "Number of paired seeds; by default the task's own." in text
+    assert "Number of paired seeds; by default the task's own, 5 for a script." in text
 
 
 @pytest.mark.parametrize("set_to", [None, "", "elsewhere"], ids=["unset", "empty", "without-them"])
