@@ -185,6 +185,21 @@ def test_report_is_the_same_bytes_again(request: pytest.FixtureRequest, made_by:
     assert {name: content == first[name] for name, content in files(folder).items()} == dict.fromkeys(first, True)
 
 
+def test_what_a_killed_report_left_is_removed(folder: Path) -> None:
+    """What no process is writing any more is gone after the next report; what another one writes stays."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    stale, busy = folder / f".report-{gone.pid}-abc", folder / f".report-{os.getppid()}-abc"
+    for each in (stale, busy, folder / ".report-old"):
+        each.mkdir()
+        (each / "report.html").touch()
+    with Store.open(folder) as store:
+        write_report(store)
+    assert [each.name for each in folder.glob(".report-*")] == [busy.name]
+    (busy / "report.html").unlink()
+    busy.rmdir()
+
+
 def test_text_is_shown_in_bits_a_byte(text_folder: Path) -> None:
     """A study of text has its losses in bits a byte, in the table and the chart, and steps on its axes."""
     page = page_of(text_folder)

@@ -2,12 +2,16 @@
 
 import json
 import math
+import os
+import shutil
 from dataclasses import asdict
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+import psutil
 
 from rezero.errors import UsageError
 from rezero.lab.spreads import by_arm, compared
@@ -19,6 +23,7 @@ from rezero.lab.verdict import compare_arms, write_verdict
 
 __all__ = ["write_report"]
 
+_BESIDE = ".report-"
 _EMBED = "window.vegaEmbed = vegaEmbed;"  # what the page needs of the charts' JavaScript
 
 
@@ -37,13 +42,22 @@ def write_report(store: Store) -> Path:
         UsageError: If a file cannot be written.
     """
     try:
-        with TemporaryDirectory(dir=store.folder, prefix=".report-") as beside:
+        _clear(store.folder)
+        with TemporaryDirectory(dir=store.folder, prefix=f"{_BESIDE}{os.getpid()}-") as beside:
             _write(store, store.results(), Path(beside))
             for file in sorted(Path(beside).iterdir()):
                 file.replace(store.folder / file.name)
         return store.folder / "report.html"
     except OSError as error:
         raise UsageError(f"cannot write the report into {store.folder}: {error}") from error
+
+
+def _clear(folder: Path) -> None:
+    """Remove what processes that were killed had begun to write."""
+    for path in folder.glob(f"{_BESIDE}*"):
+        process = path.name.removeprefix(_BESIDE).partition("-")[0]
+        if not (process.isdecimal() and psutil.pid_exists(int(process))):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _write(store: Store, results: list[TrialResult], folder: Path) -> None:
