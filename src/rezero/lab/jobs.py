@@ -62,7 +62,8 @@ def run_jobs(store: Store, work: Work, watcher: Watcher, *, jobs: int) -> None:
             except TerminatedWorkerError:
                 _count_deaths(store, watcher, deaths, reached)
     finally:
-        get_reusable_executor().shutdown(wait=True, kill_workers=True)
+        # By force: a worker that was killed while it read from the queue keeps the others from ever reading their end.
+        get_reusable_executor(reuse=True, kill_workers=True).shutdown(wait=True, kill_workers=True)
     for path in store.folder.glob(f"{LOCK}-*"):  # of processes that died
         path.unlink(missing_ok=True)
 
