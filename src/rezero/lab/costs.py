@@ -2,11 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
-from rezero.lab.design import Question
 from rezero.lab.store import Study, TrialResult
-from rezero.lab.subject import subject_of
+from rezero.lab.subject import chosen_by
 from rezero.lab.trial import Trial
 
 __all__ = ["costs_of"]
@@ -22,7 +20,7 @@ def costs_of(study: Study, results: Sequence[TrialResult]) -> dict[Trial, float]
     Returns:
         Trial to cost, in the unit of the metric that decides.
     """
-    quality = subject_of(replace(study, question=Question())).quality(results)
+    quality = chosen_by(study, results)
     if quality is None:
         return {result.trial: math.inf for result in results}
     sign = 1 if quality.lower_is_better else -1

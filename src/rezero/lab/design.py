@@ -10,8 +10,6 @@ __all__ = ["LARGEST", "Design", "Question", "check_count"]
 
 LARGEST = 1_000_000
 TUNED = ("lr", "alpha-lr", "weight-decay", "warmup")
-
-
 WIDEST = 20  # entries of a table of values
 
 

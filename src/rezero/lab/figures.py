@@ -4,7 +4,6 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -13,14 +12,13 @@ import altair as alt
 from rezero import charts
 from rezero.lab.comparison import worst_final
 from rezero.lab.costs import costs_of
-from rezero.lab.design import Question
 from rezero.lab.quality import Quality
 from rezero.lab.settings import Settings
 from rezero.lab.speed import arrival
 from rezero.lab.spreads import by_arm, compared, spread
 from rezero.lab.stats import survival
 from rezero.lab.store import Study, TrialResult
-from rezero.lab.subject import subject_of
+from rezero.lab.subject import chosen_by, subject_of
 from rezero.lab.tables import one_line, quality_title
 from rezero.lab.tune import Choice, choose
 
@@ -127,7 +125,7 @@ def _seeds(study: Study, finals: Sequence[TrialResult], quality: Quality) -> Dra
 
 def _rates(study: Study, results: Sequence[TrialResult]) -> dict[str, Drawn | None]:
     """Draw what was tried out, a chart a setting, by the metric that chose."""
-    quality = subject_of(replace(study, question=Question())).quality(results)
+    quality = chosen_by(study, results)
     if quality is None:
         return {}
     choices = choose(study.settings, costs_of(study, results))

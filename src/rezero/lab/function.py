@@ -42,7 +42,6 @@ __all__ = ["Answer", "compare"]
 
 Change = Callable[[nn.Module], nn.Module]
 Arms = Sequence[str] | Mapping[str, Change | None]
-_NOTE = 1000  # characters of what is noted of an error; its log has it all
 _GLOBALS: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
     (torch.get_num_threads, torch.set_num_threads),
     (torch.get_default_dtype, torch.set_default_dtype),
@@ -289,8 +288,7 @@ def _told(error: BaseException) -> str:
         text = "0" if isinstance(error, SystemExit) and error.code is None else str(error)
     except Exception:  # of the user's code
         text = "an error without a text"
-    note = " ".join(f"{type(error).__name__}: {text}".split()).encode("utf-8", "backslashreplace").decode()
-    return note if len(note) <= _NOTE else f"{note[: _NOTE - 3]}..."
+    return " ".join(f"{type(error).__name__}: {text}".split())
 
 
 def _read_globals() -> list[Any]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rezero.lab.arms import read_arm
+from rezero.lab.design import Question
 from rezero.lab.own import OwnSettings, choose_metric, own_quality
 from rezero.lab.quality import Quality, loss_unit, show_value
 from rezero.lab.settings import Settings
@@ -15,7 +16,7 @@ from rezero.lab.store import Study, TrialResult
 from rezero.lab.tasks import find_task
 from rezero.lab.trial import Point
 
-__all__ = ["Subject", "counted", "subject_of"]
+__all__ = ["Subject", "chosen_by", "counted", "subject_of"]
 
 _COLUMNS = 4  # of the metrics of a script
 
@@ -200,6 +201,19 @@ def subject_of(study: Study) -> Subject:
         return _OfScript(study, study.settings)
     assert isinstance(study.settings, Settings)  # noqa: S101 - there are these two
     return _OfTask(study, study.settings)
+
+
+def chosen_by(study: Study, results: Sequence[TrialResult]) -> Quality | None:
+    """Return the measure that chose the rates, whatever is asked now; None while no result shows what there is.
+
+    Args:
+        study: The study.
+        results: Its trials that ended.
+
+    Returns:
+        The measure.
+    """
+    return subject_of(replace(study, question=Question())).quality(results)
 
 
 def _longest(finals: Sequence[TrialResult]) -> int:

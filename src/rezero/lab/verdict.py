@@ -2,20 +2,18 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from rezero.lab.cautions import cautions_of
 from rezero.lab.comparison import Comparison, compare, fate
 from rezero.lab.costs import costs_of
-from rezero.lab.design import Question
 from rezero.lab.own import OwnSettings
 from rezero.lab.quality import Quality
 from rezero.lab.settings import Settings
 from rezero.lab.spreads import by_arm, compared
 from rezero.lab.stats import LEVEL, Paired, compare_pairs, detectable, pairs_needed
 from rezero.lab.store import Study, TrialResult
-from rezero.lab.subject import counted, subject_of
+from rezero.lab.subject import chosen_by, counted, subject_of
 from rezero.lab.trial import settings_of
 from rezero.lab.tune import Choice, choose, plan
 
@@ -128,7 +126,7 @@ def _tuned(study: Study, choices: Mapping[str, Choice]) -> str:
 def _chosen_by(study: Study, results: Sequence[TrialResult]) -> str:
     """Name the metric that chose, where another one is asked now."""
     asked = subject_of(study).quality(results)
-    chose = subject_of(replace(study, question=Question())).quality(results)
+    chose = chosen_by(study, results)
     return f" They were chosen by {chose.name}." if asked and chose and asked.metric != chose.metric else ""
 
 
