@@ -10,8 +10,10 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import vl_convert
 
 from rezero.charts import curves, density_line, gate_lines, gate_map, gate_profile, histogram, save
+from rezero.charts.bundle import javascript
 from rezero.charts.look import COLOURS, OTHER_COLOURS, Ending
 from rezero.layers.residuals import RESIDUALS
 
@@ -401,3 +403,36 @@ def test_a_loss_of_zero_does_not_flatten_the_others(tmp_path: Path) -> None:
     height = {int(x): float(top) for x, top in re.findall(marks, svg)}
     assert height[1] < height[2] - 10
     assert re.search(r">0\.1</text>", svg)
+
+
+@pytest.mark.parametrize("damage", ["none", "cut off", "bytes", "no file", "no folder", "nothing may be written"])
+def test_the_javascript_of_a_page_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+    """The next process reads what is whole, and makes it anew where it is not or nothing can be kept."""
+    made: list[str] = []
+
+    def bundle(snippet: str) -> str:
+        made.append(snippet)
+        return f"\r\n{snippet} // 1 \u2264 2"
+
+    monkeypatch.setattr(vl_convert, "javascript_bundle", bundle)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    first = javascript.__wrapped__()
+    (kept,) = tmp_path.rglob("*.js")
+    if damage == "cut off":
+        kept.write_bytes(kept.read_bytes()[:-1])
+    elif damage == "bytes":
+        kept.write_bytes(b"\xff\n")
+    elif damage == "no file":
+        kept.unlink()
+        kept.mkdir()
+    elif damage == "no folder":
+        monkeypatch.setenv("XDG_CACHE_HOME", "")
+        monkeypatch.setenv("HOME", str(tmp_path / "nowhere"))
+    elif damage == "nothing may be written":
+        monkeypatch.setenv("XDG_CACHE_HOME", str(kept))
+    assert javascript.__wrapped__() == first
+    assert len(made) == 1 + (damage != "none")
+    assert [each.name for each in kept.parent.iterdir()] == [kept.name]
+    if damage in ("cut off", "bytes"):
+        assert javascript.__wrapped__() == first
+        assert len(made) == 2

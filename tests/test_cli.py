@@ -1,6 +1,5 @@
 """The command line."""
 
-import functools
 import json
 import math
 import os
@@ -24,7 +23,6 @@ from typing import Any
 from unittest.mock import Mock, create_autospec
 
 import pytest
-import vl_convert
 
 from rezero.cli import run
 from rezero.data.digits import load_digits
@@ -54,7 +52,6 @@ LONG = ["--arms", "plain,rezero", "--depth", "2", "--width", "8", "--epochs", "6
 NAN = math.nan
 TASK = find_task("fc-digits")
 DATA = load_digits()
-BUNDLE = functools.cache(vl_convert.javascript_bundle)  # takes a second
 
 
 def tiny(**changes: Any) -> Study:
@@ -89,12 +86,11 @@ def numbers(folder: Path) -> list[Any]:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, empty, in a terminal of no width of its own; the charts' JavaScript is bundled only once."""
+    """The current folder, empty, in a terminal of no width of its own."""
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.delenv("COLUMNS", raising=False)
-    monkeypatch.setattr(vl_convert, "javascript_bundle", BUNDLE)
     return folder
 
 
@@ -379,8 +375,9 @@ def test_bad_input_is_one_line(
 # A process that has loaded what a study needs, which takes seconds, and does ``python -m rezero`` in forks of itself.
 FORKING = """
 import gc, json, os, runpy, sys
-import rezero.cli, rezero.lab
+import rezero.cli, rezero.comparing, rezero.lab
 
+rezero.lab.find_task("fc-digits").settings({})  # which builds an optimizer
 gc.freeze()  # or each fork would walk over all of that as it ends
 for line in sys.stdin:
     folder, beside, arguments = json.loads(line)

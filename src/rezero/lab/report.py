@@ -5,7 +5,6 @@ import math
 import os
 import shutil
 from dataclasses import asdict
-from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,7 +23,6 @@ from rezero.lab.verdict import compare_arms, write_verdict
 __all__ = ["write_report"]
 
 _BESIDE = ".report-"
-_EMBED = "window.vegaEmbed = vegaEmbed;"  # what the page needs of the charts' JavaScript
 
 
 def write_report(store: Store) -> Path:
@@ -64,6 +62,7 @@ def _write(store: Store, results: list[TrialResult], folder: Path) -> None:
     import jinja2  # a study has processes that write no report, and this takes a second to load
 
     from rezero import charts
+    from rezero.charts.bundle import javascript
     from rezero.lab.figures import draw
 
     drawn = draw(store.study, results)
@@ -91,17 +90,9 @@ def _write(store: Store, results: list[TrialResult], folder: Path) -> None:
         notes=_notes(results),
         samples=_samples(finals),
         facts=_facts(store.study),
-        bundle=_bundle(),
+        bundle=javascript(),
     )
     _write_text(folder / "report.html", html)
-
-
-@cache
-def _bundle() -> str:
-    """Put the charts' JavaScript together, which takes longer than all else of a report."""
-    import vl_convert
-
-    return str(vl_convert.javascript_bundle(_EMBED))
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -6,6 +6,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import asdict
 from importlib import import_module
 from io import StringIO
+from shutil import rmtree
 from typing import Any, Literal
 
 from accelerate.state import PartialState
@@ -116,9 +117,8 @@ class Tracked:
     def _run(self, result: TrialResult) -> GeneralTracker:
         name, folder = slug(result.trial), self._store.folder.absolute()
         if self._tracker == "tensorboard":
-            run = TensorBoardTracker(
-                name, folder / "tensorboard", purge_step=0
-            )  # hides what a trial that is run again left
+            rmtree(folder / "tensorboard" / name, ignore_errors=True)  # what a trial that is run again left
+            run = TensorBoardTracker(name, folder / "tensorboard")
             run.main_process_only = False  # as this is the first process, and the others know of nothing
             return run
         project = re.sub(r"[^\w.-]", "-", folder.name) or "rezero"
