@@ -49,9 +49,9 @@ def rezero_010() -> ModuleType:
     return module
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def process_group() -> Iterator[None]:
-    """A gloo group of this process alone."""
+    """A gloo group of this process alone, for all tests of a module that ask for one."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
     gc.collect()  # replicas hold the group in cycles, and gloo aborts if it is freed with the interpreter
