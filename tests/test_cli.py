@@ -101,6 +101,10 @@ ISSUE: dict[str, tuple[list[str], str]] = {
         ["compare", "fc-digit"],
         r"no task is called 'fc-digit' \(did you mean 'fc-digits'\?\); choose from",
     ),
+    "task-and-script": (
+        ["compare", "fc-digits", "--script", "FILE"],
+        "expected a task or --script, not both: got fc-digits",
+    ),
     "unknown-arm": (["compare", "fc-digits", "--arms", "rezro"], r"called 'rezro' \(did you mean 'rezero'\?\); choose"),
     "unknown-value": (
         ["compare", "fc-digits", "--device", "tpu9"],
@@ -515,6 +519,10 @@ def test_a_tuned_study_and_its_questions(here: Path, capsys: pytest.CaptureFixtu
     before = tree(here)
     assert run(["report", "study", "--metric", "f1"]) == 2
     assert "metric must be val_accuracy, train_loss, val_loss: got 'f1'" in capsys.readouterr().err
+    assert run(["report", "study", "--goal", "max"]) == 2
+    assert "goal is for metrics of one's own, of a task's it is known" in capsys.readouterr().err
+    assert run(["report", "study", "--metric", "val_accuracy", "--target", "101"]) == 2
+    assert "target must be in percent, from 0 to 100: got 101" in capsys.readouterr().err
     assert run(["report", "study", "--baseline", "skipinit"]) == 2
     assert "baseline must be an arm of the study, plain, rezero: got 'skipinit'" in capsys.readouterr().err
     assert tree(here) == before

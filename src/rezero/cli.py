@@ -199,8 +199,8 @@ def compare(
             any that it logs; by default val_accuracy, eval_accuracy, val_loss, ..., train_loss, whichever comes first.
         baseline: The arm that the others are held against; by default the task's standard (pre-norm, residual for a
             ResNet) or, without it, the first.
-        target: Value of the metric that speed is measured by, in percent for an accuracy; by default the worst value
-            at the end of the two arms that are compared.
+        target: Value of the metric that speed is measured by, in percent for an accuracy of a task; by default the
+            worst value at the end of the two arms that are compared.
         resolve: Difference that you want to be able to see, in points for an accuracy: how many seeds would it take?
         device: cpu, cuda, cuda:1, ...
         threads: CPU threads. Kept with the study, because results differ in their last bits between thread counts.
@@ -249,6 +249,7 @@ def compare(
 
         check_tracker(log_with)
     from rezero.comparing import Request
+    from rezero.lab import TASKS
 
     request = Request(
         settings=given,
@@ -260,6 +261,8 @@ def compare(
         warn=_complain,
     )
     if script is not None:
+        if task in TASKS:
+            raise UsageError(f"expected a task or --script, not both: got {task} and {script}")
         words = tuple(arguments) if task is None else (task, *arguments)
         request.compare_script(script, words, goal=goal, time_limit=time_limit, retry=retry)
         return
@@ -304,7 +307,7 @@ def report(
     Args:
         folder: Folder of the study.
         baseline: The arm that the others are held against.
-        target: Value of the metric that speed is measured by, in percent for an accuracy.
+        target: Value of the metric that speed is measured by, in percent for an accuracy of a task.
         resolve: Difference that you want to be able to see, in points for an accuracy.
         metric: Another metric to decide by, such as train_loss. It does not change by which one rates were chosen; a
             target or resolve that was asked of the other metric is given up.

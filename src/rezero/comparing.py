@@ -165,6 +165,8 @@ def ask(
         UsageError: If a value is out of range, or the study has no such baseline.
     """
     subject = subject_of(replace(study, question=Question(metric=metric, goal=goal)))
+    if target is not None and not subject.may_be(target):
+        raise UsageError(f"target must be in percent, from 0 to 100: got {target:g}")
     shown = {"target": target, "resolve": resolve}
     recorded = {name: None if value is None else subject.recorded(value) for name, value in shown.items()}
     question = Question(baseline=baseline, metric=metric, goal=goal, **recorded)
@@ -187,6 +189,8 @@ def ask_again(store: Store, *, metric: str | None, goal: str | None, **given: An
     before = store.study.question
     if metric not in (None, before.metric):
         before = Question(baseline=before.baseline)  # a target is one of a metric
+    if goal is not None and not isinstance(store.study.settings, OwnSettings):
+        raise UsageError(f"goal is for metrics of one's own, of a task's it is known which way is good: got {goal!r}")
     asked = ask(store.study, **given, metric=metric or before.metric, goal=goal or before.goal)
     subject_of(asked).quality(store.results())  # refuses a metric that there is not
     new = {name: value for name, value in vars(asked.question).items() if value is not None}
@@ -205,6 +209,6 @@ def tell(store: Store) -> None:
 
     results = store.results()
     path = write_report(store)
-    print_table(summary_rows(store, results))
+    print_table(summary_rows(store, results), medians=store.study.settings.seeds > 1)
     print_text(write_verdict(store.study, results))
     print(f"report: {path}")

@@ -112,20 +112,30 @@ class StudyProgress:
         self._console.print(line, highlight=False, soft_wrap=True)
 
 
-def print_table(rows: list[dict[str, str]]) -> None:
-    """Print the table of arms.
+def print_table(rows: list[dict[str, str]], *, medians: bool = False) -> None:
+    """Print the table of arms, without their formulas where the terminal is too narrow for them.
 
     Args:
         rows: A row an arm, column title to text.
+        medians: Whether its numbers are those of several seeds.
     """
     if not rows:
         return
+    console = _plain()
+    table = _table(rows)
+    if console.measure(table, options=console.options.update(max_width=10_000)).maximum > console.width:
+        table = _table([{title: text for title, text in row.items() if title != "formula"} for row in rows])
+    console.print(table)
+    if medians:
+        console.print("\nMedians of the seeds and their range; the text compares seed by seed.")
+    console.print()
+
+
+def _table(rows: list[dict[str, str]]) -> Table:
     table = Table(*rows[0], box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for row in rows:
         table.add_row(*row.values())
-    console = _plain()
-    console.print(table)
-    console.print()
+    return table
 
 
 def print_text(text: str) -> None:

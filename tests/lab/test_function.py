@@ -1,8 +1,10 @@
 """Functions of one's own, compared from Python."""
 
+import asyncio
 import os
 import random
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch import nn
 
 from rezero import lab
 from rezero.errors import UsageError
-from rezero.lab import Answer, Store
+from rezero.lab import Answer, Point, Store, Trial
 from rezero.lab.one import slug
 
 X = torch.linspace(-1, 1, 64).reshape(16, 4)
@@ -60,7 +62,7 @@ def test_a_function_is_compared(tmp_path: Path) -> None:
     """Both arms run on every seed; the answer has verdict, comparisons, results and report."""
     answer = compare(tmp_path)
     assert "rezero against original, 3 paired seeds" in str(answer)
-    assert "Every arm ran at the learning rate of train: not tuned." in answer.verdict
+    assert "Every arm ran at the learning rate of train: not tuned, and what suits one may" in answer.verdict
     (against,) = answer.comparisons
     assert (against.arm, against.baseline, against.seeds) == ("rezero", "original", (0, 1, 2))
     assert answer.report == tmp_path / "report.html"
@@ -102,7 +104,7 @@ def about(value: object) -> Any:
 def test_numbers_of_another_function_are_not_taken(tmp_path: Path) -> None:
     """The folder holds another study then."""
     compare(tmp_path, train=about(1), arms=("original",), seeds=1)
-    with pytest.raises(UsageError, match="holds another study"):
+    with pytest.raises(UsageError, match=r"holds another study \(build, train, an arm or what they use has changed"):
         compare(tmp_path, train=about(22), arms=("original",), seeds=1)
 
 
@@ -161,6 +163,7 @@ ERRORS = {
     "surrogates": (OSError("a\udcffb"), r"OSError: a\udcffb"),
     "long": (ValueError(3000 * "x"), f"ValueError: {985 * 'x'}..."),
     "surrogates in a group": (ExceptionGroup("\ud800", [MuteError()]), r"ExceptionGroup: \ud800 (1 sub-exception)"),
+    "that is no Exception": (asyncio.CancelledError("enough"), "CancelledError: enough"),
 }
 
 
@@ -181,6 +184,96 @@ def test_any_error_is_recorded(tmp_path: Path, name: str) -> None:
     text = log.read_text(encoding="utf-8")
     assert "in breaks" in text
     assert (3000 * "x" in text) == (name == "long")
+
+
+def in_threads(model: nn.Module) -> None:
+    for step in range(1, 6):
+        thread = threading.Thread(target=lab.log, args=(step,), kwargs={"loss": 1.0 / step})
+        thread.start()
+        thread.join()
+
+
+def test_any_thread_may_log(tmp_path: Path) -> None:
+    """Every step is kept, whichever thread measures it."""
+    for each in compare(tmp_path, train=in_threads, seeds=1).results:
+        assert [(point.step, point.metrics["loss"]) for point in each.points] == [(n, 1.0 / n) for n in range(1, 6)]
+
+
+LATE = threading.Event()
+
+
+def test_a_thread_that_stays_writes_into_no_other_trial(tmp_path: Path) -> None:
+    """What it logs once its trial has ended is refused."""
+    refused: list[str] = []
+
+    def late() -> None:
+        LATE.wait(60)
+        try:
+            lab.log(50, loss=-1000.0)
+        except UsageError as error:
+            refused.append(str(error))
+
+    def leaving(model: nn.Module) -> None:
+        lab.log(1, loss=1.0)
+        if not threads:
+            threads.append(threading.Thread(target=late))
+            threads[0].start()
+        else:
+            LATE.set()
+            threads[0].join()
+
+    threads: list[threading.Thread] = []
+    answer = compare(tmp_path, train=leaving, seeds=1)
+    assert [[point.step for point in each.points] for each in answer.results] == [[1], [1]]
+    assert [each.final("loss") for each in answer.results] == [1.0, 1.0]
+    assert "is older than this run" in refused[0]
+
+
+def forking(model: nn.Module) -> None:
+    lab.log(1, loss=1.0)
+    child = os.fork()
+    if not child:
+        lab.log(100, loss=-100.0)
+        os._exit(0)
+    os.waitpid(child, 0)
+    lab.log(2, loss=0.5)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="forks")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_process_that_it_forks_logs_nothing(tmp_path: Path) -> None:
+    """It has a copy of the study's connection, which it must not touch."""
+    for each in compare(tmp_path, train=forking, seeds=1).results:
+        assert [point.step for point in each.points] == [1, 2]
+
+
+def test_a_disk_that_is_full_for_a_while_is_no_fault_of_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What could not be written is written later; one that stays full ends the study, and its trial is run again."""
+    room: dict[str, bool] = {}
+    add = Store.add
+
+    def add_if_room(store: Store, trial: Trial, point: Point) -> None:
+        if not room["now"]:
+            raise UsageError("cannot write to the study: make room")
+        add(store, trial, point)
+
+    def filling(model: nn.Module) -> None:
+        for step in range(1, 6):
+            room["now"] = step not in (2, 3)
+            lab.log(step, loss=1.0 / step)
+        room["now"] = room["at the end"]
+
+    monkeypatch.setattr(Store, "add", add_if_room)
+    room["at the end"] = True
+    for each in compare(tmp_path / "while", train=filling, seeds=1).results:
+        assert (each.status, [point.step for point in each.points]) == ("finished", [1, 2, 3, 4, 5])
+    room["at the end"] = False
+    with pytest.raises(UsageError, match="make room"):
+        compare(tmp_path / "stays", train=filling, seeds=1)
+    with Store.open(tmp_path / "stays") as store:
+        assert store.results() == []
 
 
 def test_a_trial_may_go_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

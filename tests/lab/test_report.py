@@ -18,6 +18,7 @@ from unittest.mock import create_autospec
 from xml.etree import ElementTree
 
 import pytest
+from rich.console import Console
 
 from rezero.data.digits import load_digits
 from rezero.errors import UsageError
@@ -479,6 +480,21 @@ def test_numbers_at_the_edges_have_a_report(tmp_path: Path, name: str) -> None:
     )
     assert_pictures_are_whole(folder)
     assert "rezero against original, 3 paired seeds" in page_of(folder).find("p")[1]
+
+
+@pytest.mark.parametrize("width", [200, 50])
+def test_a_narrow_terminal_shows_no_formulas(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    """The numbers keep one line an arm for longer; what several seeds show is said to be their median."""
+    monkeypatch.setattr("rezero.progress._plain", lambda: Console(width=width))
+    print_table(
+        [{"arm": "rezero", "loss": "1.00 (0.90 to 1.10)", "formula": "x + alpha * f(x), alpha = 0"}] * 2, medians=True
+    )
+    out = capsys.readouterr().out
+    assert ("x + alpha" in out) == (width == 200)
+    assert [line for line in out.splitlines() if "1.00 (0.90 to 1.10)" in line][1:]
+    assert "Medians of the seeds and their range; the text compares seed by seed." in " ".join(out.split())
 
 
 def test_names_are_printed_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

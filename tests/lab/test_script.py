@@ -147,7 +147,8 @@ def test_a_script_is_compared(script: Callable[..., Path], capsys: pytest.Captur
     assert compare("--seeds", "2") == 0
     out = capsys.readouterr().out
     assert "rezero against original, 2 paired seeds" in out
-    assert "\n\ntrain.py: 2 seeds. Every arm ran at the learning rate of train.py: not tuned.\n\nrezero against" in out
+    rate = "Every arm ran at the learning rate of train.py: not tuned, and what suits one may not suit another."
+    assert f"\n\ntrain.py: 2 seeds. {rate}\n\nrezero against" in out
     found = {(each.trial.arm, each.trial.seed): each for each in results()}
     assert found.keys() == {(arm, seed) for arm in ("original", "rezero") for seed in (0, 1)}
     for (arm, _), each in found.items():
@@ -326,7 +327,7 @@ DOUBTS = {
     "unseeded": (
         "lab.seed(7)",
         "time.time_ns() % 2**32",
-        "The seeds were never read (rezero.lab.seed()), so nothing is",
+        "The seeds were never read (rezero.lab.seed()): runs are paired by chance",
     ),
     "one seed": ("lab.seed(7)", "7 + 0 * lab.seed()", "All seeds of original, rezero gave the very same numbers"),
     "no gate": (
@@ -478,7 +479,11 @@ def test_ctrl_c_ends_the_script(script: Callable[..., Path]) -> None:
 BAD = {
     "log(step, train_loss='high')": "expected a step and metrics that are numbers, got step=1, {'train_loss': 'high'}",
     "log(step, train_loss=torch.zeros(2))": "expected a step and metrics that are numbers",
-    "log(step, seconds=3.0)": "expected a step and metrics that are numbers",
+    "log(step, seconds=3.0)": "seconds is what the lab measures itself: log yours by another name",
+    "log(step, alpha_12=3.0)": "alpha_12 is what the lab measures itself",
+    "log(step, loss='0.5')": "expected a step and metrics that are numbers, got step=1, {'loss': '0.5'}",
+    "log(step, loss=10**400)": "expected a step and metrics that are numbers",
+    "log(2.9, loss=1.0)": "expected a step and metrics that are numbers, got step=2.9",
     "log(-1, train_loss=3.0)": "expected a step and metrics that are numbers, got step=-1",
     "log('one', train_loss=3.0)": "expected a step and metrics that are numbers, got step='one'",
     "arm(torch.nn.Linear(1, 1), arms={'rezreo': None})": "expected an arm out of original, rezero, rezreo: got 'other'",

@@ -242,6 +242,8 @@ def test_no_speed_is_told_of_what_nobody_saw() -> None:
     text = write_verdict(study((*arms,), 5, question=Question(target=0.05)), results(arms))
     assert "speed can't be told, better at the end. Both were at validation accuracy 5.0 % when they were first" in text
     assert "times as fast" not in text
+    text = write_verdict(study((*arms,), 5, question=Question(target=0.99)), results(arms))
+    assert "speed can't be told, better at the end. Neither reached validation accuracy 99.0 % on any seed" in text
 
 
 def test_speed_below_the_first_measurement_is_a_bound() -> None:

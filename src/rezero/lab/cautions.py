@@ -22,7 +22,10 @@ def cautions_of(finals: Sequence[TrialResult]) -> list[str]:
     arms = by_arm(ended)
     found = []
     if any(UNSEEDED in result.note for result in ended):
-        found.append("The seeds were never read (rezero.lab.seed()), so nothing is paired, nor can it be repeated.")
+        found.append(
+            "The seeds were never read (rezero.lab.seed()): runs are paired by chance, which hides what is small, and "
+            "none can be repeated."
+        )
     alike = [arm for arm, trials in arms.items() if all_equal(trials)]
     if alike:
         found.append(

@@ -3,8 +3,10 @@
 import os
 import random
 import sys
+import threading
 import traceback
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -35,7 +37,7 @@ from rezero.lab.script import running
 from rezero.lab.sinks import Tracked, Tracker, check_tracker
 from rezero.lab.store import Store, Study, TrialResult
 from rezero.lab.sweep import run_own
-from rezero.lab.trial import Trial
+from rezero.lab.trial import Point, Trial
 from rezero.lab.verdict import compare_arms, write_verdict
 
 __all__ = ["Answer", "compare"]
@@ -237,13 +239,7 @@ def _run_function(
     settings, journal = store.study.settings, Journal()
     assert isinstance(settings, OwnSettings)  # noqa: S101 - compare makes it
     journal.add({"read": "seed"})  # which is done for it
-
-    def keep(line: Mapping[str, Any]) -> None:
-        if (point := journal.add(line)) is not None:
-            store.add(trial, point)
-            watcher.step(point.step)
-            watcher.point(point)
-
+    points = _Points(store, trial, watcher, journal)
     store.begin(trial, start=-1)
     watcher.begin(trial, store.length() or None, 0)
     named = dict(example) if isinstance(example, Mapping) else {}
@@ -254,7 +250,7 @@ def _run_function(
             free_device(store.folder, wanted=own_device) as device,
             peak_memory(torch.device("cpu" if device is None else f"cuda:{device}")),  # from here on
             _globals(state),
-            running(read_arm(trial.arm).formula, trial.lr, trial.seed, keep),
+            running(read_arm(trial.arm).formula, trial.lr, trial.seed, points.take),
         ):
             if device is not None:
                 torch.cuda.set_device(device)
@@ -264,16 +260,50 @@ def _run_function(
             model = apply_arm(build(), *inputs, arms=arms, **named)
             _seed(trial.seed)
             train(model)
-    except (Exception, SystemExit) as error:  # whatever the user's code raises ends the trial, not the study
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever the user's code raises ends the trial, not the study
         status, note = "crashed", _told(error)
         (store.folder / LOGS).mkdir(exist_ok=True)
         log = store.folder / LOGS / f"{slug(trial)}.log"
         log.write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
+    points.keep()
     if journal.last is not None:
         store.add(trial, journal.last)
     journal.check(trial, settings)
     store.finish(trial, status or journal.status, journal.memory, note or journal.note)
     watcher.finish(store.result(trial))
+
+
+class _Points:
+    """The points of a trial on their way into the store, which takes them only from where it was opened."""
+
+    def __init__(self, store: Store, trial: Trial, watcher: Watcher, journal: Journal) -> None:
+        self._store, self._trial, self._watcher, self._journal = store, trial, watcher, journal
+        self._home = os.getpid(), threading.get_ident()
+        self._lock = threading.Lock()
+        self._waiting: deque[Point] = deque()
+
+    def take(self, line: Mapping[str, Any]) -> None:
+        """Take a line of whichever thread; a process that the training forked is no part of the trial."""
+        process, thread = self._home
+        if os.getpid() != process:
+            return
+        with self._lock:
+            if (point := self._journal.add(line)) is not None:
+                self._waiting.append(point)
+        if threading.get_ident() == thread:
+            with suppress(UsageError):  # of a full disk the end of the trial tells
+                self.keep()
+
+    def keep(self) -> None:
+        """Write what waits."""
+        while self._waiting:
+            point = self._waiting[0]
+            self._store.add(self._trial, point)
+            self._waiting.popleft()
+            self._watcher.step(point.step)
+            self._watcher.point(point)
 
 
 def _seed(number: int) -> None:

@@ -5,13 +5,16 @@
 import json
 import math
 import os
+import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakSet
 
 import psutil
 
@@ -135,15 +138,18 @@ def log(step: int, **metrics: Any) -> None:
         metrics: Name to number, or tensor of one number: ``train_loss=...``, ``val_accuracy=...``.
 
     Raises:
-        UsageError: If a metric is no number, or called ``seconds``, which the lab measures.
+        UsageError: If a metric is no number, or called ``seconds`` or ``alpha_0``, which the lab measures.
     """
     run = _run()
     if run is None:
         return
     try:
-        run.log(int(step), {name: _number(value) for name, value in metrics.items()})
-    except (TypeError, ValueError, RuntimeError) as error:
+        whole, numbers = _whole(step), {name: _number(value) for name, value in metrics.items()}
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise UsageError(f"expected a step and metrics that are numbers, got step={step!r}, {metrics}") from error
+    if taken := [name for name in metrics if re.fullmatch(r"seconds|alpha_\d+", name)]:
+        raise UsageError(f"{taken[0]} is what the lab measures itself: log yours by another name")
+    run.log(whole, numbers)
 
 
 class _Run:
@@ -155,6 +161,12 @@ class _Run:
         self._told: list[Line] = []
         self._start, self._logging = time.perf_counter(), 0.0
         self._first: RemovableHandle | None = None
+        self._strangers = WeakSet(threading.enumerate()) - {threading.current_thread()}
+
+    def check_thread(self) -> None:
+        """Refuse a thread that was there before this run, which another one may have left."""
+        if threading.current_thread() in self._strangers:
+            raise UsageError(f"{threading.current_thread().name} is older than this run: let each run start its own")
 
     def await_step(self) -> None:
         """Let the clock start once a first step is over: it waits for what is loaded or compiled once."""
@@ -186,8 +198,6 @@ class _Run:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write a line."""
         began = time.perf_counter()
-        if not 0 <= step < 2**63 or "seconds" in metrics:
-            raise ValueError
         line = {
             "step": step,
             "seconds": began - self._start - self._logging,
@@ -200,7 +210,15 @@ class _Run:
         self._logging += time.perf_counter() - began
 
 
+def _whole(step: Any) -> int:
+    if (whole := int(step)) != step or not 0 <= whole < 2**63:
+        raise ValueError
+    return whole
+
+
 def _number(value: Any) -> float:
+    if isinstance(value, str | bytes):
+        raise TypeError
     return float(value.detach() if hasattr(value, "detach") else value)
 
 
@@ -254,6 +272,7 @@ def running(arm: str, lr: float, seed: int, write: Callable[[Line], object]) -> 
 def _run() -> _Run | None:
     run = _running or _ordered()
     if run is not None:
+        run.check_thread()
         run.await_step()
     return run
 

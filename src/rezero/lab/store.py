@@ -475,7 +475,7 @@ def _check_same(connection: sqlite3.Connection, asked: Study, folder: Path) -> N
         return
     old, new = ({"task": each.task, "data set": each.data, **each.settings.decides()} for each in (held, asked))
     differences = [
-        f"{new['script']} has changed since"
+        _changed(str(new["script"]))
         if name == "digest"
         else f"{name} {_show(old[name])} there, {_show(new[name])} asked"
         for name in old
@@ -485,6 +485,10 @@ def _check_same(connection: sqlite3.Connection, asked: Study, folder: Path) -> N
         raise UsageError(
             f"{folder} holds another study ({'; '.join(differences)}): choose another folder with --output"
         )
+
+
+def _changed(script: str) -> str:
+    return f"{script if Path(script).is_file() else 'build, train, an arm or what they use'} has changed since"
 
 
 def _show(value: object) -> str:

@@ -32,6 +32,10 @@ class Subject(ABC):
     def recorded(self, shown: float) -> float:
         """Return the recorded value of the deciding metric that is given as it is shown."""
 
+    def may_be(self, shown: float) -> bool:  # noqa: ARG002 - of what is not known, anything
+        """Return whether the deciding metric can have a value, as it is shown."""
+        return True
+
     @property
     @abstractmethod
     def standard(self) -> str:
@@ -82,6 +86,9 @@ class _OfTask(Subject):
 
     def recorded(self, shown: float) -> float:
         return self.quality(()).recorded(shown)
+
+    def may_be(self, shown: float) -> bool:
+        return not self.quality(()).percent or 0 <= shown <= 100
 
     @property
     def standard(self) -> str:

@@ -85,7 +85,7 @@ def _rates(study: Study, results: Sequence[TrialResult]) -> str:
         times = {trial.arm: trial.lr for trial in arms}
         own = f"the learning rate of {Path(settings.script).name}"
         if {*times.values()} == {1.0}:
-            return f"Every arm ran at {own}: not tuned."
+            return f"Every arm ran at {own}: not tuned, and what suits one may not suit another."
         return f"Every arm ran at a multiple of {own}, {_listed(times)}: not tuned."
     assert isinstance(settings, Settings)  # noqa: S101 - there are these two
     who = "Every arm" if len(arms) > 1 else "The arm"
@@ -165,11 +165,12 @@ def _headline(found: Comparison) -> str:
         return "the very same numbers on every seed"
     if found.repeated:
         return f"all seeds of {_and(found.repeated)} gave the very same numbers, so nothing is decided"
+    unreached = found.censored == (len(found.seeds), len(found.seeds))
     speed = {
         "more": "faster",
         "less": "slower",
         "level": "no difference in speed",
-        "unknown": "too few seeds to decide speed" if found.lead else "speed can't be told",
+        "unknown": "too few seeds to decide speed" if found.lead and not unreached else "speed can't be told",
     }
     if (found.speed, found.quality) == ("level", "level"):
         return f"no difference that {n} can see"
