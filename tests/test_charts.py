@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import os
 import re
 import struct
 from pathlib import Path
@@ -405,7 +406,9 @@ def test_a_loss_of_zero_does_not_flatten_the_others(tmp_path: Path) -> None:
     assert re.search(r">0\.1</text>", svg)
 
 
-@pytest.mark.parametrize("damage", ["none", "cut off", "bytes", "no file", "no folder", "nothing may be written"])
+@pytest.mark.parametrize(
+    "damage", ["none", "cut off", "bytes", "huge", "pipe", "no file", "no folder", "nothing may be written"]
+)
 def test_the_javascript_of_a_page_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
     """The next process reads what is whole, and makes it anew where it is not or nothing can be kept."""
     made: list[str] = []
@@ -422,6 +425,11 @@ def test_the_javascript_of_a_page_is_made_once(tmp_path: Path, monkeypatch: pyte
         kept.write_bytes(kept.read_bytes()[:-1])
     elif damage == "bytes":
         kept.write_bytes(b"\xff\n")
+    elif damage == "huge":
+        os.truncate(kept, 2**40)
+    elif damage == "pipe":
+        kept.unlink()
+        os.mkfifo(kept)
     elif damage == "no file":
         kept.unlink()
         kept.mkdir()
@@ -433,6 +441,6 @@ def test_the_javascript_of_a_page_is_made_once(tmp_path: Path, monkeypatch: pyte
     assert javascript.__wrapped__() == first
     assert len(made) == 1 + (damage != "none")
     assert [each.name for each in kept.parent.iterdir()] == [kept.name]
-    if damage in ("cut off", "bytes"):
+    if damage in ("cut off", "bytes", "huge", "pipe"):
         assert javascript.__wrapped__() == first
         assert len(made) == 2

@@ -81,6 +81,15 @@ def test_a_name_that_is_none_is_not_told(tmp_path: Path, text: str) -> None:
             hold(tmp_path).__enter__()
 
 
+def test_a_pipe_is_no_name(tmp_path: Path) -> None:
+    """Nobody waits for what it may say."""
+    with another_process(tmp_path):
+        (tmp_path / ".lock.json").unlink()
+        os.mkfifo(tmp_path / ".lock.json")
+        with pytest.raises(UsageError, match=r"^another process works on the study"):
+            hold(tmp_path).__enter__()
+
+
 def test_the_name_of_a_process_that_is_gone_is_not_told(tmp_path: Path) -> None:
     """A name that an earlier, killed process left is not given for that of the present one."""
     with another_process(tmp_path):

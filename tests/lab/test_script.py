@@ -191,11 +191,17 @@ def test_arms_of_ones_own_and_arguments(script: Callable[..., Path]) -> None:
 
 def test_an_arm_with_a_space_is_itself(script: Callable[..., Path]) -> None:
     """The whole name tells an arm, also where its first word is another one."""
-    arms = "{'short': lambda model: model[:1], 'short one': lambda model: model[:2]}"
-    script(text=QUICK.replace("lab.arm(model, x[:2])", f"lab.arm(model, arms={arms})") + "print(len(model))\n")
-    assert compare("--seeds", "1", "--arms", "short, short one") == 0
-    lengths = [Path(f"study/logs/{arm}-lr1.0-seed0.log").read_text()[-2:] for arm in ("short", "short-one")]
-    assert lengths == ["1\n", "2\n"]
+    names = ["short", "short one", "short-one"]
+    arms = ", ".join(f"{name!r}: lambda model: model[:{length}]" for length, name in enumerate(names, 1))
+    script(text=QUICK.replace("lab.arm(model, x[:2])", f"lab.arm(model, arms={{{arms}}})") + "print(len(model))\n")
+    assert compare("--seeds", "1", "--arms", ",".join(names), "--jobs", "2") == 0
+    assert sorted(path.read_text()[-2:] for path in Path("study/logs").iterdir()) == ["1\n", "2\n", "3\n"]
+
+
+def test_an_arm_may_have_a_long_name_of_any_letters(script: Callable[..., Path]) -> None:
+    """Its files have a name that a file system takes, which counts bytes."""
+    script(text=LIGHT)
+    assert [each.status for each in measure(arms=(60 * "\U0001d51e",), seeds=1)] == ["finished"]
 
 
 def test_a_script_that_changes_meanwhile(script: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,8 +249,14 @@ def test_threads_are_those_of_the_command(
 FAULTS = {
     "crash": ("if step == 20: raise RuntimeError('out of luck')", "crashed", "exit code 1: RuntimeError: out of luck"),
     "killed": ("if step == 20: os.kill(os.getpid(), 9)", "crashed", "killed by signal SIGKILL; its last line: it pri"),
+    "real-time signal": ("if step == 20: os.kill(os.getpid(), 40)", "crashed", "killed by signal 40; its last line: "),
     "exit": ("if step == 20: print('enough'); sys.exit(3)", "crashed", "exit code 3: enough"),
     "hangs": ("if step == 20: time.sleep(1000)", "timed out", "it was ended after 8 seconds"),
+    "escapes": (
+        r"if step == 20: print('\x1b[31mno\tmore\x9b0m\x07\n\x1b\x07'); sys.exit(3)",
+        "crashed",
+        r"exit code 3: \[31mno more0m$",
+    ),
     "nan": ("value = float('nan') if step == 30 else 1.0", "diverged", ""),
     "twice": ("if step == 20: lab.log(20, train_loss=1.0)", "finished", "a step was logged again, .*, once: the last"),
     "back": ("if step == 30: lab.log(10, train_loss=1.0)", "finished", "a step was logged again, or after a later one"),
@@ -261,6 +273,24 @@ def test_what_goes_wrong_is_recorded(script: Callable[..., Path], name: str) -> 
     assert re.match(note, found.note)
     assert found.points[0].step == 10
     assert math.isfinite(found.final("train_loss")) == (status == "finished")
+
+
+TORN = {
+    "cut off": (b'{"step": 10, "met', "1 line of what was logged was lost"),
+    "joined": (b'{"step": 10, "met{"step": 20}\n\n', "1 line of what was logged was lost"),
+    "no object": (b"15\n\xff\n", "2 lines of what was logged were lost"),
+}
+
+
+@pytest.mark.parametrize("name", TORN)
+def test_a_line_that_is_torn_is_lost(script: Callable[..., Path], name: str) -> None:
+    """The others count, and a note says so, also of a line that never ended."""
+    text, note = TORN[name]
+    journal = "json.load(open(os.environ['REZERO_TRIAL']))['journal']"
+    script(text=f"import json\n{LIGHT}with open({journal}, 'ab') as file:\n    file.write({text!r})\n")
+    (found,) = measure(seeds=1)
+    assert (found.status, found.note) == ("finished", note)
+    assert [point.step for point in found.points] == [10, 20, 30]
 
 
 def test_a_study_goes_on_after_a_crash(script: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -514,3 +544,31 @@ def test_lines_are_json_that_a_kill_cannot_tear(script: Callable[..., Path]) -> 
     assert lines[1]["metrics"] == {"odd": None}
     seconds = [line["seconds"] for line in lines]
     assert seconds == sorted(seconds)
+
+
+FULL = """
+import errno, os
+
+write, room = os.write, 500
+
+def short(file, text):
+    global room
+    if not room:
+        room = 10**6
+        raise OSError(errno.ENOSPC, "full")
+    written = write(file, text[:min(room, 50)])
+    room -= written
+    return written
+
+os.write = short
+"""
+
+
+def test_a_line_that_a_full_disk_cuts_off_goes_on_later(script: Callable[..., Path]) -> None:
+    """The script is told of the full disk; if it goes on, each line is whole in the end."""
+    text = FULL + LIGHT.replace("if step % 10 == 0:", "try:") + "print(failed)\n"
+    script("except OSError:\n        failed = step", text=text)
+    (found,) = measure(seeds=1)
+    assert (found.status, found.note) == ("finished", "")
+    assert [point.step for point in found.points] == [*range(1, 31)]
+    assert 1 < int(Path("study/logs/original-lr1.0-seed0.log").read_text()) < 30

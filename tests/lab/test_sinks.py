@@ -67,6 +67,15 @@ def expected_of(result: TrialResult) -> dict[str, list[tuple[int, float]]]:
     return found
 
 
+def test_no_two_arms_have_one_name_for_files() -> None:
+    """What reads alike in a file's name is told apart by a checksum; arms with settings have their plain text."""
+    assert slug(Trial("post-norm warmup=200", 0.01, 3)) == "post-norm-warmup=200-lr0.01-seed3"
+    assert slug(REZERO) == "rezero-warmup=4-lr0.5-alpha_lr0.25-seed0"
+    arms = ["a b", "a-b", "a/b", "a lr=1", "a-lr=1", "a b=1", "a-b=1", "a-b lr=1", "a b lr=1", 60 * "a", 61 * "a"]
+    assert len({slug(Trial(arm, 1.0, 0)) for arm in arms}) == len(arms)
+    assert len(slug(Trial(60 * "\U0001d51e", 1.0, 0)).encode()) < 80
+
+
 def test_what_is_sent_of_a_point() -> None:
     """The metrics, the epoch and the gates, under the names that they have in a training of one's own."""
     assert scalars_of(point(12)) == {

@@ -14,6 +14,7 @@ from rezero.errors import UsageError
 
 __all__ = ["javascript"]
 
+_LARGEST = 20_000_000  # bytes, some twenty times what there is
 _EMBED = "window.vegaEmbed = vegaEmbed;"  # all that a page calls
 
 
@@ -28,9 +29,11 @@ def javascript() -> str:
         Statements that define ``window.vegaEmbed``.
     """
     with suppress(OSError, UsageError, UnicodeDecodeError):
-        checksum, _, kept = _place().read_bytes().decode().partition("\n")
-        if checksum == _checksum(kept):
-            return kept
+        place = _place()
+        if place.is_file() and place.stat().st_size <= _LARGEST:  # a pipe would be waited for
+            checksum, _, kept = place.read_bytes().decode().partition("\n")
+            if checksum == _checksum(kept):
+                return kept
     made = str(vl_convert.javascript_bundle(_EMBED))
     with suppress(OSError, UsageError):
         _keep(made, _place())

@@ -90,7 +90,8 @@ def _write(path: Path, holder: _Holder) -> None:
 
 
 def _read(path: Path) -> _Holder | None:
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        read = json.loads(path.read_text(encoding="utf-8"))
-        return _Holder(int(read["pid"]), str(read["host"]), str(read["since"]))
+    if path.is_file():  # a pipe would be waited for
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            read = json.loads(path.read_text(encoding="utf-8"))
+            return _Holder(int(read["pid"]), str(read["host"]), str(read["since"]))
     return None

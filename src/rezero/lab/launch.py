@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, suppress
 from glob import escape
@@ -23,6 +24,7 @@ from rezero.lab.one import Watcher, slug
 from rezero.lab.own import LOGS, OwnSettings
 from rezero.lab.script import ORDER
 from rezero.lab.store import Store
+from rezero.lab.subject import counted
 from rezero.lab.trial import Point, Trial
 
 __all__ = ["check_unchanged", "run_script", "thread_variables"]
@@ -115,6 +117,7 @@ class _Launch:
         self.settings, self.trial, self.environment = settings, trial, environment
         self.status, self.note = "running", ""
         self.journal = Journal()
+        self._lost = 0
         self._folder, self._name = folder.absolute() / LOGS, slug(trial)
         self._printed = self._folder / f"{self._name}.log"
         # Named for this launch, so that a script whose lab was killed finds no order and writes into no other's lines.
@@ -166,16 +169,18 @@ class _Launch:
         self._order.write_text(json.dumps(order), encoding="utf-8")
 
     def _follow(self, process: "subprocess.Popen[bytes]", deadline: float) -> Iterator[dict[str, Any]]:
-        """Read the journal's whole lines until the script has ended or its time is over."""
+        """Read the journal's whole lines, and count the lost ones, until the script has ended or its time is over."""
         read = 0
         while True:
             over = process.poll() is not None or time.monotonic() > deadline
             with suppress(FileNotFoundError), self._lines.open("rb") as file:
                 file.seek(read)
                 text = file.read()
-                whole = text[: text.rfind(b"\n") + 1]
+                whole = text if over else text[: text.rfind(b"\n") + 1]
                 read += len(whole)
-                yield from map(json.loads, whole.splitlines())
+                lines = [_read_line(line) for line in whole.split(b"\n") if line]
+                self._lost += lines.count(None)
+                yield from filter(None, lines)
             if over:
                 return
             time.sleep(_EVERY)
@@ -184,18 +189,41 @@ class _Launch:
         if late:
             self.status, self.note = "timed out", f"it was ended after {self.settings.time_limit:g} seconds"
         elif code != 0:
-            how = f"killed by signal {signal.Signals(-code).name}; its last line" if code < 0 else f"exit code {code}"
+            how = f"killed by signal {_signal_name(-code)}; its last line" if code < 0 else f"exit code {code}"
             self.status, self.note = "crashed", f"{how}: {self._last_line()}"
         else:
-            self.status, self.note = self.journal.status, self.journal.note
+            lost = f"{counted(self._lost, 'line')} of what was logged {'was' if self._lost == 1 else 'were'} lost"
+            self.status = self.journal.status
+            self.note = "; ".join(filter(None, [self.journal.note, lost if self._lost else ""]))
 
     def _last_line(self) -> str:
         try:
             printed = self._printed.read_bytes()
         except OSError:
             return "its log is gone"
-        lines = printed[-_TAIL:].decode("utf-8", errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
+        lines = map(_plain, printed[-_TAIL:].decode("utf-8", errors="replace").split("\n"))
+        return next(filter(None, reversed([*lines])), "it printed nothing")
+
+
+def _read_line(line: bytes) -> dict[str, Any] | None:
+    """Return what a line of the journal says; None if a full disk has cut it off or joined it to another one."""
+    with suppress(ValueError):
+        if isinstance(read := json.loads(line), dict):
+            return read
+    return None
+
+
+def _signal_name(number: int) -> str:
+    """Return a signal's name, or the number of one that has none, such as most real-time signals."""
+    with suppress(ValueError):
+        return signal.Signals(number).name
+    return str(number)
+
+
+def _plain(line: str) -> str:
+    """Return a line without what controls a terminal."""
+    spaced = " ".join(line.split())  # also where a tab was
+    return "".join(letter for letter in spaced if unicodedata.category(letter) != "Cc")
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from rezero.data.batches import Data
 from rezero.errors import UsageError
+from rezero.lab.arms import OWN, read_arm
 from rezero.lab.checkpoint import Checkpoints
 from rezero.lab.costs import costs_of
 from rezero.lab.own import LOGS
@@ -69,7 +70,7 @@ class Silent:
         """Do nothing."""
 
 
-_LONG = 50  # letters of an arm's name in that of a file, which may have 255 bytes
+_LONG = 50  # bytes of an arm's name in that of a file, which may have 255
 _TRIES = 2  # trials that say that there is no hope
 Work = Callable[[Store, Trial, Watcher], None]
 """Runs one trial and keeps what it measures."""
@@ -179,7 +180,10 @@ def slug(trial: Trial) -> str:
         Letters, digits and few other characters.
     """
     tuned = "".join(f"-{name}{value!r}" for name, value in trial.tuned)
-    arm = re.sub(r"[^\w.=+-]", "-", trial.arm[:_LONG])
-    if arm != trial.arm.replace(" ", "-"):  # so that no other arm has the same
-        arm += f"-{sha256(trial.arm.encode()).hexdigest()[:8]}"
+    name = trial.arm.encode("utf-8", "surrogatepass")  # as an argument that is not UTF-8 has
+    arm = re.sub(r"[^\w.=+-]", "-", name[:_LONG].decode(errors="ignore"))
+    formula = read_arm(trial.arm).formula
+    alike = " " in formula or any(f"-{name}=" in formula for name in OWN)  # with another one, once spaces are dashes
+    if alike or arm != trial.arm.replace(" ", "-"):  # so that no other arm has the same
+        arm += f"-{sha256(name).hexdigest()[:8]}"
     return f"{arm}-lr{trial.lr!r}{tuned}-seed{trial.seed}"

@@ -289,11 +289,24 @@ def _ordered() -> _Run | None:
     _end_with(order["lab"])
     if os.environ.get("RANK", "0") != "0":
         return _Run(order["arm"], order["lr"], order["seed"], None)
-    file = os.open(order["journal"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    # One call, which a kill leaves whole or out.
-    return _Run(
-        order["arm"], order["lr"], order["seed"], lambda line: os.write(file, json.dumps(line).encode() + b"\n")
-    )
+    return _Run(order["arm"], order["lr"], order["seed"], _writer(order["journal"]))
+
+
+def _writer(journal: str) -> Callable[[Line], None]:
+    """Return what writes a line in one call, which a kill leaves whole or out, unless the disk is full."""
+    file = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    left = b""  # of a line that a full disk has cut off, which goes on with the next one
+
+    def write(line: Line) -> None:
+        nonlocal left
+        text, left = left + json.dumps(line).encode() + b"\n", b""
+        try:
+            while text:
+                text = text[os.write(file, text) :]
+        finally:
+            left += text
+
+    return write
 
 
 def _end_with(lab: int) -> None:
