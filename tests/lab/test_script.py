@@ -443,6 +443,30 @@ if __name__ == "__main__":
 """
 
 
+THREADED = """
+import threading
+from rezero import lab
+
+def work():
+    began.wait()
+    lab.log(1, loss=1.0)
+
+began = threading.Event()
+thread = threading.Thread(target=work)
+thread.start()
+began.set()
+thread.join()
+lab.log(2, loss=0.5)
+"""
+
+
+def test_threads_that_a_script_starts_log(script: Callable[..., Path]) -> None:
+    """Also one that was there before the script said anything to the lab."""
+    script(text=THREADED)
+    (found,) = measure(seeds=1)
+    assert [point.step for point in found.points] == [1, 2]
+
+
 def test_processes_that_a_script_starts_know_the_trial(script: Callable[..., Path]) -> None:
     """They live as long as the script wants, such as a DataLoader's that import it anew."""
     script(text=SPAWNING)

@@ -161,10 +161,14 @@ class _Run:
         self._told: list[Line] = []
         self._start, self._logging = time.perf_counter(), 0.0
         self._first: RemovableHandle | None = None
+        self._strangers: WeakSet[threading.Thread] = WeakSet()
+
+    def refuse_others(self) -> None:
+        """Take nothing from the other threads that there are, which a run before this one may have left."""
         self._strangers = WeakSet(threading.enumerate()) - {threading.current_thread()}
 
     def check_thread(self) -> None:
-        """Refuse a thread that was there before this run, which another one may have left."""
+        """Refuse a thread of another run."""
         if threading.current_thread() in self._strangers:
             raise UsageError(f"{threading.current_thread().name} is older than this run: let each run start its own")
 
@@ -262,6 +266,7 @@ def running(arm: str, lr: float, seed: int, write: Callable[[Line], object]) -> 
     """
     global _running  # what the block calls has to find it, in whichever thread
     before, _running = _running, _Run(arm, lr, seed, write)
+    _running.refuse_others()
     try:
         yield
     finally:
