@@ -5,6 +5,7 @@ import json
 import math
 from collections import defaultdict
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -68,6 +69,22 @@ def row(study: str, arm: str, baseline: str, *qualities: Quality) -> str:
     return " | ".join(f"{speed(each)} | {gain(each, quality)}" for each, quality in found)
 
 
+def test_depth_and_not_length_makes_the_difference() -> None:
+    """The medians of both networks after 400 steps are those of the page."""
+
+    def after_400(study: str, arm: str) -> str:
+        values = [
+            p.metrics["val_loss"] for r in results_of(study) if r.trial.arm == arm for p in r.points if p.step == 400
+        ]
+        assert len(values) == 5
+        return f"{median(values) / math.log(2):.3f}"
+
+    arms = "pre-norm", "rezero embedding-std=0.125"
+    assert f"medians {' and '.join(after_400('lm-enwik8-12', arm) for arm in arms)}, in its" in PAGE
+    for arm in arms:
+        assert f"| {after_400('lm-enwik8-48', arm)} (" in PAGE
+
+
 @pytest.mark.parametrize("baseline", ["plain", "residual", "post-norm", "pre-norm"])
 def test_the_fully_connected_table(baseline: str) -> None:
     """Each row is what the final trials give."""
@@ -75,7 +92,7 @@ def test_the_fully_connected_table(baseline: str) -> None:
 
 
 @pytest.mark.parametrize("arm", ["post-norm warmup=200", "rezero", "rezero embedding-std=0.125", "layerscale"])
-@pytest.mark.parametrize("study", ["lm-enwik8-12"])
+@pytest.mark.parametrize("study", ["lm-enwik8-12", "lm-enwik8-48"])
 def test_the_transformer_tables(study: str, arm: str) -> None:
     """Likewise, against pre-norm."""
     assert f"{row(study, arm, 'pre-norm', BITS)} |\n" in PAGE
