@@ -165,11 +165,11 @@ def ask(
         UsageError: If a value is out of range, or the study has no such baseline.
     """
     subject = subject_of(replace(study, question=Question(metric=metric, goal=goal)))
-    if target is not None and not subject.may_be(target):
-        raise UsageError(f"target must be in percent, from 0 to 100: got {target:g}")
     shown = {"target": target, "resolve": resolve}
     recorded = {name: None if value is None else subject.recorded(value) for name, value in shown.items()}
     question = Question(baseline=baseline, metric=metric, goal=goal, **recorded)
+    if target is not None and not subject.may_be(target):
+        raise UsageError(f"target must be in percent, from 0 to 100: got {target:g}")
     question.held_against(study.settings, subject.standard)
     return replace(study, question=question)
 
