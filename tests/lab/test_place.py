@@ -31,7 +31,7 @@ MOUNTS = [
 
 LIES_ON = {
     "/": "ext4",
-    "/work/study": "ext4",
+    "/somewhere/study": "ext4",
     "/home": "nfs4",
     "/home/me/study": "nfs4",
     "/homes/study": "ext4",
@@ -53,7 +53,7 @@ def test_a_path_lies_on_the_longest_mount(path: str, fstype: str) -> None:
 
 def test_a_path_may_lie_on_no_mount() -> None:
     """Where nothing is known of a path there is no mount."""
-    assert mount_of(Path("/work"), MOUNTS[1:]) is None
+    assert mount_of(Path("/somewhere"), MOUNTS[1:]) is None
 
 
 NETWORK = (
