@@ -3,10 +3,11 @@
     python benchmarks/lab.py [--rounds 40]
 
 One's own loop: 12 residual blocks 256 wide, batch 128, with the lines of `rezero.lab.script` around it, written to a
-file as in a trial; and what a call of `log` takes by itself. The lab's runner: `run_one` beside a loop by hand with the
-same model, optimizer and batches. The two take turns step by step, so that a machine's drift falls on both, and have to
-end at the same loss; first steps of epochs, which wait for the evaluation, are left out. What falls between steps is
-timed alone: storing a point, as a share of an epoch, and a checkpoint, as a share of the 30 seconds between two.
+file as in a trial; and what a call of `log` takes by itself. The lab's runner: `run_one` beside a loop by hand. The two
+take turns step by step on one model and one optimizer, so that a machine's drift and the place of things in memory fall
+on both; that alone they reach the same loss is checked before. First steps of epochs, which wait for the evaluation,
+are left out. What falls between steps is timed alone: storing a point, as a share of an epoch, and a checkpoint, as a
+share of the 30 seconds between two.
 
 Ratios are of the time on the clock, and of the CPU time of this process, which others on the machine disturb less;
 intervals are 95%, of the median ratio. The overhead in all takes steps by CPU time, and what is stored by the clock.
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -29,21 +31,23 @@ import torch.nn.functional as F
 from scipy import stats
 from timing import read_arguments, write_result
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from rezero.data.batches import Data
 from rezero.lab import (
     Checkpoints,
-    Point,
     Settings,
     Store,
     Study,
+    Task,
     Trial,
-    TrialResult,
     build_optimizer,
     find_task,
     open_processes,
+    run_trial,
 )
-from rezero.lab.one import run_one
+from rezero.lab.one import Silent, run_one
 from rezero.lab.script import arm, log, running
 from rezero.lab.sweep import CHECKPOINT_SECONDS
 from rezero.surgery.convert import convert_
@@ -174,58 +178,51 @@ def timed(call: Callable[[int], object], times: int) -> float:
     return 1000 * statistics.median(seconds)
 
 
-class Alternate:
-    """Takes a step by hand after each step of the lab, and times both."""
+class Hand(Silent):
+    """A loop by hand, which takes a step after each of the lab's, on the lab's model, and times both."""
 
-    def __init__(self, settings: Settings, data: Data, trial: Trial) -> None:
-        self.settings, self.data, self.trial = settings, data, trial
+    def __init__(self, task: Task, settings: Settings, data: Data) -> None:
+        self.task, self.settings, self.data = task, settings, data
         self.ours, self.theirs = Times(), Times()
-        self.losses: list[Tensor] = []
-        self.points: list[Point] = []
         self.left = now()
 
-    def begin(self, trial: Trial, total_steps: int | None, start: int) -> None:  # noqa: ARG002 - as a watcher is told
-        """Build the model and the optimizer."""
-        torch.manual_seed(trial.seed)
-        task = find_task("fc-digits")
-        self.model = task.build(self.data, trial.arm, self.settings)
-        self.optimizer = build_optimizer(self.settings.optimizer, self.model, lr=trial.lr)
+    def build(self, data: Data, arm: str, settings: Settings) -> nn.Module:
+        """Build the task's model, and keep it."""
+        self.model = self.task.build(data, arm, settings)
+        self.seen = register_optimizer_step_post_hook(self.keep)
+        return self.model
 
-    def train(self, step: int) -> None:
-        """Take a step by hand; what it leaves to be freed is freed when it is over."""
-        inputs, targets = self.data.batch(self.trial.seed, step, self.settings.batch_size)
+    def keep(self, optimizer: Optimizer, *_: object) -> None:
+        """Keep the optimizer that has taken the first step."""
+        self.optimizer = optimizer
+        self.seen.remove()
+
+    def train(self, seed: int, step: int) -> Tensor:
+        """Take a step; what it leaves to be freed is freed when it is over."""
+        inputs, targets = self.data.batch(seed, step, self.settings.batch_size)
         self.optimizer.zero_grad()
         loss = F.cross_entropy(self.model(inputs), targets)
         loss.backward()
         self.optimizer.step()
-        self.losses.append(loss.detach())
+        return loss.detach()
+
+    def alone(self, trial: Trial) -> float:
+        """Train for an epoch without the lab, and return the mean loss."""
+        torch.manual_seed(trial.seed)
+        self.model = self.task.build(self.data, trial.arm, self.settings)
+        self.optimizer = build_optimizer(self.settings.optimizer, self.model, lr=trial.lr)
+        steps = range(self.data.steps_per_epoch(self.settings.batch_size))
+        return torch.stack([self.train(trial.seed, step) for step in steps]).mean().item()
 
     def step(self, step: int) -> None:
-        """Time the lab's step that is over, and one by hand."""
+        """Time the lab's step that is over, and one by hand, on a batch that the caches do not hold."""
         entered = now()
-        self.train(step - 1)
+        self.train(1, step - 1)
         done = now()
         if (step - 1) % self.data.steps_per_epoch(self.settings.batch_size):
             self.ours.add(self.left, entered)
             self.theirs.add(entered, done)
         self.left = now()
-
-    def point(self, point: Point) -> None:
-        """Check that both do the same."""
-        mine = torch.stack(self.losses).mean().item()
-        if abs(mine - point.metrics["train_loss"]) > 1e-6 * mine:
-            raise RuntimeError(f"expected the lab's loss, {point.metrics['train_loss']}: got {mine}")
-        self.losses = []
-        self.points.append(point)
-
-    def finish(self, result: TrialResult) -> None:
-        """Note nothing."""
-
-    def several(self, running: int, done: float) -> None:
-        """Note nothing."""
-
-    def died(self, trial: Trial, times: int) -> None:
-        """Note nothing."""
 
 
 def runner(given: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -233,24 +230,27 @@ def runner(given: dict[str, Any], folder: Path) -> dict[str, Any]:
     task = find_task("fc-digits")
     settings = task.settings({"arms": ("rezero",), "seeds": 1, "epochs": EPOCHS, "threads": 1, **given})
     data, trial = task.load(settings), Trial("rezero", settings.lr, 0)
-    watcher = Alternate(settings, data, trial)
+    hand = Hand(task, settings, data)
     with (
         Store.open(folder, Study(task.name, settings, {}, data.name)) as store,
         open_processes(settings) as accelerator,
     ):
-        run_one(store, task, trial, data, watcher, accelerator, CHECKPOINT_SECONDS)
+        start = next(run_trial(task, settings, trial, data, lambda _: None, accelerator=accelerator))
+        theirs, ours = hand.alone(trial), start.metrics["train_loss"]
+        if abs(ours - theirs) > 1e-6 * theirs:
+            raise RuntimeError(f"expected the lab's loss, {ours}: got {theirs}")
+        run_one(store, replace(task, build=hand.build), trial, data, hand, accelerator, CHECKPOINT_SECONDS)
         other = Trial("rezero", settings.lr, 1)
         store.begin(other)
-        point = watcher.points[-1]
-        stored = timed(lambda step: store.add(other, Point(step + 1, 1.0, point.metrics, point.alphas)), 50)
+        stored = timed(lambda step: store.add(other, replace(start, step=step + 1)), 50)
     state = {
-        "model": dict(watcher.model.state_dict()),
-        "optimizer": watcher.optimizer.state_dict(),
+        "model": dict(hand.model.state_dict()),
+        "optimizer": hand.optimizer.state_dict(),
         "losses": torch.zeros(data.steps_per_epoch(settings.batch_size)),
     }
     saved = timed(lambda step: Checkpoints(folder / "checkpoints", {}).save(step + 1, state), 20)
-    bare = row(watcher.theirs, watcher.theirs)
-    lab = row(watcher.ours, watcher.theirs)
+    bare = row(hand.theirs, hand.theirs)
+    lab = row(hand.ours, hand.theirs)
     epoch = bare["clock ms a step"] * data.steps_per_epoch(settings.batch_size)
     return {
         "bare": bare,

@@ -127,6 +127,7 @@ class _Run:
             settings.schedule, self.optimizer, warmup=settings.warmup, steps=self.total, per_epoch=self.per_epoch
         )
         self.step = 0
+        self.first_seed = _first_seed(trial.seed, accelerator.process_index)
         self.losses: list[Tensor] = []
         self.seconds, self.clock = 0.0, time.perf_counter()
 
@@ -169,15 +170,17 @@ class _Run:
     def advance(self) -> None:
         """Take one optimizer step on the batch of this step."""
         accelerator, size = self.accelerator, self.data.batch_len(self.step, self.settings.batch_size)
-        _seed(_step_seed(self.trial.seed, self.step, accelerator.process_index), accelerator.device)
+        _seed(self.first_seed + self.step, accelerator.device)
         self.optimizer.zero_grad()
         first = accelerator.process_index * self.settings.accumulate
         losses = []
         for index in range(first, first + self.settings.accumulate):
             part = slice(size * index // self.parts, size * (index + 1) // self.parts)
             inputs, targets = self.data.batch(self.trial.seed, self.step, self.settings.batch_size, part)
-            loss = len(targets) / size * _loss(self.model(inputs), targets)
-            accelerator.backward(loss)
+            loss = _loss(self.model(inputs), targets)
+            if self.parts > 1:
+                loss = len(targets) / size * loss
+            loss.backward()  # Accelerate's would divide, and scale for float16
             losses.append(loss.detach())
         add_gradients_(self.model, accelerator)
         if self.settings.clip is not None:
@@ -233,6 +236,6 @@ def _seed(number: int, device: torch.device) -> None:
         torch.manual_seed(number)
 
 
-def _step_seed(seed: int, step: int, process: int) -> int:
+def _first_seed(seed: int, process: int) -> int:
     # The CPU's generator keeps the low 32 bits of a seed, so they have to depend on everything.
-    return int.from_bytes(sha256(f"{seed} {step} {process}".encode()).digest()[:7])
+    return int.from_bytes(sha256(f"{seed} {process}".encode()).digest()[:7])
