@@ -42,6 +42,7 @@ from rezero.lab import (
     run_study,
 )
 from rezero.progress import StudyProgress
+from tests.forked import Forked, run_forked
 
 MODULE = [sys.executable, "-m", "rezero"]
 SCRIPT = [str(Path(sys.executable).with_name("rezero"))]
@@ -376,55 +377,15 @@ def test_bad_input_is_one_line(
         assert tree(here) == before
 
 
-# A process that has loaded what a study needs, which takes seconds, and does ``python -m rezero`` in forks of itself.
-FORKING = """
-import gc, json, os, runpy, sys
-import rezero.cli, rezero.comparing, rezero.lab
-
-rezero.lab.find_task("fc-digits").settings({})  # which builds an optimizer
-gc.freeze()  # or each fork would walk over all of that as it ends
-for line in sys.stdin:
-    folder, beside, arguments = json.loads(line)
-    child = os.fork()
-    if not child:
-        os.chdir(folder)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        for number, name in ((1, "stdout"), (2, "stderr")):
-            os.dup2(os.open(os.path.join(beside, name), os.O_WRONLY | os.O_CREAT), number)
-        sys.argv = ["rezero", *arguments]
-        runpy.run_module("rezero", run_name="__main__", alter_sys=True)
-        sys.exit("main returned")
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
-@pytest.fixture(scope="module")
-def forking() -> Iterator[subprocess.Popen[str]]:
-    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
-    command = [sys.executable, "-c", FORKING]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
-    ) as process:
-        yield process
-        assert process.stdin is not None
-        process.stdin.close()
-
-
 @pytest.mark.skipif(os.name != "posix", reason="forks")
 @pytest.mark.parametrize(("arguments", "message"), ISSUE.values(), ids=ISSUE)
-def test_bad_input_of_a_real_process(
-    here: Path, forking: subprocess.Popen[str], arguments: list[str], message: str
-) -> None:
+def test_bad_input_of_a_real_process(here: Path, arguments: list[str], message: str) -> None:
     """python -m rezero says the same: one line on stderr, no traceback, exit code 2, nothing written."""
     furnish(here, arguments)
-    before, beside = tree(here), here.parent
-    assert forking.stdin is not None
-    assert forking.stdout is not None
-    print(json.dumps([str(here), str(beside), arguments]), file=forking.stdin, flush=True)
-    code = int(forking.stdout.readline())
-    out, err = (beside.joinpath(name).read_text(encoding="utf-8") for name in ("stdout", "stderr"))
-    assert (code, out) == (2, "")
-    assert re.fullmatch(rf"rezero: .*{message}.*\n", err), err
+    before = tree(here)
+    done = run_forked([*MODULE, *arguments], cwd=here)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(rf"rezero: .*{message}.*\n", done.stderr), done.stderr
     assert tree(here) == before
 
 
@@ -1023,13 +984,11 @@ def stop_in_second_trial(folder: Path, stop: Callable[[subprocess.Popen[str]], N
         assert len(rows) < 2 or rows[1][0] == "running", "the second trial ended before it could be stopped"
         return len(rows) == 2 and rows[1][1] > 0
 
-    process = subprocess.Popen(
+    process = Forked(
         [*MODULE, "compare", "fc-digits", *LONG, "--output", str(folder)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell that starts the tests in the background has them ignore Ctrl-C, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
     )
     try:
         deadline = time.monotonic() + 120
@@ -1072,7 +1031,7 @@ def test_a_killed_study_goes_on_to_the_same_numbers(tmp_path: Path, undisturbed:
     assert 0 < second[2] < 60
     kept = numbers(folder)
 
-    done = call(MODULE, "compare", "fc-digits", *LONG, "--output", str(folder), cwd=tmp_path)
+    done = run_forked([*MODULE, "compare", "fc-digits", *LONG, "--output", str(folder)], cwd=tmp_path)
     assert done.returncode == 0
     told, trial = done.stderr.splitlines()
     assert told.startswith("1 of 2 trials are in ")

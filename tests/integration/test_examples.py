@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rezero.cli import run
 from rezero.lab import Store
 
 ROOT = Path(__file__).parents[2]
@@ -19,23 +20,26 @@ EXAMPLES = {
         2,
     ),
 }
-
-
-def start(folder: Path, *command: str) -> "subprocess.CompletedProcess[str]":
-    path = os.pathsep.join([str(ROOT / "tests" / "shim"), str(ROOT / "src")])
-    environment = {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done
+VARIABLES = {
+    "PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "shim"), str(ROOT / "src")]),
+    "PYTHONWARNINGS": "ignore",
+    "OMP_NUM_THREADS": "1",
+}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_an_example_is_compared(tmp_path: Path, name: str) -> None:
+def test_an_example_is_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
     """Both arms log all that the script measures, at the same steps; rezero has a gate a residual, and they move."""
     arguments, metrics, gates = EXAMPLES[name]
     script = str(ROOT / "examples" / f"{name}.py")
     options = ["--script", script, "--arms", "original,rezero", "--seeds", "1", "--output", "study"]
-    printed = start(tmp_path, "-m", "rezero", "compare", *options, "--", *arguments).stdout
+    monkeypatch.chdir(tmp_path)
+    for variable, value in VARIABLES.items():
+        monkeypatch.setenv(variable, value)
+    assert run(["compare", *options, "--", *arguments]) == 0
+    printed = capsys.readouterr().out
     assert "rezero against original, 1 paired seed" in " ".join(printed.split())
     with Store.open(tmp_path / "study") as store:
         original, rezero = store.results()
@@ -52,7 +56,9 @@ def test_an_example_is_compared(tmp_path: Path, name: str) -> None:
 
 def test_an_example_by_itself(tmp_path: Path) -> None:
     """It trains, and leaves nothing behind."""
-    printed = start(tmp_path, str(ROOT / "examples" / "nano_gpt.py"), "--steps", "20", "--eval-every", "10").stdout
-    first, last = (float(line.split()[-1]) for line in printed.splitlines())
+    command = [sys.executable, str(ROOT / "examples" / "nano_gpt.py"), "--steps", "20", "--eval-every", "10"]
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, **VARIABLES}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, last = (float(line.split()[-1]) for line in done.stdout.splitlines())
     assert last < first < 6
     assert not [*tmp_path.iterdir()]

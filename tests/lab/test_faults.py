@@ -35,19 +35,38 @@ def namespaces() -> list[str]:
     return command if done.returncode == 0 else []
 
 
-def on_a_disk(folder: Path, script: str) -> "subprocess.CompletedProcess[str]":
+# Carries out lines of a shell that may mount; those that begin with "rezero" in forks, so that it is imported once.
+SHELL = """
+import gc, os, runpy, subprocess, sys
+import altair, scipy.stats, sklearn.datasets, vl_convert
+import rezero.cli, rezero.comparing, rezero.lab.one
+
+gc.freeze()
+for line in sys.argv[1].splitlines():
+    program, *words = line.split()
+    if program != "rezero":
+        subprocess.run(line, shell=True, check=True)
+    elif child := os.fork():
+        print("code", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    else:
+        sys.argv = [program, *words]
+        runpy.run_module(program, run_name="__main__", alter_sys=True)
+    print("-", file=sys.stderr, flush=True)
+"""
+
+
+def on_a_disk(folder: Path, lines: str) -> "subprocess.CompletedProcess[str]":
     """Run lines of a shell that may mount; ``rezero`` is the command line."""
     if not namespaces():
         pytest.skip("no file systems may be mounted here")
-    rezero = f'rezero() {{ "{sys.executable}" -m rezero "$@"; }}\n'
     return subprocess.run(
-        [*namespaces(), "sh", "-c", rezero + script],
+        [*namespaces(), sys.executable, "-c", SHELL, lines.strip()],
         cwd=folder,
-        env={**os.environ, "COMMAND": " ".join(COMMAND), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=280,
-        check=False,
+        check=True,
     )
 
 
@@ -60,13 +79,27 @@ def numbers(folder: Path) -> list[Any]:
         ]
 
 
+ROOMS = {"nothing": 0, "log": 20, "tables": 60, "points": 120, "report": 300}  # KiB that are left
 FULL = """
-mkdir disk && mount -t tmpfs -o size=8m tmpfs disk
-head -c $((8 * 1024 * 1024 - ROOM * 1024)) /dev/zero >disk/filler
-rezero $COMMAND -o disk/study; echo "code $?"
-rm disk/filler
-cp -r disk/study study
+mkdir NAME && mount -t tmpfs -o size=8m tmpfs NAME
+head -c $((8 * 1024 * 1024 - ROOM * 1024)) /dev/zero >NAME/filler
+rezero COMMAND -o NAME/study
+rm NAME/filler && cp -r NAME/study study-NAME
 """
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tuple[str, list[str]]]]:
+    """A folder with a study that had each of the rooms; the codes of the commands and what they printed."""
+    folder, command = tmp_path_factory.mktemp("full"), " ".join(COMMAND)
+    lines = [
+        FULL.replace("NAME", name).replace("ROOM", str(room)).replace("COMMAND", command).strip()
+        for name, room in ROOMS.items()
+    ]
+    done = on_a_disk(folder, "\n".join(lines))
+    codes = [line for line in done.stdout.splitlines() if line.startswith("code")]
+    printed = [each.splitlines() for each in done.stderr.split("-\n")[2::4]]
+    return folder, dict(zip(ROOMS, zip(codes, printed, strict=True), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -76,25 +109,31 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     return numbers(folder)
 
 
-@pytest.mark.parametrize("room", [0, 20, 60, 120, 300], ids=["nothing", "log", "tables", "points", "report"])
-def test_a_full_disk_is_one_line_and_the_study_goes_on(tmp_path: Path, undisturbed: list[Any], room: int) -> None:
-    """However little room (KiB) there is, one line says so; with more, the same command ends as if nothing had been."""
-    done = on_a_disk(tmp_path, f"ROOM={room}\n{FULL}")
-    assert done.stdout.splitlines()[-1] == "code 2", done.stderr
-    first = [line for line in done.stderr.splitlines() if line.startswith("rezero: ")]
-    assert len(first) == 1, done.stderr
+@pytest.mark.xdist_group("full-disk")
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_full_disk_is_one_line_and_the_study_goes_on(
+    stopped: tuple[Path, dict[str, tuple[str, list[str]]]], undisturbed: list[Any], room: str
+) -> None:
+    """However little room there is, one line says so; with more, the same command ends as if nothing had been."""
+    folder, ends = stopped
+    code, printed = ends[room]
+    assert code == "code 2", printed
+    first = [line for line in printed if line.startswith("rezero: ")]
+    assert len(first) == 1, printed
     assert re.match(r"rezero: cannot write .*(full|disk I/O error|No space left on device)", first[0]), first
-    assert "Traceback" not in done.stderr
-    assert run([*COMMAND, "-o", str(tmp_path / "study")]) == 0
-    assert numbers(tmp_path / "study") == undisturbed
-    assert not [each.name for each in (tmp_path / "study").iterdir() if each.name.startswith(".")]
+    assert "Traceback" not in "".join(printed)
+    study = folder / f"study-{room}"
+    assert run([*COMMAND, "-o", str(study)]) == 0
+    assert numbers(study) == undisturbed
+    assert not [each.name for each in study.iterdir() if each.name.startswith(".")]
 
 
 READ_ONLY = """
 mkdir disk && mount -t tmpfs -o size=8m tmpfs disk && cp -r study disk/study && mount -o remount,ro disk
-for words in "$COMMAND -o disk/study" "$COMMAND -o disk/other" "report disk/study" "export disk/study"; do
-    rezero $words; echo "code $?"
-done
+rezero COMMAND -o disk/study
+rezero COMMAND -o disk/other
+rezero report disk/study
+rezero export disk/study
 ls -A disk disk/study
 """
 
@@ -102,9 +141,9 @@ ls -A disk disk/study
 def test_a_disk_that_may_only_be_read_is_refused(tmp_path: Path) -> None:
     """A study there is refused in one line by every command, and a new one too."""
     assert run([*COMMAND, "-o", str(tmp_path / "study")]) == 0
-    done = on_a_disk(tmp_path, READ_ONLY)
+    done = on_a_disk(tmp_path, READ_ONLY.replace("COMMAND", " ".join(COMMAND)))
     assert [line for line in done.stdout.splitlines() if line.startswith("code")] == ["code 2"] * 4
-    lines = done.stderr.splitlines()
+    lines = [line for line in done.stderr.splitlines() if line != "-"]
     assert len(lines) == 4, done.stderr
     assert all(line.startswith("rezero: cannot write to the output folder disk/") for line in lines)
     assert "other" not in done.stdout.split()

@@ -15,6 +15,7 @@ from unittest.mock import create_autospec
 
 import psutil
 import pytest
+from tests.forked import Forked
 
 from rezero.data.digits import load_digits
 from rezero.lab import Store, Study, Watcher, find_task, run_study
@@ -50,13 +51,11 @@ class Run:
         self.folder = folder
         self.printed = folder.with_name(f"{folder.name}-stderr.txt")
         with self.printed.open("w") as stderr:
-            self.process = subprocess.Popen(
+            self.process = (Forked if command == ALONE else subprocess.Popen)(
                 [*command, *arguments(folder, checkpoint_every)],
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
-                # A shell that starts the tests in the background has them ignore Ctrl-C, and children inherit that.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
             )
 
     def until(self, ready: Callable[[], bool]) -> None:

@@ -13,17 +13,19 @@ from collections.abc import Callable
 from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import create_autospec
 
 import psutil
 import pytest
 import torch
+from tests.forked import Forked
 
 from rezero import lab
 from rezero.cli import run
 from rezero.errors import UsageError
-from rezero.lab import OwnSettings, Store, Study, TrialResult, Watcher
+from rezero.lab import OwnSettings, Store, Study, TrialResult, Watcher, launch
 from rezero.lab.launch import run_script
 from rezero.lab.script import running
 from rezero.lab.sweep import run_own
@@ -102,6 +104,18 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pat
     return write
 
 
+@pytest.fixture(autouse=True)
+def _forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials are forked processes, which know torch already."""
+    monkeypatch.setattr(launch, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": Forked}))
+
+
+@pytest.fixture
+def _started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials are started as they are for everybody."""
+    monkeypatch.setattr(launch, "subprocess", subprocess)
+
+
 def compare(*more: str, output: str = "study") -> int:
     return run(["compare", "--script", "train.py", "-o", output, *more])
 
@@ -140,6 +154,7 @@ def test_a_script_by_itself_behaves_as_without_the_lab(script: Callable[..., Pat
     assert Path("study/logs/original-lr1.0-seed0.log").read_text() == without  # at the script's own rate
 
 
+@pytest.mark.usefixtures("_started")
 def test_a_script_is_compared(script: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     """Every arm runs on every seed; the original is the script's own run, and rezero has gates that move."""
     script()
@@ -467,6 +482,7 @@ def test_threads_that_a_script_starts_log(script: Callable[..., Path]) -> None:
     assert [point.step for point in found.points] == [1, 2]
 
 
+@pytest.mark.usefixtures("_started")
 def test_processes_that_a_script_starts_know_the_trial(script: Callable[..., Path]) -> None:
     """They live as long as the script wants, such as a DataLoader's that import it anew."""
     script(text=SPAWNING)
@@ -495,7 +511,7 @@ def test_the_script_ends_with_the_study(script: Callable[..., Path], jobs: int) 
     """kill -9 of the command leaves no process behind; the same command ends with the numbers of one undisturbed."""
     script("time.sleep(0 if os.path.exists('quick') else 0.1)", text=LIGHT)
     arguments = ["compare", "--script", "train.py", "--seeds", "2", "--arms", "original", "--jobs", str(jobs)]
-    process = subprocess.Popen([sys.executable, "-m", "rezero", *arguments, "-o", "study"], stderr=subprocess.DEVNULL)
+    process = Forked([sys.executable, "-m", "rezero", *arguments, "-o", "study"], stderr=subprocess.DEVNULL)
     waiting_for(Path("study"), 2, process)
     below = psutil.Process(process.pid).children(recursive=True)
     assert any("train.py" in each.cmdline() for each in below)
@@ -518,10 +534,9 @@ def numbers(result: TrialResult) -> Any:
 def test_ctrl_c_ends_the_script(script: Callable[..., Path]) -> None:
     """Ctrl-C ends the script too, keeps what is done, and exits with 130."""
     script("time.sleep(0.1)", text=LIGHT)
-    process = subprocess.Popen(
+    process = Forked(
         [sys.executable, "-m", "rezero", "compare", "--script", "train.py", "--seeds", "2", "-o", "study"],
         stderr=subprocess.DEVNULL,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
     )
     waiting_for(Path("study"), 2, process)
     below = psutil.Process(process.pid).children(recursive=True)

@@ -5,7 +5,6 @@ import math
 import os
 import re
 import sqlite3
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -18,6 +17,7 @@ import pytest
 import wandb
 from accelerate.state import PartialState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tests.forked import run_forked
 from tests.offline import records_of, steps_of
 
 from rezero.cli import run
@@ -141,15 +141,12 @@ def test_wandb(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_trackio(tmp_path: Path) -> None:
     """A local run a trial, named as it and with its settings, has every number at its step; the output is our own."""
     words = ["compare", "fc-digits", *SMALL, "-o", "study", "--log-with", "trackio"]
-    done = subprocess.run(
+    done = run_forked(
         [sys.executable, "-m", "rezero", *words],
         cwd=tmp_path,
         env=os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio")},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=300,
     )
+    assert done.returncode == 0
     assert not re.search(r"^\* ", done.stdout + done.stderr, re.MULTILINE)  # trackio's lines begin so
     with Store.open(tmp_path / "study") as store:
         results = store.results()
