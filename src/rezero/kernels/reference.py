@@ -1,9 +1,10 @@
 """Plain-torch twins of the kernels: the definition that every faster one is held against."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["gate", "gated_residual"]
+__all__ = ["gate", "gated_linear_residual", "gated_residual"]
 
 
 def gate(f: Tensor, alpha: Tensor) -> Tensor:
@@ -16,6 +17,11 @@ def gated_residual(x: Tensor, f: Tensor, alpha: Tensor) -> Tensor:
     dtype = torch.promote_types(x.dtype, f.dtype)
     widest = torch.promote_types(dtype, alpha.dtype)
     return (x + _like_rank(alpha.to(widest), f) * f).to(dtype)
+
+
+def gated_linear_residual(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor) -> Tensor:
+    """Return ``x + alpha * (h W^T + b)``, the branch being formed first."""
+    return gated_residual(x, F.linear(h, weight, bias), alpha)
 
 
 def _like_rank(alpha: Tensor, f: Tensor) -> Tensor:

@@ -97,6 +97,38 @@ class Attention(nn.Module):
         Raises:
             ValueError: If a mask has the wrong shape or dtype.
         """
+        context, silent = self.attend(
+            query, memory, attn_mask=attn_mask, key_padding_mask=key_padding_mask, is_causal=is_causal
+        )
+        return self.project(context, silent)
+
+    def project(self, context: Tensor, silent: Tensor | None) -> Tensor:
+        """Return the output projection of what `attend` returns, ``(*, D)``."""
+        output: Tensor = self.out_proj(context)
+        return output if silent is None else output.masked_fill(silent, 0.0)
+
+    def attend(
+        self,
+        query: Tensor,
+        memory: Tensor | None = None,
+        *,
+        attn_mask: Tensor | None = None,
+        key_padding_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Do all but the output projection.
+
+        Args:
+            query: As for the call, likewise the others.
+            memory: Keys and values.
+            attn_mask: Mask of queries and keys.
+            key_padding_mask: Mask of keys.
+            is_causal: Position ``t`` sees positions up to ``t``.
+
+        Returns:
+            What goes into the projection, in the shape of ``query``; and where it must give zeros, because a query may
+            attend to no key, ``(*, 1)``, or None where it need not.
+        """
         batched = query.ndim == 3
         batch, position = (0, 1) if self.batch_first or not batched else (1, 0)
         if not batched:
@@ -116,12 +148,14 @@ class Attention(nn.Module):
         )
         if dead is not None and dead.shape[1] > 1:
             context = context.masked_fill(dead, 0.0)
-        merged = context.permute(0, 2, 1, 3) if batch == 0 else context.permute(2, 0, 1, 3)
-        output: Tensor = self.out_proj(merged.flatten(2))
-        if dead is not None:
-            silent = dead.all(1)  # (B or 1, T or 1, 1)
-            output = output.masked_fill(silent if batch == 0 else silent.transpose(0, 1), 0.0)
-        return output if batched else output.squeeze(0)
+        merged = (context.permute(0, 2, 1, 3) if batch == 0 else context.permute(2, 0, 1, 3)).flatten(2)
+        if not batched:
+            merged = merged.squeeze(0)
+        if dead is None:
+            return merged, None
+        silent = dead.all(1)  # (B or 1, T or 1, 1)
+        silent = silent if batch == 0 else silent.transpose(0, 1)
+        return merged, silent if batched else silent.squeeze(0)
 
     def extra_repr(self) -> str:
         """Return what ``print(model)`` shows."""

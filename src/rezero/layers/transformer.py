@@ -3,7 +3,7 @@
 # B batch, T target positions, S source positions, D width
 
 from collections.abc import Callable
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rezero.functional import gated_residual
 from rezero.gate import Gate, gate_dtype
 from rezero.layers.attention import Attention
+from rezero.layers.last_linear import add_linear, is_plain
 
 __all__ = ["TransformerDecoderLayer", "TransformerEncoderLayer"]
 
@@ -110,10 +111,10 @@ class TransformerEncoderLayer(nn.Module):
         Returns:
             The shape of ``src``.
         """
-        attended = self.self_attn(src, attn_mask=src_mask, key_padding_mask=src_key_padding_mask, is_causal=is_causal)
-        x = gated_residual(src, self.dropout1(attended), _scale(self.gates, 0))
+        masks = {"attn_mask": src_mask, "key_padding_mask": src_key_padding_mask, "is_causal": is_causal}
+        x = _add_attention(src, self.self_attn, None, masks, self.dropout1, _scale(self.gates, 0))
         hidden = self.dropout(self.activation(self.linear1(x)))
-        return gated_residual(x, self.dropout2(self.linear2(hidden)), _scale(self.gates, 1))
+        return add_linear(x, hidden, self.linear2, self.dropout2, _scale(self.gates, 1))
 
 
 class TransformerDecoderLayer(nn.Module):
@@ -213,16 +214,24 @@ class TransformerDecoderLayer(nn.Module):
         Returns:
             The shape of ``tgt``.
         """
-        attended = self.self_attn(
-            tgt, attn_mask=tgt_mask, key_padding_mask=tgt_key_padding_mask, is_causal=tgt_is_causal
-        )
-        x = gated_residual(tgt, self.dropout1(attended), _scale(self.gates, 0))
-        attended = self.multihead_attn(
-            x, memory, attn_mask=memory_mask, key_padding_mask=memory_key_padding_mask, is_causal=memory_is_causal
-        )
-        x = gated_residual(x, self.dropout2(attended), _scale(self.gates, 1))
+        masks = {"attn_mask": tgt_mask, "key_padding_mask": tgt_key_padding_mask, "is_causal": tgt_is_causal}
+        x = _add_attention(tgt, self.self_attn, None, masks, self.dropout1, _scale(self.gates, 0))
+        masks = {"attn_mask": memory_mask, "key_padding_mask": memory_key_padding_mask, "is_causal": memory_is_causal}
+        x = _add_attention(x, self.multihead_attn, memory, masks, self.dropout2, _scale(self.gates, 1))
         hidden = self.dropout(self.activation(self.linear1(x)))
-        return gated_residual(x, self.dropout3(self.linear2(hidden)), _scale(self.gates, 2))
+        return add_linear(x, hidden, self.linear2, self.dropout3, _scale(self.gates, 2))
+
+
+def _add_attention(
+    x: Tensor, attention: Attention, memory: Tensor | None, masks: dict[str, Any], dropout: nn.Module, alpha: Tensor
+) -> Tensor:
+    """Add attention to its skip; its output projection is the end of the branch where no query is without a key."""
+    if type(attention) is not Attention or not is_plain(attention):
+        return gated_residual(x, dropout(attention(x, memory, **masks)), alpha)
+    context, silent = attention.attend(x, memory, **masks)
+    if silent is None:
+        return add_linear(x, context, attention.out_proj, dropout, alpha)
+    return gated_residual(x, dropout(attention.project(context, silent)), alpha)
 
 
 def _resolve_activation(activation: _Activation) -> Callable[[Tensor], Tensor]:
