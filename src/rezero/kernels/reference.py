@@ -14,6 +14,8 @@ def gate(f: Tensor, alpha: Tensor) -> Tensor:
 
 def gated_residual(x: Tensor, f: Tensor, alpha: Tensor) -> Tensor:
     """Return ``x + alpha * f``, formed in the widest dtype and rounded once to that of ``x + f``."""
+    if x.dtype == f.dtype == alpha.dtype:  # as mostly; to find the widest takes as long as a small product
+        return x + _like_rank(alpha, f) * f
     dtype = torch.promote_types(x.dtype, f.dtype)
     widest = torch.promote_types(dtype, alpha.dtype)
     return (x + _like_rank(alpha.to(widest), f) * f).to(dtype)
