@@ -50,6 +50,7 @@ check: lint types test docs
 
 bench: setup
 	$(BIN)/python benchmarks/block.py
+	$(BIN)/python benchmarks/layer.py
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/recorder.py
 	$(BIN)/python benchmarks/lab.py

@@ -1,0 +1,123 @@
+"""What does a whole Transformer layer cost? Ours against torch's, in training: time, and bytes kept for the gradients.
+
+    python benchmarks/layer.py [--device cuda] [--rounds 30] [--dropout 0.1]
+
+Forward and backward of one encoder layer, feed-forward 4 times as wide, 4 sequences. Peers: nn.TransformerEncoderLayer
+with the norm before (pre-norm) and after (post-norm), the pre-norm layer gated by hand with one alpha a branch (naive:
+x + alpha * f(x), no norms), and the same without a gate (ungated). Ratios are to pre-norm.
+"""
+
+import argparse
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timing import interleave, ratios, write_result
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from rezero.layers import TransformerEncoderLayer
+
+WIDTHS, LENGTHS, BATCH = (256, 512, 1024), (128, 512), 4
+
+
+class Written(nn.TransformerEncoderLayer):
+    """torch's layer without its norms, and with a gate written out."""
+
+    gated = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.norm1, self.norm2 = nn.Identity(), nn.Identity()
+        self.alphas = nn.Parameter(torch.zeros(2, 1)) if self.gated else (1, 1)
+
+    def forward(self, src: Tensor, *_: object) -> Tensor:
+        """Add the two branches."""
+        if not self.gated:
+            x = src + self._sa_block(src, None, None)
+            return x + self._ff_block(x)
+        x = src + self.alphas[0] * self._sa_block(src, None, None)
+        return x + self.alphas[1] * self._ff_block(x)
+
+
+class Ungated(Written):
+    """The same without a gate."""
+
+    gated = False
+
+
+def bytes_kept(layer: nn.Module, x: Tensor) -> int:
+    """Count what autograd keeps of a forward pass, beside input and parameters."""
+    known = {each.untyped_storage().data_ptr() for each in (x, *layer.parameters())}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = layer(x)
+    del y
+    return sum(kept.values())
+
+
+def measure(width: int, length: int, dropout: float, device: str, rounds: int) -> dict[str, dict[str, float]]:
+    """Measure the layers at one size."""
+    torch.manual_seed(0)
+    given: dict[str, Any] = {"d_model": width, "nhead": width // 64, "dim_feedforward": 4 * width, "dropout": dropout}
+    given |= {"batch_first": True, "device": device}
+    layers: dict[str, nn.Module] = {
+        "pre-norm": nn.TransformerEncoderLayer(**given, norm_first=True),
+        "post-norm": nn.TransformerEncoderLayer(**given),
+        "naive gate": Written(**given),
+        "ungated": Ungated(**given),
+        "rezero": TransformerEncoderLayer(**given, init_value=0.1),
+    }
+    x = torch.randn(BATCH, length, width, device=device, requires_grad=True)
+    gradient = torch.randn_like(x)
+
+    def step(layer: nn.Module) -> Callable[[], None]:
+        def run() -> None:
+            layer.zero_grad()
+            x.grad = None
+            layer(x).backward(gradient)
+
+        return run
+
+    seconds = interleave({name: step(layer) for name, layer in layers.items()}, rounds=rounds, device=device)
+    table = ratios(seconds, to="pre-norm")
+    kept = {name: bytes_kept(layer, x) for name, layer in layers.items()}
+    for name, row in table.items():
+        row |= {"bytes": kept[name], "bytes ratio": kept[name] / kept["pre-norm"]}
+    return table
+
+
+def mean_ratio(tables: list[dict[str, dict[str, float]]], name: str) -> float:
+    """Return the geometric mean of a layer's time ratios over the sizes."""
+    return math.exp(sum(math.log(table[name]["ratio"]) for table in tables) / len(tables))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--dropout", type=float, default=0.0)
+    arguments = parser.parse_args()
+    tables = {}
+    for width in WIDTHS:
+        for length in LENGTHS:
+            title = f"d {width}, length {length}"
+            tables[title] = measure(width, length, arguments.dropout, arguments.device, arguments.rounds)
+            print(title)
+            for name, row in tables[title].items():
+                spread = f"{row['ratio']:.3f} ({row['q1']:.3f} to {row['q3']:.3f})"
+                kept = f"{row['bytes'] / 1e6:7.1f} MB kept, {row['bytes ratio']:.3f}"
+                print(f"  {name:12} {row['ms']:8.2f} ms   {spread} of pre-norm   {kept}")
+    means = {name: mean_ratio(list(tables.values()), name) for name in next(iter(tables.values()))}
+    print("geometric means of time:", ", ".join(f"{name} {mean:.3f}" for name, mean in means.items()))
+    dropout = f"-dropout-{arguments.dropout:g}" if arguments.dropout else ""
+    record = {**tables, "geometric mean of time": means}
+    print("written:", write_result(f"layer-{arguments.device}{dropout}", record))
