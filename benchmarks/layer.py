@@ -29,7 +29,7 @@ class Written(nn.TransformerEncoderLayer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.norm1, self.norm2 = nn.Identity(), nn.Identity()
+        self.norm1 = self.norm2 = nn.Identity()  # type: ignore[assignment]
         self.alphas = nn.Parameter(torch.zeros(2, 1)) if self.gated else (1, 1)
 
     def forward(self, src: Tensor, *_: object) -> Tensor:
