@@ -31,13 +31,13 @@ def blocks() -> tuple[nn.Module, Tensor]:
 def encoder() -> tuple[nn.Module, Tensor]:
     """Convert torch's encoder."""
     layers = [nn.TransformerEncoderLayer(D, 2, 16, batch_first=True, norm_first=True) for _ in range(2)]
-    return rezero.convert_(nn.Sequential(*layers), X_BTD).model, X_BTD
+    return rezero.convert_(nn.Sequential(*layers), X_BTD, verify=False).model, X_BTD
 
 
 def vit() -> tuple[nn.Module, Tensor]:
     """Convert a vision Transformer of timm."""
     options: dict[str, Any] = {"img_size": 32, "patch_size": 16, "embed_dim": 16, "depth": 2, "num_heads": 2}
-    return rezero.convert_(timm.models.VisionTransformer(num_classes=4, **options), IMAGE).model, IMAGE
+    return rezero.convert_(timm.models.VisionTransformer(num_classes=4, **options), IMAGE, verify=False).model, IMAGE
 
 
 FAMILIES = {"blocks": blocks, "encoder": encoder, "vit": vit}
@@ -372,7 +372,7 @@ class AddsAndCuts(nn.Module):
 def resnet(after: str) -> tuple[nn.Module, Tensor]:
     """Convert a ResNet of timm."""
     model = timm.create_model("resnet10t", num_classes=4)
-    return rezero.convert_(model, IMAGE, activation_after=after).model, IMAGE  # type: ignore[arg-type]
+    return rezero.convert_(model, IMAGE, activation_after=after, verify=False).model, IMAGE  # type: ignore[arg-type]
 
 
 ACTIVATIONS: dict[str, Callable[[bool], tuple[nn.Module, Tensor]]] = {
@@ -405,7 +405,9 @@ BOUNDED: dict[str, Family] = {
         X_BTD,
     ),
     "resnet": lambda: (
-        rezero.convert_(timm.create_model("resnet10t"), IMAGE, gate="tanh", activation_after="move").model,
+        rezero.convert_(
+            timm.create_model("resnet10t"), IMAGE, gate="tanh", activation_after="move", verify=False
+        ).model,
         IMAGE,
     ),
 }

@@ -542,15 +542,41 @@ def test_hooks_keep_nothing_of_a_pass(hook: str) -> None:
 
 @pytest.mark.usefixtures("no_tables")
 def test_a_cache_that_is_full_before_serves_a_conversion() -> None:
-    """A model with a global cache is converted if it ran once; otherwise it is left as it was."""
+    """A model with a global cache is converted on shapes alone if it ran once; otherwise it is left as it was."""
     model = nn.Sequential(Function(tabled))
     before = list(model.state_dict())
     with pytest.raises(UsageError, match=r"a cache outside of the model"):
-        convert_(model, X)
+        convert_(model, X, init_value=1.0, verify=False)
     assert list(model.state_dict()) == before
     TABLES.clear()
     model(X)
-    assert convert_(model, X).gates == ("0.fc.alpha",)
+    assert convert_(model, X, init_value=1.0, verify=False).gates == ("0.fc.alpha",)
+
+
+@pytest.mark.usefixtures("no_tables")
+@pytest.mark.parametrize("options", [{"verify": False}, {"init_value": 1.0}], ids=str)
+def test_a_conversion_that_runs_a_model_fills_its_cache_with_numbers(options: dict[str, Any]) -> None:
+    """Where the conversion runs the model anyway, a global cache may be empty, and what it holds then is right."""
+    model = nn.Sequential(Function(tabled))
+    assert convert_(model, X, **options).gates == ("0.fc.alpha",)
+    assert TABLES
+    kept = dict(TABLES)
+    y = model(X)
+    TABLES.clear()
+    assert torch.equal(model(X), y)
+    assert all(torch.equal(TABLES[key], value) for key, value in kept.items())
+
+
+@pytest.mark.usefixtures("no_tables")
+def test_a_cache_without_numbers_of_a_model_without_any_is_refused() -> None:
+    """On the meta device, too, a model that fills a global cache is told so, and a parameter in it is its own."""
+    model = nn.Sequential(Function(tabled)).to("meta")
+    with pytest.raises(UsageError, match=r"'0' keeps a tensor out of reach: .*a global.*run it once on the example"):
+        trace(model, (X,))
+    TABLES.clear()
+    plain = Function(lambda self, x: x + self.fc(x)).to("meta")
+    TABLES[WIDTH] = plain.fc.weight
+    assert names(trace(plain, (X,)))[-1].strip("_") == "add"
 
 
 @lru_cache(maxsize=1)

@@ -139,7 +139,7 @@ def _activations(model: nn.Module, owners: Owners, inputs: Any, notes: list[str]
         notes.append("activations after additions were not looked for: the loss does not call the model itself")
         return
     try:
-        found = sort_additions(trace_learning(model, *inputs), long_skips=True, repeated="tie")
+        found = sort_additions(trace_learning(model, *inputs, numbers=True), long_skips=True, repeated="tie")
     except UsageError as error:
         notes.append(f"activations after additions were not looked for: {error}")
         return

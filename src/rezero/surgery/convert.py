@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Real
@@ -14,13 +15,14 @@ from torch import nn
 from rezero.errors import UsageError
 from rezero.surgery.apply import apply_, check_convertible, check_forwards, check_unwrapped, drop_
 from rezero.surgery.example import as_example
-from rezero.surgery.find import find_residuals
+from rezero.surgery.find import sort_additions, trace_learning
 from rezero.surgery.fit import check_intact
 from rezero.surgery.layer_scale import choose_scales, neutral
 from rezero.surgery.plan import plan
 from rezero.surgery.recipe import Recipe, Undo
 from rezero.surgery.saved import recall, remember, write
 from rezero.surgery.sites import Residuals, counted
+from rezero.surgery.undisturbed import unwritten
 from rezero.surgery.verify import observe
 from rezero.surgery.verify import verify as verify_
 from rezero.surgery.watch import read_elsewhere, tensors_of
@@ -203,7 +205,12 @@ def convert_(
     )
     check_convertible(model)
     _check_optimizer(optimizer, model)
-    found = find_residuals(model, args, kwargs, filter_fn=filter_fn, long_skips=long_skips, repeated=repeated)
+    real = not any(parameter.is_meta for parameter in model.parameters())
+    fresh = real and init_value == 0
+    runs = fresh or (real and verify)  # with its numbers, later on
+    with unwritten(model) if runs else nullcontext():
+        traced = trace_learning(model, args, kwargs, numbers=runs)
+    found = sort_additions(traced, filter_fn, long_skips=long_skips, repeated=repeated)
     _check_found(found)
     scales = choose_scales(model, found, layer_scale)
     if scales and optimizer is not None:
@@ -213,11 +220,9 @@ def convert_(
         )
     options = {"gate": gate, "share": share, "norms": norms, "activation_after": activation_after}
     recipe = plan(model, found, scales, init_value=init_value, **options)
-    real = not any(parameter.is_meta for parameter in model.parameters())
     kept: tuple[str, ...] = ()
     undo = Undo()
     try:
-        fresh = real and init_value == 0
         with neutral(model, recipe):
             wake = partial(wake_, model, args, kwargs, found, reset=zero_last == "reset", undo=undo)
             reset, silent = wake() if fresh else ((), ())

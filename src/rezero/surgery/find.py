@@ -75,21 +75,24 @@ def find_residuals(
     return sort_additions(traced, filter_fn, long_skips=long_skips, repeated=repeated)
 
 
-def trace_learning(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Trace:
+def trace_learning(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None, *, numbers: bool = False
+) -> Trace:
     """Trace a model with gradients, so that one sees where it disables them; without, if it runs in no other way.
 
     Args:
         model: Any module.
         args: Its example arguments.
         kwargs: Its example keyword arguments.
+        numbers: As for `trace`.
 
     Returns:
         The pass.
     """
     try:
-        return trace(model, args, kwargs, grad=True)
+        return trace(model, args, kwargs, grad=True, numbers=numbers)
     except UsageError:
-        return trace(model, args, kwargs)
+        return trace(model, args, kwargs, numbers=numbers)
 
 
 def sort_additions(

@@ -247,9 +247,9 @@ def _serving(
 
 def _passes(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Trace]:
     with cacheless(model):
-        traces = [trace(model, args, kwargs)]
+        traces = [trace(model, args, kwargs, numbers=True)]
         with suppress(UsageError):  # an example may do for evaluation alone
-            traces.append(trace(model, args, kwargs, training=True, grad=True))
+            traces.append(trace(model, args, kwargs, training=True, grad=True, numbers=True))
     return traces
 
 

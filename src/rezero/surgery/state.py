@@ -58,6 +58,10 @@ class State:
                 self._keep(value)
                 open_values += _parts(value)
 
+    def holds(self, value: Any) -> bool:
+        """Return whether an object was reached."""
+        return id(value) in self._reached
+
     def put_gradients_aside(self) -> None:
         """Leave no gradient that a backward pass could add to."""
         for tensor in self._tensors:
