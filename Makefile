@@ -6,7 +6,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
-CORE := functional gate residual zero_last optim transformer layers/* kernels/*
+CORE := functional gate residual stack zero_last optim transformer layers/* kernels/*
 
 .PHONY: setup demo test storm check lint types docs bench gpu clean
 .DEFAULT_GOAL := check
@@ -28,8 +28,8 @@ demo: .venv/.lab
 	$(BIN)/rezero compare fc-digits
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/core tests/layers -n 2 --dist loadgroup --cov
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests src --ignore tests/core --ignore tests/layers -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/core tests/kernels tests/layers -n 2 --dist loadgroup --cov
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests src --ignore tests/core --ignore tests/kernels --ignore tests/layers -n 2 --dist loadgroup
 	OMP_NUM_THREADS=1 $(BIN)/pytest README.md docs -n 2 --dist loadfile  # the blocks of a page build on each other
 	$(BIN)/coverage report --fail-under=95 --include='$(shell echo $(CORE:%=src/rezero/%.py) | tr " " ",")'
 
@@ -52,6 +52,7 @@ bench: setup
 	$(BIN)/python benchmarks/block.py
 	$(BIN)/python benchmarks/layer.py
 	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/deep_stack.py
 	$(BIN)/python benchmarks/recorder.py
 	$(BIN)/python benchmarks/lab.py
 	$(BIN)/python benchmarks/diagnose.py

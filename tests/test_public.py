@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 import rezero
-from rezero import functional, gate, kernels, layers, optim, residual, transformer, zero_last
-from rezero.kernels import reference
-from rezero.layers import attention, decoder, kv_cache, language_model, mlp, positions, residuals, resnet
+from rezero import functional, gate, kernels, layers, optim, residual, stack, transformer, zero_last
+from rezero.kernels import buffers, deep_stack, linear, native, reference, reference_stack
+from rezero.layers import attention, decoder, kv_cache, language_model, last_linear, mlp, positions, residuals, resnet
 from rezero.layers import transformer as layers_transformer
 
 MODULES = [functional, gate, kernels, reference, layers, attention, mlp, residuals, layers_transformer]
 MODULES += [decoder, kv_cache, language_model, positions, resnet, optim, residual, transformer, zero_last]
+MODULES += [stack, buffers, deep_stack, last_linear, linear, native, reference_stack]
 
 
 def python(code: str) -> str:
@@ -41,6 +42,7 @@ def test_public_names_come_from_their_modules() -> None:
     """The door re-exports: each class and function is the one of its home module."""
     assert rezero.ReZero is residual.ReZero
     assert rezero.Gate is gate.Gate
+    assert rezero.DeepStack is stack.DeepStack
     assert rezero.gates is gate.gates
     assert rezero.param_groups is optim.param_groups
     assert rezero.functional is functional

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rezero.gate import Gate, gates
     from rezero.optim import param_groups
     from rezero.residual import ReZero
+    from rezero.stack import DeepStack
     from rezero.surgery.convert import Conversion, convert_
     from rezero.surgery.find import find_residuals
     from rezero.surgery.fold import Folded, fold_
@@ -25,6 +26,7 @@ __all__ = [  # noqa: RUF022 - grouped by what a reader looks for, not by alphabe
     "ReZero",
     "Gate",
     "gates",
+    "DeepStack",
     # other people's models
     "find_residuals",
     "convert_",
@@ -48,6 +50,7 @@ __all__ = [  # noqa: RUF022 - grouped by what a reader looks for, not by alphabe
 
 _HOME = {
     "ReZero": "rezero.residual",
+    "DeepStack": "rezero.stack",
     "Gate": "rezero.gate",
     "gates": "rezero.gate",
     "find_residuals": "rezero.surgery.find",

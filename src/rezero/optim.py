@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from rezero.gate import AnyGate
+from rezero.stack import DeepStack
 
 __all__ = ["count_branches", "param_groups"]
 
@@ -16,9 +17,9 @@ def param_groups(
     r"""Split a model's parameters into groups for any torch optimizer.
 
     ``decayed`` holds the parameters with two or more axes, ``undecayed`` those with at most one (biases, norms), and
-    ``gates`` every `rezero.Gate`, whatever its shape. Each parameter is in exactly one group, frozen ones too, so that
-    they can be thawed later; empty groups are left out. A decayed gate shrinks even without a gradient: 0.5 falls to
-    0.18 in 1,000 AdamW steps.
+    ``gates`` every `rezero.Gate`, whatever its shape; the axis of the layers of a `rezero.DeepStack` does not count.
+    Each parameter is in exactly one group, frozen ones too, so that they can be thawed later; empty groups are left
+    out. A decayed gate shrinks even without a gradient: 0.5 falls to 0.18 in 1,000 AdamW steps.
 
     The default rate of the gates is ``min(lr, 1 / L)`` with ``L`` the number of gated branches. A sign-like first step
     (Adam, Adagrad) moves every ``alpha`` by its whole rate at once and changes the output by about ``(1 + rate) ** L``,
@@ -59,19 +60,20 @@ def param_groups(
     parameters = list(model.parameters())
     if not parameters:
         raise ValueError(f"expected a model with parameters, got a {type(model).__name__} that has none")
+    stacked = {id(p) for module in model.modules() if isinstance(module, DeepStack) for p in module.parameters()}
     gated = {id(module.gate_parameter) for module in model.modules() if isinstance(module, AnyGate)}
     if alpha_lr is None:
         alpha_lr = min(lr, 1 / max(1, count_branches(model)))
     groups = [
         {
             "name": "decayed",
-            "params": [p for p in parameters if id(p) not in gated and p.ndim >= 2],
+            "params": [p for p in parameters if id(p) not in gated and p.ndim - (id(p) in stacked) >= 2],
             "lr": lr,
             "weight_decay": weight_decay,
         },
         {
             "name": "undecayed",
-            "params": [p for p in parameters if id(p) not in gated and p.ndim < 2],
+            "params": [p for p in parameters if id(p) not in gated and p.ndim - (id(p) in stacked) < 2],
             "lr": lr,
             "weight_decay": 0.0,
         },

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from rezero import Gate, ReZero, gates
+from rezero import DeepStack, Gate, ReZero, gates
 from rezero.layers import (
     MLP,
     Attention,
@@ -159,6 +159,7 @@ CASES: dict[str, Case] = {
     "ReZero channel tanh": gated(
         lambda a, p: ReZero(feed_forward(), gate=Gate(D, init_value=a, activation="tanh"), dropout=p)
     ),
+    "DeepStack": gated(lambda a, _: DeepStack(MLPBlock(D), 3, init_value=a)),
     "Gate": gated(lambda a, _: Gate(init_value=a), closed=returns_zeros),
     "Gate channel": gated(lambda a, _: Gate(D, init_value=a), closed=returns_zeros),
     **{

@@ -1,0 +1,198 @@
+"""What does depth cost? A rezero.DeepStack against the bare products of its layers, and a loop of blocks as usual.
+
+    python benchmarks/deep_stack.py [--rounds 20] [--threads 2] [--paper] [--deepest]
+
+Forward and backward, then whole training steps with Adagrad. The floor is the three products of each layer, on as many
+weights and on buffers that are there already; the weights' gradients one by one or in one batched product, whichever is
+faster. Naive is x + alpha * relu(W x + b) layer by layer. Then the time a layer over depth, and what torch.compile
+takes. --paper instead trains the paper's 10,000 layers of width 150 for a few steps; --deepest 100,000 of width 64.
+"""
+
+import argparse
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from timing import interleave, ratios, write_result
+from torch import Tensor, nn
+
+import rezero
+from rezero.layers import MLPBlock
+
+SIZES = {
+    "1,000 x 150, batch 100": (1000, 150, 100),
+    "32 x 256, batch 128": (32, 256, 128),
+    "1,000 x 64, batch 128": (1000, 64, 128),
+}
+DEPTHS = (100, 1000, 10_000)
+Call = Callable[[], object]
+
+
+class Naive(nn.Module):
+    """The block as most people write it."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.branch = MLPBlock(dim)
+        self.alpha = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x + alpha * branch(x)``."""
+        f: Tensor = self.branch(x)
+        return x + self.alpha * f
+
+
+def build_floor(depth: int, width: int, batch: int, *, batched: bool) -> Call:
+    """Return the three products of each layer, on buffers that are there already."""
+    weight, out = torch.randn(depth, width, width), torch.empty(depth, width, width)
+    x, g, h = (torch.randn(depth, batch, width) for _ in range(3))
+    forward = list(zip(x, weight.mT, h, strict=True))
+    backward = list(zip(g, weight, h, g.mT, x, out, strict=True))[::-1]
+
+    def products() -> None:
+        for inputs, transposed, product in forward:
+            torch.mm(inputs, transposed, out=product)
+        for gradient, matrix, product, transposed, inputs, weight_gradient in backward:
+            torch.mm(gradient, matrix, out=product)
+            if not batched:
+                torch.mm(transposed, inputs, out=weight_gradient)
+        if batched:
+            torch.bmm(g.mT, x, out=out)
+
+    return torch.no_grad()(products)
+
+
+def build_run(model: nn.Module, width: int, batch: int, *, trains: bool) -> Call:
+    """Return forward and backward, or a whole training step."""
+    x = torch.randn(batch, width)
+    # Fused over three parameters; over thousands it has more calls than passes, so that one pass a list is faster.
+    stacked = isinstance(model, rezero.DeepStack)
+    groups = rezero.param_groups(model, lr=1e-3, weight_decay=0.0) if stacked else model.parameters()
+    update = torch.optim.Adagrad(groups, lr=1e-3, fused=stacked or None, foreach=None if stacked else True)
+
+    def run() -> None:
+        update.zero_grad()
+        model(x).square().mean().backward()
+        if trains:
+            update.step()
+
+    return run
+
+
+def build(depth: int, width: int, batch: int, *, trains: bool) -> dict[str, Call]:
+    """Return the peers, each with parameters of its own."""
+    torch.manual_seed(0)
+    models: dict[str, nn.Module] = {
+        "DeepStack": rezero.DeepStack(MLPBlock(width), depth),
+        "DeepStack, sqrt": rezero.DeepStack(MLPBlock(width), depth, checkpoint="sqrt"),
+        "naive": nn.Sequential(*(Naive(width) for _ in range(depth))),
+    }
+    floors = {
+        "floor, one by one": build_floor(depth, width, batch, batched=False),
+        "floor, batched": build_floor(depth, width, batch, batched=True),
+    }
+    return floors | {name: build_run(model, width, batch, trains=trains) for name, model in models.items()}
+
+
+def compare(depth: int, width: int, batch: int, *, trains: bool, rounds: int) -> dict[str, dict[str, float]]:
+    """Time the peers; ratios are to the faster floor."""
+    seconds = interleave(build(depth, width, batch, trains=trains), rounds=rounds, device="cpu")
+    floor = min(
+        (name for name in seconds if name.startswith("floor")), key=lambda name: statistics.median(seconds[name])
+    )
+    return ratios(seconds, to=floor)
+
+
+def time_a_layer(width: int, batch: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Time stacks of several depths, each run as often as makes the deepest."""
+    calls = {}
+    for depth in DEPTHS:
+        once = build_run(rezero.DeepStack(MLPBlock(width), depth), width, batch, trains=False)
+        calls[f"{depth:,} layers"] = lambda once=once, times=DEPTHS[-1] // depth: [once() for _ in range(times)]
+    table = ratios(interleave(calls, rounds=rounds, device="cpu"), to=f"{DEPTHS[0]:,} layers")
+    for row in table.values():
+        row["us a layer"] = 1000 * row["ms"] / DEPTHS[-1]
+    return table
+
+
+def time_compilation(rounds: int) -> dict[str, dict[str, float]]:
+    """Time the first call and its backward pass under torch.compile; ratios are to the shallowest."""
+    stacks = {depth: rezero.DeepStack(MLPBlock(8), depth) for depth in (100, 10_000)}
+
+    def first_call(stack: nn.Module) -> None:
+        torch._dynamo.reset()
+        torch.compile(stack, fullgraph=True)(torch.randn(4, 8)).sum().backward()
+
+    calls = {f"{depth:,} layers": lambda stack=stack: first_call(stack) for depth, stack in stacks.items()}
+    with torch._inductor.config.patch(fx_graph_cache=False), torch._functorch.config.patch(enable_autograd_cache=False):
+        return ratios(interleave(calls, rounds=rounds, device="cpu"), to="100 layers")
+
+
+def train(depth: int, width: int, batch: int, steps: int) -> dict[str, float]:
+    """Train for some steps; median seconds a step, and the peak of the process's memory so far."""
+    stack = rezero.DeepStack(MLPBlock(width), depth)
+    step, seconds = build_run(stack, width, batch, trains=True), []
+    for _ in range(steps):
+        start = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - start)
+        print(f"  step {len(seconds)}/{steps}: {seconds[-1]:.1f} s", file=sys.stderr, flush=True)
+    if not all(bool(parameter.isfinite().all()) for parameter in stack.parameters()):
+        raise RuntimeError(f"{depth:,} layers did not stay finite")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {"steps": steps, "first s": seconds[0], "s a step": statistics.median(seconds[1:]), "peak GiB": peak}
+
+
+def train_long(paper: bool, deepest: bool) -> dict[str, dict[str, float]]:
+    """Train the large stacks that were asked for."""
+    tables = {}
+    if paper:
+        tables["10,000 x 150, batch 100"] = row = train(10_000, 150, 100, 5)
+        row["hours for 25 epochs"] = row["s a step"] * 500 * 25 / 3600  # of 50,000 images
+    if deepest:
+        tables["100,000 x 64, batch 128"] = train(100_000, 64, 128, 20)
+    for title, row in tables.items():
+        print(title, {name: round(value, 2) for name, value in row.items()})
+    return tables
+
+
+def show(title: str, table: dict[str, dict[str, float]]) -> None:
+    """Print a table of ratios."""
+    print(title)
+    for name, row in table.items():
+        print(f"  {name:18} {row['ms']:9.2f} ms   {row['ratio']:.2f} ({row['q1']:.2f} to {row['q3']:.2f})", flush=True)
+
+
+def main() -> None:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--paper", action="store_true", help="train 10,000 layers of width 150 for 5 steps")
+    parser.add_argument("--deepest", action="store_true", help="train 100,000 layers of width 64 for 20 steps")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.paper or arguments.deepest:
+        print("written:", write_result("deep-stack-long-cpu", train_long(arguments.paper, arguments.deepest)))
+        return
+    tables = {}
+    for what, trains in (("forward and backward", False), ("training step", True)):
+        for title, sizes in SIZES.items():
+            table = compare(*sizes, trains=trains, rounds=arguments.rounds)
+            tables[f"{what}, {title}"] = table
+            show(f"{what}, {title}", table)
+    few = max(3, arguments.rounds // 4)
+    for width, batch in ((150, 100), (64, 128)):
+        title = f"over depth, width {width}, batch {batch}"
+        tables[title] = table = time_a_layer(width, batch, few)
+        show(title, table)
+    tables["torch.compile"] = table = time_compilation(few)
+    show("torch.compile", table)
+    print("written:", write_result("deep-stack-cpu", tables))
+
+
+if __name__ == "__main__":
+    main()

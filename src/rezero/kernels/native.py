@@ -1,0 +1,134 @@
+"""Compiles the C++ loop of a `rezero.DeepStack` for this machine when it is first used, and calls it."""
+
+import ctypes
+import functools
+import hashlib
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+__all__ = ["Loops", "find"]
+
+SOURCE = Path(__file__).with_name("deep_stack.cpp")
+_NAMES = {torch.float32: "f32", torch.float64: "f64"}
+_FLAGS = {
+    "AVX2": ["-mavx2", "-mfma"],
+    "AVX512": ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
+}
+_CHUNK = 4 << 20  # bytes of gradients that wait in the cache for the products with the layers' inputs
+
+
+class Loops:
+    """The compiled loops, with the signatures of `rezero.kernels.reference_stack`. Tensors must be contiguous.
+
+    Args:
+        library: The shared library.
+    """
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+
+    @staticmethod
+    def serves(*tensors: Tensor) -> bool:
+        """Tell whether they are all on the CPU, and all float32 or all float64."""
+        return tensors[0].dtype in _NAMES and all(
+            each.device.type == "cpu" and each.dtype == tensors[0].dtype for each in tensors
+        )
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor, alpha: Tensor, kept: Tensor | None) -> Tensor:
+        """Run the layers; see the twin."""
+        y = torch.empty_like(x) if kept is not None else x.clone()
+        inputs, branches = kept if kept is not None else (y, torch.empty_like(x))
+        if kept is not None:
+            inputs[0] = x
+        step = 0 if kept is None else x.numel()
+        self._call("forward", inputs, branches, y, weight, bias, alpha, len(weight), *x.shape, step)
+        return y
+
+    def backward(
+        self, gradient: Tensor, kept: Tensor, weight: Tensor, alpha: Tensor, out: tuple[Tensor, Tensor, Tensor] | None
+    ) -> Tensor:
+        """Run the layers backwards; see the twin."""
+        g, (depth, (rows, dim)) = gradient.clone(), (len(weight), gradient.shape)
+        chunk = min(depth, max(torch.get_num_threads(), _CHUNK // max(1, g.numel() * g.element_size())))
+        waiting = g.new_empty(chunk, rows, dim)
+        parts = -(-dim // 256)  # of a layer's weights, by its width alone, so that no rounding depends on the depth
+        self._call(
+            "backward",
+            g,
+            kept[0],
+            kept[1],
+            waiting,
+            weight,
+            alpha,
+            *(out or [None] * 3),
+            depth,
+            rows,
+            dim,
+            chunk,
+            parts,
+        )
+        return g
+
+    def _call(self, name: str, first: Tensor, *others: Tensor | int | None) -> None:
+        function = getattr(self._library, f"{name}_{_NAMES[first.dtype]}")
+        function(*map(_as_c, (first, *others, torch.get_num_threads())))
+
+
+def _as_c(value: Tensor | int | None) -> ctypes.c_void_p | ctypes.c_int64:
+    if isinstance(value, int):
+        return ctypes.c_int64(value)
+    return ctypes.c_void_p(None if value is None else value.data_ptr())
+
+
+@functools.cache
+def find() -> Loops | None:
+    """Load the loops, after compiling them if this machine has not done so before.
+
+    Returns:
+        The loops; None, after one warning, if they can't be compiled or loaded.
+    """
+    try:
+        return Loops(ctypes.CDLL(str(_library())))
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        reason = str(error)
+        if isinstance(error, subprocess.CalledProcessError):
+            reason = error.stderr.strip() or f"{error.cmd[0]} ended with exit status {error.returncode}"
+        warnings.warn(
+            f"DeepStack runs layer by layer in Python, which is slower, for want of its C++ loop: {reason}; install a "
+            "C++ compiler with OpenMP (on Debian: apt install g++), or name yours in the environment variable CXX",
+            stacklevel=2,
+        )
+        return None
+
+
+def _library() -> Path:
+    """Return the shared library's path; compile it if it is not there."""
+    home = Path(torch.__file__).parent
+    command = shlex.split(os.environ.get("CXX", "c++"))
+    command += ["-shared", "-fPIC", "-std=c++20", "-O3", "-fno-math-errno", "-fno-trapping-math"]
+    command += _FLAGS.get(torch.backends.cpu.get_cpu_capability(), [])
+    # Compiled with OpenMP but not linked to it: torch brings its own, and a second pool of threads would be in its way.
+    command += ["-Xpreprocessor", "-fopenmp"] if sys.platform == "darwin" else ["-fopenmp"]
+    command += [f"-I{home / 'include'}", str(SOURCE), f"-L{home / 'lib'}", "-ltorch_cpu", "-lc10"]
+    key = hashlib.sha256(repr((command, torch.__version__, SOURCE.read_bytes())).encode()).hexdigest()[:16]
+    path = _cache() / f"deep_stack-{key}.so"
+    if not path.exists():
+        print(f"rezero: compiling the loop of DeepStack, once for this machine: {path}", file=sys.stderr, flush=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # another process may do the same right now
+            made = Path(folder) / path.name
+            subprocess.run([*command, "-o", str(made)], check=True, capture_output=True, text=True)  # noqa: S603
+            made.replace(path)
+    return path
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rezero"
