@@ -305,13 +305,12 @@ class _Recorder(TorchFunctionMode):
         """List what the pass has made without numbers that is still there, but for what is the model's own."""
         if self.way != "meta":
             return [tensor for tensor in list(self._seen) if isinstance(tensor, FakeTensor)]
-        made = [tensor for tensor in list(self._seen) if tensor.is_meta and self._is_made(self._seen[tensor])]
-        own = State(self.model) if made else None
-        return [tensor for tensor in made if own is not None and not own.holds(tensor)]
-
-    @staticmethod
-    def _is_made(value: Value) -> bool:
-        return value.op is not None or value.data
+        values = [(tensor, self._seen[tensor]) for tensor in list(self._seen) if tensor.is_meta]
+        made = [tensor for tensor, value in values if value.op is not None or value.data]
+        if not made:
+            return []
+        own = State(self.model)
+        return [tensor for tensor in made if not own.holds(tensor)]
 
     @contextmanager
     def listening(self) -> Iterator[None]:
