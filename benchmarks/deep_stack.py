@@ -16,8 +16,9 @@ import time
 from collections.abc import Callable
 
 import torch
+from block import Naive
 from timing import interleave, ratios, write_result
-from torch import Tensor, nn
+from torch import nn
 
 import rezero
 from rezero.layers import MLPBlock
@@ -29,20 +30,6 @@ SIZES = {
 }
 DEPTHS = (100, 1000, 10_000)
 Call = Callable[[], object]
-
-
-class Naive(nn.Module):
-    """The block as most people write it."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.branch = MLPBlock(dim)
-        self.alpha = nn.Parameter(torch.zeros(1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ``x + alpha * branch(x)``."""
-        f: Tensor = self.branch(x)
-        return x + self.alpha * f
 
 
 def build_floor(depth: int, width: int, batch: int, *, batched: bool) -> Call:
@@ -88,7 +75,7 @@ def build(depth: int, width: int, batch: int, *, trains: bool) -> dict[str, Call
     models: dict[str, nn.Module] = {
         "DeepStack": rezero.DeepStack(MLPBlock(width), depth),
         "DeepStack, sqrt": rezero.DeepStack(MLPBlock(width), depth, checkpoint="sqrt"),
-        "naive": nn.Sequential(*(Naive(width) for _ in range(depth))),
+        "naive": nn.Sequential(*(Naive(MLPBlock(width)) for _ in range(depth))),
     }
     floors = {
         "floor, one by one": build_floor(depth, width, batch, batched=False),

@@ -7,13 +7,12 @@ with the norm before (pre-norm) and after (post-norm), the pre-norm layer gated 
 x + alpha * f(x), no norms), and the same without a gate (ungated). Ratios are to pre-norm.
 """
 
-import argparse
 import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from timing import interleave, ratios, write_result
+from timing import interleave, ratios, read_arguments, write_result
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -101,11 +100,7 @@ def mean_ratio(tables: list[dict[str, dict[str, float]]], name: str) -> float:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--dropout", type=float, default=0.0)
-    arguments = parser.parse_args()
+    arguments = read_arguments(__doc__, rounds=30, dropout=0.0)
     tables = {}
     for width in WIDTHS:
         for length in LENGTHS:

@@ -20,11 +20,13 @@ COMMIT = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--di
 RESULTS = Path(__file__).parents[1] / "results" / "bench"
 
 
-def read_arguments(about: str, *, rounds: int) -> argparse.Namespace:
-    """Read the device and the number of rounds from the command line."""
+def read_arguments(about: str, *, rounds: int, **more: float) -> argparse.Namespace:
+    """Read the device, the number of rounds and further numbers, all with their defaults, from the command line."""
     parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=rounds)
+    for name, value in more.items():
+        parser.add_argument(f"--{name}", type=type(value), default=value)
     return parser.parse_args()
 
 

@@ -14,6 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rezero.data.locate import cache_folder
+from rezero.errors import UsageError
+
 __all__ = ["Loops", "find"]
 
 SOURCE = Path(__file__).with_name("deep_stack.cpp")
@@ -97,7 +100,7 @@ def find() -> Loops | None:
     """
     try:
         return Loops(ctypes.CDLL(str(_library())))
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, UsageError, subprocess.SubprocessError) as error:
         reason = str(error)
         if isinstance(error, subprocess.CalledProcessError):
             reason = error.stderr.strip() or f"{error.cmd[0]} ended with exit status {error.returncode}"
@@ -119,7 +122,7 @@ def _library() -> Path:
     command += ["-Xpreprocessor", "-fopenmp"] if sys.platform == "darwin" else ["-fopenmp"]
     command += [f"-I{home / 'include'}", str(SOURCE), f"-L{home / 'lib'}", "-ltorch_cpu", "-lc10"]
     key = hashlib.sha256(repr((command, torch.__version__, SOURCE.read_bytes())).encode()).hexdigest()[:16]
-    path = _cache() / f"deep_stack-{key}.so"
+    path = cache_folder() / f"deep_stack-{key}.so"
     if not path.exists():
         print(f"rezero: compiling the loop of DeepStack, once for this machine: {path}", file=sys.stderr, flush=True)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +131,3 @@ def _library() -> Path:
             subprocess.run([*command, "-o", str(made)], check=True, capture_output=True, text=True)  # noqa: S603
             made.replace(path)
     return path
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rezero"
