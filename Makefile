@@ -62,7 +62,14 @@ bench: setup
 
 gpu: setup
 	$(BIN)/python -c 'import torch; assert torch.cuda.is_available(), "make gpu needs a CUDA device, torch finds none"'
-	$(BIN)/pytest -m gpu
+	$(BIN)/pytest -m gpu tests
+	$(BIN)/pytest tests/kernels tests/core/test_stack.py  # on the GPU, where there is one
+	$(BIN)/python benchmarks/gate.py
+	$(BIN)/python benchmarks/layer.py --device cuda
+	$(BIN)/python benchmarks/layer.py --device cuda --dropout 0.1
+	$(BIN)/python benchmarks/layer.py --device cuda --compiled 1
+	$(BIN)/python benchmarks/deep_stack.py --device cuda
+	$(BIN)/python benchmarks/deep_stack.py --device cuda --paper --deepest
 	$(BIN)/python benchmarks/block.py --device cuda
 	$(BIN)/python benchmarks/training_step.py --device cuda
 

@@ -1,12 +1,14 @@
 """What does a whole Transformer layer cost? Ours against torch's, in training: time, and bytes kept for the gradients.
 
-    python benchmarks/layer.py [--device cuda] [--rounds 30] [--dropout 0.1]
+    python benchmarks/layer.py [--device cuda] [--rounds 30] [--dropout 0.1] [--compiled 1]
 
-Forward and backward of one encoder layer, feed-forward 4 times as wide, 4 sequences. Peers: nn.TransformerEncoderLayer
-with the norm before (pre-norm) and after (post-norm), the pre-norm layer gated by hand with one alpha a branch (naive:
-x + alpha * f(x), no norms), and the same without a gate (ungated). Ratios are to pre-norm.
+Forward and backward of one encoder layer, feed-forward 4 times as wide: 4 sequences in float32; on a GPU 16 in bfloat16
+and 4 passes in the queue. Peers: nn.TransformerEncoderLayer with the norm before (pre-norm) and after (post-norm),
+the pre-norm layer gated by hand with one alpha a branch (naive: x + alpha * f(x), no norms), and the same without a
+gate (ungated). With --compiled 1 the pre-norm layer, the ungated one and ours are compiled. Ratios are to pre-norm.
 """
 
+import argparse
 import math
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +20,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from rezero.layers import TransformerEncoderLayer
 
-WIDTHS, LENGTHS, BATCH = (256, 512, 1024), (128, 512), 4
+SIZES = {"cpu": ((256, 512, 1024), (128, 512)), "cuda": ((1024, 2048, 4096), (512, 2048))}  # widths, lengths
+BATCHES, DTYPES = {"cpu": 4, "cuda": 16}, {"cpu": torch.float32, "cuda": torch.bfloat16}
+CALLS = {"cpu": 1, "cuda": 4}  # that wait in a GPU's queue, as those of the other layers do in training
 
 
 class Written(nn.TransformerEncoderLayer):
@@ -29,7 +33,8 @@ class Written(nn.TransformerEncoderLayer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.norm1 = self.norm2 = nn.Identity()  # type: ignore[assignment]
-        self.alphas = nn.Parameter(torch.zeros(2, 1)) if self.gated else (1, 1)
+        like = self.linear1.weight
+        self.alphas = nn.Parameter(like.new_zeros(2, 1)) if self.gated else (1, 1)
 
     def forward(self, src: Tensor, *_: object) -> Tensor:
         """Add the two branches."""
@@ -63,11 +68,17 @@ def bytes_kept(layer: nn.Module, x: Tensor) -> int:
     return sum(kept.values())
 
 
-def measure(width: int, length: int, dropout: float, device: str, rounds: int) -> dict[str, dict[str, float]]:
+def measure(width: int, length: int, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Measure the layers at one size."""
+    device, dtype = arguments.device, DTYPES[arguments.device]
     torch.manual_seed(0)
-    given: dict[str, Any] = {"d_model": width, "nhead": width // 64, "dim_feedforward": 4 * width, "dropout": dropout}
-    given |= {"batch_first": True, "device": device}
+    given: dict[str, Any] = {
+        "d_model": width,
+        "nhead": width // 64,
+        "dim_feedforward": 4 * width,
+        "dropout": arguments.dropout,
+    }
+    given |= {"batch_first": True, "device": device, "dtype": dtype}
     layers: dict[str, nn.Module] = {
         "pre-norm": nn.TransformerEncoderLayer(**given, norm_first=True),
         "post-norm": nn.TransformerEncoderLayer(**given),
@@ -75,7 +86,12 @@ def measure(width: int, length: int, dropout: float, device: str, rounds: int) -
         "ungated": Ungated(**given),
         "rezero": TransformerEncoderLayer(**given, init_value=0.1),
     }
-    x = torch.randn(BATCH, length, width, device=device, requires_grad=True)
+    if arguments.compiled:
+        torch._dynamo.reset()
+        layers = {name: layers[name] for name in ("pre-norm", "ungated", "rezero")}
+        for layer in layers.values():
+            layer.compile(dynamic=False)
+    x = torch.randn(BATCHES[device], length, width, device=device, dtype=dtype, requires_grad=True)
     gradient = torch.randn_like(x)
 
     def step(layer: nn.Module) -> Callable[[], None]:
@@ -86,7 +102,12 @@ def measure(width: int, length: int, dropout: float, device: str, rounds: int) -
 
         return run
 
-    seconds = interleave({name: step(layer) for name, layer in layers.items()}, rounds=rounds, device=device)
+    seconds = interleave(
+        {name: step(layer) for name, layer in layers.items()},
+        rounds=arguments.rounds,
+        device=device,
+        calls=CALLS[device],
+    )
     table = ratios(seconds, to="pre-norm")
     kept = {name: bytes_kept(layer, x) for name, layer in layers.items()}
     for name, row in table.items():
@@ -100,12 +121,13 @@ def mean_ratio(tables: list[dict[str, dict[str, float]]], name: str) -> float:
 
 
 if __name__ == "__main__":
-    arguments = read_arguments(__doc__, rounds=30, dropout=0.0)
+    arguments = read_arguments(__doc__, rounds=30, dropout=0.0, compiled=0)
     tables = {}
-    for width in WIDTHS:
-        for length in LENGTHS:
+    widths, lengths = SIZES[arguments.device]
+    for width in widths:
+        for length in lengths:
             title = f"d {width}, length {length}"
-            tables[title] = measure(width, length, arguments.dropout, arguments.device, arguments.rounds)
+            tables[title] = measure(width, length, arguments)
             print(title)
             for name, row in tables[title].items():
                 spread = f"{row['ratio']:.3f} ({row['q1']:.3f} to {row['q3']:.3f})"
@@ -113,6 +135,6 @@ if __name__ == "__main__":
                 print(f"  {name:12} {row['ms']:8.2f} ms   {spread} of pre-norm   {kept}")
     means = {name: mean_ratio(list(tables.values()), name) for name in next(iter(tables.values()))}
     print("geometric means of time:", ", ".join(f"{name} {mean:.3f}" for name, mean in means.items()))
-    dropout = f"-dropout-{arguments.dropout:g}" if arguments.dropout else ""
+    how = (f"-dropout-{arguments.dropout:g}" if arguments.dropout else "") + ("-compiled" if arguments.compiled else "")
     record = {**tables, "geometric mean of time": means}
-    print("written:", write_result(f"layer-{arguments.device}{dropout}", record))
+    print("written:", write_result(f"layer-{arguments.device}{how}", record))

@@ -30,17 +30,23 @@ def read_arguments(about: str, *, rounds: int, **more: float) -> argparse.Namesp
     return parser.parse_args()
 
 
-def interleave(candidates: Mapping[str, Callable[[], object]], *, rounds: int, device: str) -> dict[str, list[float]]:
-    """Time each candidate once a round, after two rounds that do not count; seconds a call, in the order of rounds."""
+def interleave(
+    candidates: Mapping[str, Callable[[], object]], *, rounds: int, device: str, calls: int = 1
+) -> dict[str, list[float]]:
+    """Time each candidate once a round, after two rounds that do not count; seconds a call, in the order of rounds.
+
+    With several ``calls`` it is called as often each time, so that a GPU need not wait for what is called.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(rounds + 2):
         for name, call in candidates.items():
             start = time.perf_counter()
-            call()
+            for _ in range(calls):
+                call()
             if device != "cpu":
                 torch.cuda.synchronize()
             if turn >= 2:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append((time.perf_counter() - start) / calls)
         print(f"\r  round {turn + 1}/{rounds + 2}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     return seconds
@@ -57,12 +63,15 @@ def ratios(seconds: Mapping[str, list[float]], *, to: str) -> dict[str, dict[str
 
 def write_result(name: str, tables: object, *, folder: Path = RESULTS) -> Path:
     """Write a benchmark's tables as JSON, with what is needed to make them again."""
+    gpu = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
     facts = {
         "command": " ".join(["python", *sys.argv]),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "commit": subprocess.run(COMMIT, capture_output=True, text=True, check=False).stdout.strip() or "unknown",
         "versions": f"torch {torch.__version__}, Python {platform.python_version()}",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "machine": ", ".join(
+            [platform.machine(), f"{os.cpu_count()} cores", f"{torch.get_num_threads()} threads", *gpu]
+        ),
         "tables": tables,
     }
     folder.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,9 @@ import torch.distributed as dist
 
 ROOT = Path(__file__).parents[1]
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined: they run on the CPU then
+
 
 def pytest_configure() -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:

@@ -5,5 +5,6 @@ import torch
 __all__ = ["LIBRARY"]
 
 LIBRARY = torch.library.Library("torchvision", "FRAGMENT")
-for name in ("nms", "qnms"):
-    LIBRARY.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+if torch.version.cuda is None:
+    for name in ("nms", "qnms"):
+        LIBRARY.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

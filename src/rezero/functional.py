@@ -8,23 +8,30 @@ from rezero.kernels import linear
 __all__ = ["gated_linear_residual", "gated_residual"]
 
 
-def gated_residual(x: Tensor, f: Tensor, alpha: Tensor) -> Tensor:
-    r"""Add a scaled branch to its skip: ``y = x + alpha * f``.
+def gated_residual(x: Tensor, f: Tensor, alpha: Tensor, *, bias: Tensor | None = None, dropout: float = 0.0) -> Tensor:
+    r"""Add a scaled branch to its skip: ``y = x + alpha * f``, or ``y = x + alpha * dropout(f + bias)``.
 
-    The product and the sum are formed in the widest of the three dtypes and rounded once, to the dtype of
-    ``x + f``. With ``alpha = 0`` and a finite ``f`` the result equals ``x`` bitwise. A non-finite ``f`` shows
-    even behind a closed gate, because ``0 * inf`` is ``nan``.
+    The product and the sum are formed in the widest of the dtypes and rounded once, to the dtype of ``x + f``. With
+    ``alpha = 0`` and a finite ``f`` the result equals ``x`` bitwise. A non-finite ``f`` shows even behind a closed
+    gate, because ``0 * inf`` is ``nan``.
+
+    On a GPU with Triton, tensors of 2^25 numbers and more take one pass forward, and one for the gradients of branch,
+    bias and gate together; no mask is stored. Under ``torch.compile`` and for smaller ones plain operations do it.
 
     Args:
         x: The skip, ``(*, D)``.
         f: The output of the residual branch, the shape of ``x``.
         alpha: The gate, ``(1,)`` for one scale or ``(D,)`` for one a feature of the last axis (dimensionless).
+        bias: Added to the branch first, ``(D,)``; None for none.
+        dropout: Probability of zeroing an entry of the branch; the others are divided by ``1 - dropout``. It is
+            applied whenever it is given: pass 0 in evaluation.
 
     Returns:
-        ``x + alpha * f``, ``(*, D)``, in the dtype of ``x + f``.
+        ``(*, D)``, in the dtype of ``x + f``.
 
     Raises:
-        ValueError: If ``f`` has not the shape of ``x``, or ``alpha`` is neither ``(1,)`` nor ``(D,)``.
+        ValueError: If ``f`` has not the shape of ``x``, ``alpha`` is neither ``(1,)`` nor ``(D,)``, ``bias`` is not
+            ``(D,)``, or ``dropout`` is no probability.
 
     References:
         Bachlechner et al. (2020), arXiv:2003.04887, eq. 1.
@@ -41,16 +48,22 @@ def gated_residual(x: Tensor, f: Tensor, alpha: Tensor) -> Tensor:
             f"a residual branch must keep the shape of its input: expected {tuple(x.shape)}, got {tuple(f.shape)}; "
             "project the branch's output, or add a projection to the skip yourself"
         )
+    if bias is not None and bias.shape != x.shape[-1:]:
+        raise ValueError(f"expected a bias {tuple(x.shape[-1:])}, one entry a feature: got {tuple(bias.shape)}")
     _check_gate(x, alpha)
-    return kernels.gated_residual(x, f, alpha)
+    _check_dropout(dropout)
+    return kernels.gated_residual(x, f, alpha, bias, dropout)
 
 
-def gated_linear_residual(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor) -> Tensor:
-    r"""Add a scaled branch that ends in a linear map to its skip: ``y = x + alpha * (h W^T + b)``.
+def gated_linear_residual(
+    x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, *, dropout: float = 0.0
+) -> Tensor:
+    r"""Add a scaled branch that ends in a linear map to its skip: ``y = x + alpha * dropout(h W^T + b)``.
 
-    The gate goes into the product, so that large ones cost what they cost without a gate, and nothing but ``h`` and
-    ``W`` is kept for the gradients. On the CPU that is so from 2^24 multiplications, in one dtype, with one scale and
-    without autocast; everywhere under ``torch.compile``, and on a GPU where ``h`` has as many numbers as ``W``. Else
+    The gate goes into the product or into the addition, so that large ones cost about what they cost without a gate,
+    and nothing but ``h`` and ``W`` is kept for the gradients. On the CPU that is so from 2^24 multiplications, in one
+    dtype, with one scale, without dropout and autocast; on a GPU with Triton from 2^36, with one scale and not in
+    float16; without dropout also under ``torch.compile``, and on a GPU where ``h`` has as many numbers as ``W``. Else
     the branch is formed, kept, and then scaled. With ``alpha = 0`` and finite numbers the result equals ``x`` bitwise.
 
     Args:
@@ -59,12 +72,13 @@ def gated_linear_residual(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | N
         weight: ``W``, ``(D, K)``.
         bias: ``b``, ``(D,)``; None for none.
         alpha: The gate, ``(1,)`` for one scale or ``(D,)`` for one a feature (dimensionless).
+        dropout: Probability of zeroing an entry of the branch, as in `gated_residual`.
 
     Returns:
         ``(*, D)``, in the dtype of ``x + h W^T``.
 
     Raises:
-        ValueError: If the shapes do not fit; nothing is broadcast.
+        ValueError: If the shapes do not fit, for nothing is broadcast, or ``dropout`` is no probability.
 
     References:
         Bachlechner et al. (2020), arXiv:2003.04887, eq. 1.
@@ -85,7 +99,13 @@ def gated_linear_residual(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | N
         )
         raise ValueError(f"expected x (*, D), h (*, K), weight (D, K) and bias (D,) or None: got {got}")
     _check_gate(x, alpha)
-    return linear.gated_linear_residual(x, h, weight, bias, alpha)
+    _check_dropout(dropout)
+    return linear.gated_linear_residual(x, h, weight, bias, alpha, dropout)
+
+
+def _check_dropout(dropout: float) -> None:
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"dropout must be a probability from 0 to 1: got {dropout}")
 
 
 def _check_gate(x: Tensor, alpha: Tensor) -> None:

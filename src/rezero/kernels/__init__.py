@@ -1,17 +1,17 @@
-"""Kernels by device type. Each has a plain-torch twin in `reference`, which serves every device without its own."""
-
-from types import ModuleType
+"""Kernels by device. Each has a plain-torch twin in `reference`, which serves wherever there is none."""
 
 from torch import Tensor
 
-from rezero.kernels import reference
+from rezero.kernels import gated, reference
+from rezero.kernels.fusing import can_fuse
 
 __all__ = ["gated_residual"]
 
-_BY_DEVICE: dict[str, ModuleType] = {}
+_LARGE = 1 << 25  # numbers; with fewer, the kernels are called more slowly than a GPU runs
 
 
-def gated_residual(x: Tensor, f: Tensor, alpha: Tensor) -> Tensor:
-    """Run the kernel of ``x``'s device. Shapes and formula: `rezero.functional.gated_residual`."""
-    result: Tensor = _BY_DEVICE.get(x.device.type, reference).gated_residual(x, f, alpha)
-    return result
+def gated_residual(x: Tensor, f: Tensor, alpha: Tensor, bias: Tensor | None = None, dropout: float = 0.0) -> Tensor:
+    """Choose the kernel for these tensors. Shapes and formula: `rezero.functional.gated_residual`."""
+    if x.numel() >= _LARGE and dropout < 1 and can_fuse(x, f, alpha, bias):
+        return gated.gated_residual(x, f, alpha, bias, dropout)
+    return reference.gated_residual(x, f, alpha, bias, dropout)

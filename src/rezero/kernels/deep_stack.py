@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from rezero.kernels import buffers, native, reference_stack
+from rezero.kernels.again import differentiate
+from rezero.kernels.fusing import can_fuse
 
 __all__ = ["deep_stack"]
 
@@ -116,23 +118,24 @@ def _derive(ctx: Any, gradient: Tensor | None, _: Tensor | None) -> tuple[Tensor
         return (None,) * 5
     *tensors, kept = ctx.saved_tensors
     needed = ctx.needs_input_grad[:4]
-    if torch.is_grad_enabled():  # derivatives of these are asked for: differentiate the twin
-        found = iter(_differentiate(gradient, tensors, needed))
-        return *(next(found) if asked else None for asked in needed), None
+    if torch.is_grad_enabled():  # derivatives of these are asked for
+        return *differentiate(reference_stack.deep_stack, tensors, needed, gradient), None
     found = iter(_backward(gradient, kept, *tensors[1:], ctx.keep, any(needed[1:])))
     return *(each if asked else None for each, asked in zip(found, needed, strict=True)), None
-
-
-def _differentiate(gradient: Tensor, tensors: list[Tensor], needed: tuple[bool, ...]) -> tuple[Tensor, ...]:
-    asked = [each for each, is_needed in zip(tensors, needed, strict=True) if is_needed]
-    return torch.autograd.grad(reference_stack.deep_stack(*tensors), asked, gradient, create_graph=True)
 
 
 _forward.register_autograd(_derive, setup_context=_save)
 
 
 def _loops(*tensors: Tensor) -> Any:
-    return (native.find() if native.Loops.serves(*tensors) else None) or reference_stack
+    if native.Loops.serves(*tensors):
+        return native.find() or reference_stack
+    if can_fuse(*tensors):
+        from rezero.kernels import triton_stack
+
+        if triton_stack.serves(*tensors):
+            return triton_stack
+    return reference_stack
 
 
 def _segments(depth: int) -> Iterator[slice]:

@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rezero.kernels import reference
+from rezero import kernels
+from rezero.kernels import linear_gpu, reference
+from rezero.kernels.fusing import is_watched
 
 __all__ = ["gated_linear_residual"]
 
@@ -23,29 +25,22 @@ _FEW = 16  # rows or features; with fewer, BLAS may round each term of the sum a
 _LONG = 2048  # terms of a sum, which BLAS cuts into pieces: with more, they are summed before the skip is added
 
 
-def gated_linear_residual(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor) -> Tensor:
+def gated_linear_residual(
+    x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, dropout: float = 0.0
+) -> Tensor:
     """Choose the product for these tensors. Shapes and formula: `rezero.functional.gated_linear_residual`."""
     given = [tensor for tensor in (x, h, weight, bias, alpha) if tensor is not None]
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and not dropout:
         return _by_weight(x, h, weight, bias, alpha)
-    if _is_watched() or any(type(tensor) not in (Tensor, nn.Parameter) for tensor in given):
-        return reference.gated_linear_residual(x, h, weight, bias, alpha)
-    if not x.is_cpu and h.numel() >= weight.numel():
-        return _by_weight(x, h, weight, bias, alpha)
-    if h.numel() * len(weight) >= _LARGE and _is_one_product(given):
-        y: Tensor = _Product.apply(x, h, weight, bias, alpha)  # type: ignore[no-untyped-call]
-        return y
-    return reference.gated_linear_residual(x, h, weight, bias, alpha)
-
-
-def _is_watched() -> bool:
-    """Return whether something wants to see every operation: torch.func, a mode of functions, or jit's tracer."""
-    # There is no public way to ask.
-    return bool(
-        torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_function_stack()
-        or torch._C._get_tracing_state()
-    )
+    if linear_gpu.serves(x, h, weight, bias, alpha, dropout):
+        return linear_gpu.gated_linear_residual(x, h, weight, bias, alpha, dropout)
+    if not dropout and all(type(tensor) in {Tensor, nn.Parameter} for tensor in given) and not is_watched():
+        if not x.is_cpu and h.numel() >= weight.numel():
+            return _by_weight(x, h, weight, bias, alpha)
+        if h.numel() * len(weight) >= _LARGE and _is_one_product(given):
+            y: Tensor = _Product.apply(x, h, weight, bias, alpha)  # type: ignore[no-untyped-call]
+            return y
+    return kernels.gated_residual(x, F.linear(h, weight, bias), alpha, None, dropout)
 
 
 def _is_one_product(given: Sequence[Tensor]) -> bool:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["gate", "gated_linear_residual", "gated_residual"]
+__all__ = ["branch", "gate", "gated_linear_residual", "gated_residual"]
 
 
 def gate(f: Tensor, alpha: Tensor) -> Tensor:
@@ -12,8 +12,16 @@ def gate(f: Tensor, alpha: Tensor) -> Tensor:
     return (_like_rank(alpha, f) * f).to(f.dtype)
 
 
-def gated_residual(x: Tensor, f: Tensor, alpha: Tensor) -> Tensor:
-    """Return ``x + alpha * f``, formed in the widest dtype and rounded once to that of ``x + f``."""
+def branch(f: Tensor, alpha: Tensor, bias: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    """Return ``alpha * mask * (f + bias)``, the mask being what a dropout multiplies by."""
+    f = f if bias is None else f + bias
+    return gate(f if mask is None else f * mask, alpha)
+
+
+def gated_residual(x: Tensor, f: Tensor, alpha: Tensor, bias: Tensor | None = None, dropout: float = 0.0) -> Tensor:
+    """Return ``x + alpha * dropout(f + bias)``, formed in the widest dtype and rounded once to that of ``x + f``."""
+    f = f if bias is None else f + bias
+    f = F.dropout(f, dropout) if dropout else f
     if x.dtype == f.dtype == alpha.dtype:  # as mostly; to find the widest takes as long as a small product
         return x + _like_rank(alpha, f) * f
     dtype = torch.promote_types(x.dtype, f.dtype)
@@ -21,9 +29,11 @@ def gated_residual(x: Tensor, f: Tensor, alpha: Tensor) -> Tensor:
     return (x + _like_rank(alpha.to(widest), f) * f).to(dtype)
 
 
-def gated_linear_residual(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor) -> Tensor:
-    """Return ``x + alpha * (h W^T + b)``, the branch being formed first."""
-    return gated_residual(x, F.linear(h, weight, bias), alpha)
+def gated_linear_residual(
+    x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, dropout: float = 0.0
+) -> Tensor:
+    """Return ``x + alpha * dropout(h W^T + b)``, the branch being formed first."""
+    return gated_residual(x, F.linear(h, weight, bias), alpha, None, dropout)
 
 
 def _like_rank(alpha: Tensor, f: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ __all__ = ["add_linear", "is_plain"]
 def add_linear(x: Tensor, h: Tensor, linear: nn.Linear, dropout: nn.Module, alpha: Tensor) -> Tensor:
     """Add the end of a branch to its skip: ``x + alpha * dropout(linear(h))``.
 
-    It is one product (`rezero.functional.gated_linear_residual`) where dropout does nothing and nobody looks at, or
-    has exchanged, what either module returns.
+    It is one operation (`rezero.functional.gated_linear_residual`) where nobody looks at, or has exchanged, what either
+    module returns.
 
     Args:
         x: The skip, ``(*, D)``.
@@ -24,9 +24,10 @@ def add_linear(x: Tensor, h: Tensor, linear: nn.Linear, dropout: nn.Module, alph
     Returns:
         ``(*, D)``.
     """
-    idle = type(dropout) is nn.Dropout and not (dropout.training and dropout.p) and is_plain(dropout)
-    if idle and type(linear) is nn.Linear and is_plain(linear):
-        return gated_linear_residual(x, h, linear.weight, linear.bias, alpha)
+    if type(dropout) is nn.Dropout and type(linear) is nn.Linear and is_plain(dropout) and is_plain(linear):
+        return gated_linear_residual(
+            x, h, linear.weight, linear.bias, alpha, dropout=dropout.p if dropout.training else 0.0
+        )
     return gated_residual(x, dropout(linear(h)), alpha)
 
 

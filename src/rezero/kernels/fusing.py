@@ -1,0 +1,51 @@
+"""Where the Triton kernels serve: on a GPU, unless something wants to see every operation."""
+
+import functools
+import importlib.util
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+__all__ = ["can_fuse", "is_watched"]
+
+_DEVICES = {"cuda"}
+_DTYPES = {torch.float16, torch.bfloat16, torch.float32}
+
+
+def can_fuse(*given: Tensor | None) -> bool:
+    """Tell whether the Triton kernels may take these tensors.
+
+    Under `torch.compile` they need not: Inductor fuses the plain operations with what stands around them.
+
+    Args:
+        *given: The tensors; None for one that is not there.
+
+    Returns:
+        Whether all are plain tensors of one GPU, nobody watches, and Triton is installed.
+    """
+    tensors = [each for each in given if each is not None]
+    return (
+        tensors[0].device.type in _DEVICES
+        and not torch.compiler.is_compiling()
+        and all(each.device == tensors[0].device and type(each) in {Tensor, nn.Parameter} for each in tensors)
+        and ((kinds := {each.dtype for each in tensors}) <= _DTYPES or kinds == {torch.float64})
+        and not is_watched()
+        and forward_ad._current_level < 0
+        and _has_triton()
+    )
+
+
+def is_watched() -> bool:
+    """Tell whether something wants to see every operation: torch.func, a mode of functions, jit's tracer."""
+    # There is no public way to ask.
+    return bool(
+        torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_function_stack()
+        or torch._C._get_tracing_state()
+    )
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
