@@ -59,6 +59,7 @@ bench: setup
 	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/import_time.py
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 benchmarks/processes.py
+	$(BIN)/python benchmarks/pictures.py
 
 gpu: setup
 	$(BIN)/python -c 'import torch; assert torch.cuda.is_available(), "make gpu needs a CUDA device, torch finds none"'
@@ -72,6 +73,7 @@ gpu: setup
 	$(BIN)/python benchmarks/deep_stack.py --device cuda --paper --deepest
 	$(BIN)/python benchmarks/block.py --device cuda
 	$(BIN)/python benchmarks/training_step.py --device cuda
+	$(BIN)/python benchmarks/pictures.py
 
 clean:
 	rm -rf .venv .cache .coverage .mypy_cache .pytest_cache .ruff_cache site

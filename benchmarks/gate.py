@@ -59,9 +59,9 @@ if __name__ == "__main__":
     arguments = read_arguments(__doc__, rounds=30)
     tables = {}
     for dtype in (torch.bfloat16, torch.float32):
-        for passes in (forward, both):
+        for what, passes in {"forward": forward, "forward and backward": both}.items():
             for name, exponent in SIZES.items():
-                title = f"{str(dtype).removeprefix('torch.')}, {passes.__name__}, {name} numbers"
+                title = f"{str(dtype).removeprefix('torch.')}, {what}, {name} numbers"
                 tables[title] = table = measure(1 << exponent, dtype, passes, arguments.rounds)
                 print(title)
                 for peer, row in table.items():
