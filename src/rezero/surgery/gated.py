@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from rezero.gate import AnyGate
 from rezero.kernels import reference
 from rezero.surgery.changed import Changed
+from rezero.surgery.in_weight import scaled_output
 
 __all__ = [
     "GatedOutput",
@@ -129,11 +130,14 @@ class _ScalesOutput(Changed):
         Returns:
             Its output, or the first item of it, multiplied by the gate.
         """
+        scale, shape = self.gate_scale, self.rezero_gate.shape
+        if not self.rezero_moved and not kwargs and (scaled := scaled_output(self, args, scale, shape)) is not None:
+            return scaled
         output = super().forward(*args, **kwargs)
         f = output if isinstance(output, Tensor) else output[0]
         for activation in self.rezero_moved:
             f = activation.original_class.forward(activation, f)
-        f = reference.gate(f, self.gate_scale.view(self.rezero_gate.shape))
+        f = reference.gate(f, scale.view(shape))
         if isinstance(output, Tensor):
             return f
         return type(output)(f, *output[1:]) if hasattr(output, "_fields") else type(output)((f, *output[1:]))
