@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rezero.functional import gated_residual
+from rezero.branch import add_branch
 from rezero.gate import Gate
 from rezero.zero_last import find_zero_last
 
@@ -89,7 +89,7 @@ class ReZero(nn.Module):
                 "a residual branch must return a tensor, or a tuple whose first item is one: got "
                 f"{type(output).__name__}; wrap it in a module that returns the tensor to be added"
             )
-        y = gated_residual(x, self.dropout(first), self.gate.scale)
+        y = add_branch(x, first, self.dropout, self.gate.scale)
         if not isinstance(output, tuple):
             return y
         named = hasattr(output, "_fields")

@@ -55,29 +55,38 @@ def kind(value: Any) -> str:
     return TYPES[value.dtype] if isinstance(value, Tensor) else "fp32" if isinstance(value, float) else "i32"
 
 
-for module in (triton_gate, triton_stack):
-    for name, value in list(vars(module).items()):
-        if name in {"_forward", "_backward", "_settle", "_finish", "_kept"}:
-            setattr(module, name, Compiling(value))
+def main() -> None:
+    """Call everything as it is called, with the kernels replaced."""
+    for module in (triton_gate, triton_stack):
+        for name, value in list(vars(module).items()):
+            if name in {"_forward", "_backward", "_settle", "_finish", "_kept"}:
+                setattr(module, name, Compiling(value))
 
-seed = torch.zeros(1, dtype=torch.int64)
-EVERY = itertools.product([BF16], [False, True], [False, True], [False, True])
-for dtype, by_feature, bias, dropout in (*EVERY, (F64, False, True, True)):
-    x, alpha = torch.zeros(4, 8, dtype=dtype), torch.zeros(8 if by_feature else 1, dtype=F64 if dtype == F64 else F32)
-    b, s = torch.zeros(8, dtype=dtype) if bias else None, seed if dropout else None
-    triton_gate.forward(x, x, alpha, b, s, 0.1)
-    triton_gate.backward(x, x, alpha, b, s, 0.1, (True, True, bias))
-    if not by_feature:
-        parts = triton_gate.enter(x, alpha, b, s, 0.1, dtype, (True, True, bias))[1:]
-        for second in (x, None):
-            triton_gate.leave(x, second, x, alpha, b, *parts)
-for needs in itertools.product([False, True], repeat=3):
-    triton_gate.backward(x, x, alpha, b, None, 0.0, needs)
-triton_gate.kept(x, seed, 0.1)
-for dtype in (F32, BF16):
-    x, w, a = torch.zeros(4, 150, dtype=dtype), torch.zeros(3, 150, 150, dtype=dtype), torch.zeros(3, 1)
-    kept = torch.zeros(2, 3, 4, 150, dtype=dtype)
-    for each in (kept, None):
-        triton_stack.forward(x, w, w[:, 0], a, each)
-    triton_stack.backward(x, kept, w, a, None)
-print(len(FORMS), "forms compiled")
+    seed = torch.zeros(1, dtype=torch.int64)
+    every = itertools.product([BF16], [False, True], [False, True], [False, True])
+    for dtype, by_feature, bias, dropout in (*every, (F64, False, True, True)):
+        x, alpha = (
+            torch.zeros(4, 8, dtype=dtype),
+            torch.zeros(8 if by_feature else 1, dtype=F64 if dtype == F64 else F32),
+        )
+        b, s = torch.zeros(8, dtype=dtype) if bias else None, seed if dropout else None
+        triton_gate.forward(x, x, alpha, b, s, 0.1)
+        triton_gate.backward(x, x, alpha, b, s, 0.1, (True, True, bias))
+        if not by_feature:
+            parts = triton_gate.enter(x, alpha, b, s, 0.1, dtype, (True, True, bias))[1:]
+            for second in (x, None):
+                triton_gate.leave(x, second, x, alpha, b, *parts)
+    for needs in itertools.product([False, True], repeat=3):
+        triton_gate.backward(x, x, alpha, b, None, 0.0, needs)
+    triton_gate.kept(x, seed, 0.1)
+    for dtype in (F32, BF16):
+        x, w, a = torch.zeros(4, 150, dtype=dtype), torch.zeros(3, 150, 150, dtype=dtype), torch.zeros(3, 1)
+        kept = torch.zeros(2, 3, 4, 150, dtype=dtype)
+        for each in (kept, None):
+            triton_stack.forward(x, w, w[:, 0], a, each)
+        triton_stack.backward(x, kept, w, a, None)
+    print(len(FORMS), "forms compiled")
+
+
+if __name__ == "__main__":
+    main()

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rezero.functional import gated_residual
+from rezero.branch import add_branch, is_plain
 from rezero.gate import Gate, gate_dtype
 from rezero.layers.attention import Attention
-from rezero.layers.last_linear import add_linear, is_plain
+from rezero.layers.last_linear import add_linear
 
 __all__ = ["TransformerDecoderLayer", "TransformerEncoderLayer"]
 
@@ -227,11 +227,11 @@ def _add_attention(
 ) -> Tensor:
     """Add attention to its skip; its output projection is the end of the branch where no query is without a key."""
     if type(attention) is not Attention or not is_plain(attention):
-        return gated_residual(x, dropout(attention(x, memory, **masks)), alpha)
+        return add_branch(x, attention(x, memory, **masks), dropout, alpha)
     context, silent = attention.attend(x, memory, **masks)
     if silent is None:
         return add_linear(x, context, attention.out_proj, dropout, alpha)
-    return gated_residual(x, dropout(attention.project(context, silent)), alpha)
+    return add_branch(x, attention.project(context, silent), dropout, alpha)
 
 
 def _resolve_activation(activation: _Activation) -> Callable[[Tensor], Tensor]:
