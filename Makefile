@@ -6,7 +6,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
-CORE := branch functional gate residual stack zero_last optim transformer layers/* kernels/*
+CORE := branch functional gate in_weight residual stack zero_last optim transformer layers/* kernels/*
 
 .PHONY: setup demo test storm check lint types docs bench gpu clean
 .DEFAULT_GOAL := check

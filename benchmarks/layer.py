@@ -14,9 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from timing import interleave, ratios, read_arguments, write_result
+from timing import bytes_kept, interleave, ratios, read_arguments, write_result
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from rezero.layers import TransformerEncoderLayer
 
@@ -49,23 +48,6 @@ class Ungated(Written):
     """The same without a gate."""
 
     gated = False
-
-
-def bytes_kept(layer: nn.Module, x: Tensor) -> int:
-    """Count what autograd keeps of a forward pass, beside input and parameters."""
-    known = {each.untyped_storage().data_ptr() for each in (x, *layer.parameters())}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        y = layer(x)
-    del y
-    return sum(kept.values())
 
 
 def measure(width: int, length: int, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:

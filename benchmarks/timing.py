@@ -13,8 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
-__all__ = ["interleave", "ratios", "read_arguments", "write_result"]
+__all__ = ["bytes_kept", "interleave", "ratios", "read_arguments", "write_result"]
 
 COMMIT = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
 RESULTS = Path(__file__).parents[1] / "results" / "bench"
@@ -59,6 +61,23 @@ def ratios(seconds: Mapping[str, list[float]], *, to: str) -> dict[str, dict[str
         low, middle, high = statistics.quantiles([a / b for a, b in zip(values, seconds[to], strict=True)], n=4)
         table[name] = {"ms": 1000 * statistics.median(values), "ratio": middle, "q1": low, "q3": high}
     return table
+
+
+def bytes_kept(layer: nn.Module, x: Tensor) -> int:
+    """Count what autograd keeps of a forward pass, beside input and parameters."""
+    known = {each.untyped_storage().data_ptr() for each in (x, *layer.parameters())}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = layer(x)
+    del y
+    return sum(kept.values())
 
 
 def write_result(name: str, tables: object, *, folder: Path = RESULTS) -> Path:

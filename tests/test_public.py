@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import rezero
-from rezero import branch, functional, gate, kernels, layers, optim, residual, stack, transformer, zero_last
+from rezero import branch, functional, gate, in_weight, kernels, layers, optim, residual, stack, transformer, zero_last
 from rezero.kernels import (
     again,
     buffers,
@@ -25,10 +25,10 @@ from rezero.kernels import (
 from rezero.layers import attention, decoder, kv_cache, language_model, last_linear, mlp, positions, residuals, resnet
 from rezero.layers import transformer as layers_transformer
 
-MODULES = [functional, gate, kernels, reference, layers, attention, mlp, residuals, layers_transformer]
+MODULES = [functional, gate, in_weight, kernels, reference, layers, attention, mlp, residuals, layers_transformer]
 MODULES += [decoder, kv_cache, language_model, positions, resnet, optim, residual, transformer, zero_last]
 MODULES += [stack, buffers, deep_stack, last_linear, linear, native, reference_stack]
-MODULES += [again, branch, fusing, gated, linear_gpu]
+MODULES += [again, branch, fusing, gated, in_weight, linear_gpu]
 
 
 def python(code: str) -> str:

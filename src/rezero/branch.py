@@ -1,11 +1,14 @@
 """How a module's output is added to its skip: in one operation, where nobody looks at the parts."""
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
 
-from rezero.functional import gated_residual
+from rezero.functional import gated_linear_residual, gated_residual
+from rezero.in_weight import can_scale, scaled_output
 
-__all__ = ["add_branch", "is_plain", "probability"]
+__all__ = ["add_branch", "add_sequence", "is_plain", "probability"]
 
 
 def add_branch(x: Tensor, f: Tensor, dropout: nn.Module, alpha: Tensor) -> Tensor:
@@ -22,6 +25,39 @@ def add_branch(x: Tensor, f: Tensor, dropout: nn.Module, alpha: Tensor) -> Tenso
     """
     p = probability(dropout)
     return gated_residual(x, dropout(f), alpha) if p is None else gated_residual(x, f, alpha, dropout=p)
+
+
+def add_sequence(x: Tensor, branch: nn.Sequential, dropout: nn.Module, alpha: Tensor) -> Tensor | None:
+    """Add a branch whose last layer can take the gate into its product or its weights.
+
+    Args:
+        x: The skip and the branch's input, ``(*, D)``.
+        branch: The branch.
+        dropout: What its output passes through.
+        alpha: The gate, ``(1,)`` or ``(D,)``.
+
+    Returns:
+        ``x + alpha * dropout(branch(x))``; None, with nothing run, where the branch has to be run as it is.
+    """
+    p = probability(dropout)
+    if p is None or not len(branch) or not all(map(is_plain, (branch, branch[-1]))):
+        return None
+    first, last = list(branch)[:-1], branch[-1]
+    linear = type(last) is nn.Linear and last.out_features == x.shape[-1]
+    if not (linear or (p == 0 and can_scale(type(last)))):
+        return None
+    h: Any = x
+    for layer in first:
+        h = layer(h)
+    if (
+        linear
+        and isinstance(last, nn.Linear)
+        and isinstance(h, Tensor)
+        and h.shape == (*x.shape[:-1], last.in_features)
+    ):
+        return gated_linear_residual(x, h, last.weight, last.bias, alpha, dropout=p)
+    f = None if linear else scaled_output(type(last), last, h, alpha, tuple(alpha.shape))
+    return add_branch(x, last(h), dropout, alpha) if f is None or f.shape != x.shape else x + f
 
 
 def probability(dropout: nn.Module) -> float | None:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rezero.branch import add_branch
+from rezero.branch import add_branch, add_sequence
 from rezero.gate import Gate
 from rezero.zero_last import find_zero_last
 
@@ -18,6 +18,9 @@ class ReZero(nn.Module):
     At the start the output equals the input bitwise, whatever the branch computes as long as it is finite
     (``0 * inf`` is ``nan``). The branch's parameters then have a gradient of exactly zero, a tensor and not None,
     while ``alpha`` has ``sum(dL/dy * branch(x))``: the first step opens the gate, the second trains the branch.
+
+    If the branch is an ``nn.Sequential`` that ends in a linear map, a convolution or a norm, the gate goes into that
+    layer's product or weights, where this is less work; then no second output is kept for the gradients.
 
     Args:
         branch: Shape-preserving module, ``(*, D) -> (*, D)``. If it returns a tuple, the first item is gated and the
@@ -77,12 +80,19 @@ class ReZero(nn.Module):
             ValueError: If the branch changes ``x`` in place, or returns another shape.
         """
         version = _version(x)
-        output = self.branch(x, *args, **kwargs)
+        output, y = None, None
+        if type(self.branch) is nn.Sequential and not args and not kwargs:
+            y = add_sequence(x, self.branch, self.dropout, self.gate.scale)
+        if y is None:
+            output = self.branch(x, *args, **kwargs)
         if version is not None and version != _version(x):
             raise ValueError(
                 "the branch changes its input in place, and with it the skip: make its first operation an ordinary "
                 "one, such as nn.ReLU(inplace=False)"
             )
+        return self._add(x, output) if y is None else y
+
+    def _add(self, x: Tensor, output: Any) -> Any:
         first = output[0] if isinstance(output, tuple) and output else output
         if not isinstance(first, Tensor):
             raise TypeError(

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 import rezero
+from rezero.in_weight import scaled_output
 from rezero.surgery import gated
-from rezero.surgery.in_weight import scaled_output
 
 D = 4
 
@@ -128,8 +128,7 @@ def test_keeps_no_output(name: str) -> None:
 )
 def test_else_the_output_is_scaled(layer: nn.Module, x: Tensor) -> None:
     """Where the weights are more, or none, or computed, the layer runs as it is and its output is scaled."""
-    layer.original_class = type(layer)  # type: ignore[assignment]
-    assert scaled_output(layer, (x,), torch.ones(1), (1,)) is None
+    assert scaled_output(type(layer), layer, x, torch.ones(1), (1,)) is None
 
 
 @pytest.mark.parametrize("name", ["linear", "conv2d", "batch norm", "layer norm"])

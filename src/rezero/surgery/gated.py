@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from rezero.gate import AnyGate
+from rezero.in_weight import scaled_output
 from rezero.kernels import reference
 from rezero.surgery.changed import Changed
-from rezero.surgery.in_weight import scaled_output
 
 __all__ = [
     "GatedOutput",
@@ -131,8 +131,10 @@ class _ScalesOutput(Changed):
             Its output, or the first item of it, multiplied by the gate.
         """
         scale, shape = self.gate_scale, self.rezero_gate.shape
-        if not self.rezero_moved and not kwargs and (scaled := scaled_output(self, args, scale, shape)) is not None:
-            return scaled
+        if len(args) == 1 and not kwargs and not self.rezero_moved:
+            scaled = scaled_output(self.original_class, self, args[0], scale, shape)
+            if scaled is not None:
+                return scaled
         output = super().forward(*args, **kwargs)
         f = output if isinstance(output, Tensor) else output[0]
         for activation in self.rezero_moved:

@@ -12,17 +12,23 @@ from torch import Tensor, nn
 
 from rezero.kernels.reference import gate
 
-__all__ = ["scaled_output"]
+__all__ = ["can_scale", "scaled_output"]
 
 _Run = Callable[[Any, Tensor, Tensor | None, Tensor | None], Tensor]
 
 
-def scaled_output(layer: Any, inputs: tuple[Any, ...], scale: Tensor, shape: tuple[int, ...]) -> Tensor | None:
+def can_scale(kind: type[nn.Module]) -> bool:
+    """Tell whether layers of a class can take a gate into their weights."""
+    return kind in _RUNS
+
+
+def scaled_output(kind: type[nn.Module], layer: Any, h: object, scale: Tensor, shape: tuple[int, ...]) -> Tensor | None:
     """Return what a layer gives, multiplied by its gate.
 
     Args:
-        layer: A changed module.
-        inputs: What it is called with.
+        kind: Whose ``forward`` it runs.
+        layer: The layer.
+        h: What it is called with.
         scale: The gate, ``(1,)`` or ``(C,)``.
         shape: Its shape beside the output, ``(1,)``, ``(C,)`` or ``(C, 1, 1)``.
 
@@ -31,11 +37,10 @@ def scaled_output(layer: Any, inputs: tuple[Any, ...], scale: Tensor, shape: tup
         weights are no plain parameters, for inputs that do not lie in order, and where each output has more weights
         than there are places for it.
     """
-    kind = layer.original_class
     run = _RUNS.get(kind)
-    if run is None or len(inputs) != 1 or type(inputs[0]) is not Tensor:
+    if run is None or type(h) is not Tensor:
         return None
-    h, weight, bias = inputs[0], layer.weight, getattr(layer, "bias", None)
+    weight, bias = layer.weight, getattr(layer, "bias", None)
     if type(weight) is not nn.Parameter or not (bias is None or type(bias) is nn.Parameter):
         return None
     behind = weight.ndim - 2 if kind in _MAPS else 0 if kind in _ALONG_LAST else h.ndim - 2  # axes behind the features
