@@ -1,11 +1,11 @@
-"""What does the gate cost today? Gated blocks against the same block without a gate: time, and bytes kept for gradients.
+"""What does the gate cost today? Gated blocks against the same block without a gate: time, and bytes kept.
 
     python benchmarks/block.py [--device cuda] [--rounds 40]
 
-Forward and backward of one block, in float32 and bfloat16: a linear map, an MLP, a convolution with batch norm, attention;
-then of stacks of MLP blocks. Peers: x + f(x) (ungated), the gate written out as x + alpha * f(x) (naive), rezero.ReZero,
-and the ungated block after rezero.convert_; for linear maps also rezero.functional.gated_linear_residual, which the layers
-use. Ratios are to ungated; the bytes are what is kept beyond what the ungated block keeps.
+Forward and backward of one block, in float32 and bfloat16: a linear map, an MLP, a convolution with batch norm,
+attention; then of stacks of MLP blocks. Peers: x + f(x) (ungated), the gate written out as x + alpha * f(x) (naive),
+rezero.ReZero, and the ungated block after rezero.convert_. Ratios are to ungated; the bytes are what is kept for the
+gradients beyond what the ungated block keeps.
 """
 
 import copy
@@ -18,7 +18,6 @@ from timing import bytes_kept, interleave, ratios, read_arguments, write_result
 from torch import Tensor, nn
 
 import rezero
-from rezero.functional import gated_linear_residual
 from rezero.layers import MLPBlock, Residual
 
 STACKS = {"32 x 256, batch 128": (32, 256, 128), "8 x 1024, batch 1024": (8, 1024, 1024)}
@@ -38,19 +37,6 @@ class Naive(nn.Module):
         """Return ``x + alpha * branch(x)``."""
         f: Tensor = self.branch(x)
         return x + self.alpha * f
-
-
-class Fused(nn.Module):
-    """A block that hands the last linear map of its branch to the library, as the library's layers do."""
-
-    def __init__(self, branch: nn.Sequential) -> None:
-        super().__init__()
-        *first, self.last = branch
-        self.first, self.gate = nn.Sequential(*first), rezero.Gate()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ``x + alpha * branch(x)``."""
-        return gated_linear_residual(x, self.first(x), self.last.weight, self.last.bias, self.gate.scale)
 
 
 class Attention(nn.Module):
@@ -101,8 +87,6 @@ def build_peers(branch: nn.Module, x: Tensor) -> dict[str, nn.Module]:
         "ReZero": rezero.ReZero(copy.deepcopy(branch)).to(x),
         "convert_": converted,
     }
-    if isinstance(branch, nn.Sequential) and isinstance(branch[-1], nn.Linear):
-        peers["gated_linear_residual"] = Fused(copy.deepcopy(branch)).to(x)
     for peer in peers.values():
         for name, parameter in peer.named_parameters():
             if "alpha" in name:
