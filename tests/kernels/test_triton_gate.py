@@ -254,12 +254,29 @@ def test_compiles_in_one_graph() -> None:
 def test_without_triton_the_twin_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is asked of a machine that has no Triton, nor of small tensors."""
     monkeypatch.setattr(gated, "gated_residual", lambda *_: pytest.fail("the kernel was called"))
-    monkeypatch.setattr(fusing, "_has_triton", lambda: False)
+    monkeypatch.setattr(kernels, "_LARGE", 1 << 22)
     x, f, alpha = draw(3, 4), draw(3, 4), draw(1)
     torch.testing.assert_close(gated_residual(x, f, alpha), x + alpha * f)
-    monkeypatch.setattr(fusing, "_has_triton", lambda: True)
-    monkeypatch.setattr(kernels, "_LARGE", 1 << 22)
+    monkeypatch.setattr(kernels, "_LARGE", 0)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    fusing._works.cache_clear()
     torch.testing.assert_close(gated_residual(x, f, alpha), x + alpha * f)
+    fusing._works.cache_clear()
+
+
+def test_a_triton_that_does_not_work_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a C compiler, or on a GPU that Triton does not know, a warning says so, and the twin serves."""
+
+    def fail(*_: Any) -> Tensor:
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(triton_gate, "forward", fail)
+    fusing._works.cache_clear()
+    x, f, alpha = draw(3, 4), draw(3, 4), draw(1)
+    with pytest.warns(UserWarning, match="for want of its Triton kernels: Failed to find C compiler; .*gcc"):
+        torch.testing.assert_close(gated_residual(x, f, alpha), x + alpha * f)
+    torch.testing.assert_close(gated_residual(x, f, alpha), x + alpha * f)
+    fusing._works.cache_clear()
 
 
 def error(found: Tensor, exact: Tensor, scale: Tensor) -> float:

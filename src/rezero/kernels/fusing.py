@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import warnings
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ def can_fuse(*given: Tensor | None) -> bool:
         *given: The tensors; None for one that is not there.
 
     Returns:
-        Whether all are plain tensors of one GPU, nobody watches, and Triton is installed.
+        Whether all are plain tensors of one GPU, nobody watches, and Triton works there.
     """
     tensors = [each for each in given if each is not None]
     return (
@@ -32,7 +33,7 @@ def can_fuse(*given: Tensor | None) -> bool:
         and ((kinds := {each.dtype for each in tensors}) <= _DTYPES or kinds == {torch.float64})
         and not is_watched()
         and forward_ad._current_level < 0
-        and _has_triton()
+        and _works(tensors[0].device)
     )
 
 
@@ -47,5 +48,21 @@ def is_watched() -> bool:
 
 
 @functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+def _works(device: torch.device) -> bool:
+    """Tell whether Triton runs there, after one warning if it is installed and does not."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    try:
+        from rezero.kernels import triton_gate
+
+        x, alpha = torch.zeros(2, device=device), torch.zeros(1, device=device)
+        with torch.cuda.device_of(x):
+            triton_gate.forward(x, x, alpha, None, None, 0.0)
+    except Exception as error:  # from a compiler that is not there to a GPU that is too old
+        warnings.warn(
+            f"the gate runs in plain operations, which is slower, for want of its Triton kernels: {error}; Triton "
+            "needs a C compiler (on Debian: apt install gcc) and a GPU that it knows",
+            stacklevel=2,
+        )
+        return False
+    return True

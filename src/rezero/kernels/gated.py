@@ -20,7 +20,8 @@ def gated_residual(x: Tensor, f: Tensor, alpha: Tensor, bias: Tensor | None, dro
 
     by_column = len(alpha) > 1 or bias is not None
     x, f = align(x, x, by_column=by_column), align(x, f, by_column=by_column)
-    y: Tensor = _Gated.apply(x, f, alpha, bias, dropout)  # type: ignore[no-untyped-call]
+    with torch.cuda.device_of(x):  # where Triton launches
+        y: Tensor = _Gated.apply(x, f, alpha, bias, dropout)  # type: ignore[no-untyped-call]
     return y
 
 

@@ -36,7 +36,7 @@ def gated_linear_residual(
     """Return ``x + alpha * dropout(h W^T + b)``. Shapes: `rezero.functional.gated_linear_residual`."""
     h, weight = h.to(_dtype(h)), weight.to(_dtype(weight))
     bias = None if bias is None else bias.to(_dtype(bias))
-    with torch.autocast(x.device.type, enabled=False):
+    with torch.autocast(x.device.type, enabled=False), torch.cuda.device_of(x):  # where Triton launches
         y: Tensor = _Linear.apply(x, h, weight, bias, alpha, dropout)  # type: ignore[no-untyped-call]
     return y
 

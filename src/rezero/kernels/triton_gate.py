@@ -1,9 +1,9 @@
 """Triton kernels of the gate: bias, dropout, gate and addition in one pass, their gradients in another.
 
-All is computed in float32, float64 in float64, and rounded once. Tensors are read as ``(rows, columns)``
-with the features as columns, or as one row where no feature is told from another. A sum over rows is taken tile by tile
-and then over the tiles, in an order that the shapes alone decide. The mask of a dropout is drawn from a seed and the
-place of each number, so that it is never stored.
+All is computed in float32, float64 in float64, and rounded once. Tensors are read as ``(rows, columns)`` with the
+features as columns, or as one row where no feature is told from another. A sum over rows is taken tile by tile and then
+over the tiles, in an order that the shapes alone decide. The mask of a dropout is drawn from a seed and the place of
+each number, so that it is never stored.
 """
 
 from typing import Any
@@ -25,20 +25,9 @@ _TINY = tl.constexpr(2.0**-24)  # a smaller gate is not multiplied into what is 
 
 @triton.jit
 def _forward(
-    x,
-    f,
-    alpha,
-    bias,
-    seed,
-    y,
-    rows,
-    columns,
-    p,
-    BY_FEATURE: tl.constexpr,
-    WIDE: tl.constexpr,
-    M: tl.constexpr,
-    N: tl.constexpr,
-):
+    x, f, alpha, bias, seed, y, rows, columns, p,
+    BY_FEATURE: tl.constexpr, WIDE: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
     row, column = _places(columns, 1, M, N)
     index, inside = row * columns + column, (row < rows) & (column < columns)
     branch = _read(f, index, inside, WIDE)

@@ -92,7 +92,9 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, alpha: Tensor, kept: Tensor
     """Run the layers; see the twin."""
     y = torch.empty_like(x)
     inputs, branches = kept if kept is not None else (x.new_empty(2, *x.shape), None)
-    if x.numel():
+    if not x.numel():
+        return y
+    with torch.cuda.device_of(x):
         _forward[(triton.cdiv(len(x), _ROWS),)](
             x, weight, bias, alpha, inputs, branches, y, len(weight), len(x), x.numel(), **_options(x)
         )  # fmt: skip
@@ -111,10 +113,11 @@ def backward(
         part = slice(max(0, last - chunk), last)
         size = part.stop - part.start
         if g.numel():
-            _backward[(programs,)](
-                g, weight[last - 1], alpha[last - 1], kept[1, last - 1], waiting[size - 1], partial[size - 1],
-                size, len(g), g.numel(), programs, **_options(g),
-            )  # fmt: skip
+            with torch.cuda.device_of(g):
+                _backward[(programs,)](
+                    g, weight[last - 1], alpha[last - 1], kept[1, last - 1], waiting[size - 1], partial[size - 1],
+                    size, len(g), g.numel(), programs, **_options(g),
+                )  # fmt: skip
         if out is not None:
             torch.bmm(waiting[:size].mT, kept[0, part], out=out[0][part])
             torch.sum(waiting[:size], 1, out=out[1][part])
@@ -123,7 +126,8 @@ def backward(
 
 
 def _options(x: Tensor) -> dict[str, Any]:
-    # Three products of tf32 round as float32 does, and take a third of its time.
+    # Three products of tf32 round as float32 does, and take less time.
     precision = "tf32" if torch.get_float32_matmul_precision() == "medium" else "tf32x3"
+    precision = "ieee" if torch.version.hip else precision  # AMD's have none
     width = max(16, triton.next_power_of_2(x.shape[-1]))
     return {"D": x.shape[-1], "R": _ROWS, "N": width, "K": min(32, width), "PRECISION": precision, "num_warps": 8}
