@@ -22,13 +22,13 @@ from rezero.kernels import (
     reference,
     reference_stack,
 )
-from rezero.layers import attention, decoder, kv_cache, language_model, last_linear, mlp, positions, residuals, resnet
+from rezero.layers import attention, decoder, kv_cache, language_model, mlp, positions, residuals, resnet
 from rezero.layers import transformer as layers_transformer
 
 MODULES = [functional, gate, in_weight, kernels, reference, layers, attention, mlp, residuals, layers_transformer]
 MODULES += [decoder, kv_cache, language_model, positions, resnet, optim, residual, transformer, zero_last]
-MODULES += [stack, buffers, deep_stack, last_linear, linear, native, reference_stack]
-MODULES += [again, branch, fusing, gated, in_weight, linear_gpu]
+MODULES += [stack, buffers, deep_stack, linear, native, reference_stack]
+MODULES += [again, branch, fusing, gated, linear_gpu]
 
 
 def python(code: str) -> str:

@@ -8,7 +8,7 @@ from torch.nn.modules import module as torch_modules
 from rezero.functional import gated_linear_residual, gated_residual
 from rezero.in_weight import can_scale, scaled_output
 
-__all__ = ["add_branch", "add_sequence", "is_plain", "probability"]
+__all__ = ["add_branch", "add_linear", "add_sequence", "is_plain", "probability"]
 
 
 def add_branch(x: Tensor, f: Tensor, dropout: nn.Module, alpha: Tensor) -> Tensor:
@@ -25,6 +25,28 @@ def add_branch(x: Tensor, f: Tensor, dropout: nn.Module, alpha: Tensor) -> Tenso
     """
     p = probability(dropout)
     return gated_residual(x, dropout(f), alpha) if p is None else gated_residual(x, f, alpha, dropout=p)
+
+
+def add_linear(x: Tensor, h: Tensor, linear: nn.Linear, dropout: nn.Module, alpha: Tensor) -> Tensor:
+    """Add the end of a branch to its skip: ``x + alpha * dropout(linear(h))``.
+
+    It is one operation (`rezero.functional.gated_linear_residual`) where nobody looks at, or has exchanged, what either
+    module returns.
+
+    Args:
+        x: The skip, ``(*, D)``.
+        h: What goes into the linear map, ``(*, K)``.
+        linear: The map, ``K`` to ``D``.
+        dropout: What its output passes through.
+        alpha: The gate, ``(1,)`` or ``(D,)``.
+
+    Returns:
+        ``(*, D)``.
+    """
+    p = probability(dropout)
+    if p is not None and type(linear) is nn.Linear and is_plain(linear):
+        return gated_linear_residual(x, h, linear.weight, linear.bias, alpha, dropout=p)
+    return add_branch(x, linear(h), dropout, alpha)
 
 
 def add_sequence(x: Tensor, branch: nn.Sequential, dropout: nn.Module, alpha: Tensor) -> Tensor | None:
@@ -50,12 +72,12 @@ def add_sequence(x: Tensor, branch: nn.Sequential, dropout: nn.Module, alpha: Te
     for layer in first:
         h = layer(h)
     if (
-        linear
-        and isinstance(last, nn.Linear)
+        isinstance(last, nn.Linear)
         and isinstance(h, Tensor)
+        and linear
         and h.shape == (*x.shape[:-1], last.in_features)
     ):
-        return gated_linear_residual(x, h, last.weight, last.bias, alpha, dropout=p)
+        return add_linear(x, h, last, dropout, alpha)
     f = None if linear else scaled_output(type(last), last, h, alpha, tuple(alpha.shape))
     return add_branch(x, last(h), dropout, alpha) if f is None or f.shape != x.shape else x + f
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from rezero import Gate, ReZero
 from rezero.branch import add_sequence
+from tests.kept import bytes_kept
 
 D = 4
 BRANCHES: dict[str, tuple[Callable[[], nn.Sequential], tuple[int, ...]]] = {
@@ -68,24 +68,10 @@ def test_keeps_no_branch(name: str) -> None:
     block, written, x = make(name)
     x = x.repeat(8, *[1] * (x.ndim - 1))
 
-    def bytes_kept(model: Callable[[Tensor], Tensor], owner: nn.Module) -> int:
-        known = {each.data_ptr() for each in (x, *owner.parameters(), *owner.buffers())}
-        kept: dict[int, int] = {}
-
-        def pack(tensor: Tensor) -> Tensor:
-            if tensor.data_ptr() not in known:
-                kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        with saved_tensors_hooks(pack, lambda tensor: tensor):
-            y = model(x)
-        del y
-        return sum(kept.values())
-
     branch = written.block.branch
     weights = sum(each.nbytes for each in block.branch[-1].parameters())  # type: ignore[index]
-    assert bytes_kept(block, block) <= bytes_kept(lambda x: x + branch(x), branch) + weights + 8
-    assert bytes_kept(written, written) >= bytes_kept(lambda x: x + branch(x), branch) + x.nbytes
+    assert bytes_kept(block, x, block) <= bytes_kept(lambda x: x + branch(x), x, branch) + weights + 8
+    assert bytes_kept(written, x, written) >= bytes_kept(lambda x: x + branch(x), x, branch) + x.nbytes
 
 
 @pytest.mark.parametrize("where", ["last", "branch", "dropout"])

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
 import rezero
 from rezero.in_weight import scaled_output
 from rezero.surgery import gated
+from tests.kept import bytes_kept
 
 D = 4
 
@@ -88,21 +88,9 @@ def test_keeps_no_output(name: str) -> None:
     """What is kept beside what the layer keeps without a gate is no larger than its weights, and a few numbers."""
     block, plain, x = make(name, "scalar")
 
-    def bytes_kept(model: nn.Module) -> int:
-        known = {each.untyped_storage().data_ptr() for each in (*model.parameters(), *model.buffers())}
-        kept: dict[int, int] = {}
-
-        def pack(tensor: Tensor) -> Tensor:
-            if tensor.untyped_storage().data_ptr() not in known:
-                kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        with saved_tensors_hooks(pack, lambda tensor: tensor):
-            y = model(x)
-        del y
-        return sum(kept.values())
-
-    assert bytes_kept(block) <= bytes_kept(plain) + sum(each.nbytes for each in plain.parameters()) + 8
+    assert (
+        bytes_kept(block, x, block) <= bytes_kept(plain, x, plain) + sum(each.nbytes for each in plain.parameters()) + 8
+    )
 
 
 @pytest.mark.parametrize(

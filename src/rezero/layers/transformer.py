@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rezero.branch import add_branch, is_plain
+from rezero.branch import add_branch, add_linear, is_plain
 from rezero.gate import Gate, gate_dtype
 from rezero.layers.attention import Attention
-from rezero.layers.last_linear import add_linear
 
 __all__ = ["TransformerDecoderLayer", "TransformerEncoderLayer"]
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rezero.branch import add_linear
 from rezero.kernels import linear
 from rezero.layers import TransformerEncoderLayer
-from rezero.layers.last_linear import add_linear
 
 
 @pytest.fixture
