@@ -22,12 +22,29 @@ from rezero.kernels import (
     reference,
     reference_stack,
 )
-from rezero.layers import attention, decoder, kv_cache, language_model, mlp, positions, residuals, resnet
+from rezero.layers import (
+    adapter,
+    arguments,
+    attention,
+    cross_attention,
+    decoder,
+    feed_forward,
+    kv_cache,
+    language_model,
+    media,
+    mlp,
+    network,
+    positions,
+    resampler,
+    residuals,
+    resnet,
+)
 from rezero.layers import transformer as layers_transformer
 
 MODULES = [functional, gate, in_weight, kernels, reference, layers, attention, mlp, residuals, layers_transformer]
 MODULES += [decoder, kv_cache, language_model, positions, resnet, optim, residual, transformer, zero_last]
 MODULES += [stack, buffers, deep_stack, linear, native, reference_stack]
+MODULES += [adapter, arguments, cross_attention, feed_forward, media, network, resampler]
 MODULES += [again, branch, fusing, gated, linear_gpu]
 
 

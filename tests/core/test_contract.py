@@ -24,9 +24,12 @@ from rezero import DeepStack, Gate, ReZero, gates
 from rezero.layers import (
     MLP,
     Attention,
+    GatedAdapter,
+    GatedCrossAttention,
     LanguageModel,
     LayerScale,
     MLPBlock,
+    PerceiverResampler,
     PreActResNet18,
     Residual,
     ResNet,
@@ -172,6 +175,24 @@ CASES: dict[str, Case] = {
     },
     "RZTXEncoderLayer": gated(lambda a, p: RZTXEncoderLayer(D, 2, 6, p, init_value=a)),
     "RZTXDecoderLayer": gated(lambda a, p: RZTXDecoderLayer(D, 2, 6, p, init_value=a), (3, 2, D), (4, 2, D)),
+    "GatedCrossAttention": gated(
+        lambda _, p: GatedCrossAttention(D, num_heads=2, ff_mult=2, dropout=p), *SEQUENCES, starts=(0.0,)
+    ),
+    "GatedCrossAttention other": gated(
+        lambda _, p: GatedCrossAttention(
+            D, 3, num_heads=2, ff_mult=0, gate="linear", qk_norm=True, dropout=p, bias=True
+        ),
+        (2, 3, D),
+        (2, 5, 3),
+        starts=(0.0,),
+    ),
+    "GatedAdapter": gated(lambda _, p: GatedAdapter(D, 2, dropout=p), starts=(0.0,)),
+    "GatedAdapter linear": gated(
+        lambda _, p: GatedAdapter(D, 2, activation=None, norm=False, gate="tanh", dropout=p, bias=False), starts=(0.0,)
+    ),
+    "PerceiverResampler": Case(
+        lambda _, p: PerceiverResampler(D, depth=2, num_latents=3, num_heads=2, ff_mult=2, dropout=p, qk_norm=True)
+    ),
     "MLPBlock": Case(lambda _, __: MLPBlock(D), autocast_dtype=torch.bfloat16),
     **{f"MLP {name}": mlp(name) for name in RESIDUALS if name != "fixup"},
     **{f"ResNet {name}": resnet(name) for name in ("residual", "rezero", "skipinit", "fixup")},

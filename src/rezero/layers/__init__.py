@@ -1,9 +1,13 @@
-"""Layers and networks: torch.nn's Transformer layers without norms, and the families that arms are compared in."""
+"""Layers: torch.nn's Transformer layers without norms, some to put into a trained model, and the arms' networks."""
 
+from rezero.layers.adapter import GatedAdapter
 from rezero.layers.attention import Attention
+from rezero.layers.cross_attention import GatedCrossAttention
 from rezero.layers.kv_cache import KVCache
 from rezero.layers.language_model import LanguageModel
+from rezero.layers.media import media_mask
 from rezero.layers.mlp import MLP, MLPBlock
+from rezero.layers.resampler import PerceiverResampler
 from rezero.layers.residuals import LayerScale, Residual, ScalarBias, ScalarScale, residual_block
 from rezero.layers.resnet import PreActResNet18, ResNet
 from rezero.layers.transformer import TransformerDecoderLayer, TransformerEncoderLayer
@@ -13,6 +17,11 @@ __all__ = [  # noqa: RUF022 - grouped by what a reader looks for, not by alphabe
     "TransformerEncoderLayer",
     "TransformerDecoderLayer",
     "Attention",
+    # layers to put into a trained model
+    "GatedCrossAttention",
+    "media_mask",
+    "PerceiverResampler",
+    "GatedAdapter",
     # networks, one for every residual formula
     "MLP",
     "MLPBlock",
