@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from rezero.surgery.convert import Conversion, convert_
     from rezero.surgery.find import find_residuals
     from rezero.surgery.fold import Folded, fold_
+    from rezero.surgery.graft import Graft
+    from rezero.surgery.graft_file import load_graft_
+    from rezero.surgery.grow import Growth, grow_
+    from rezero.surgery.insert import graft_
     from rezero.surgery.prune import Pruned, prune_
     from rezero.surgery.saved import from_pretrained, load_converted_, save_converted
     from rezero.surgery.sites import Residuals
@@ -35,6 +39,13 @@ __all__ = [  # noqa: RUF022 - grouped by what a reader looks for, not by alphabe
     "save_converted",
     "load_converted_",
     "from_pretrained",
+    # new blocks in a trained model
+    "graft_",
+    "load_graft_",
+    "grow_",
+    "Graft",
+    "Growth",
+    # what these return
     "Residuals",
     "Conversion",
     "Pruned",
@@ -61,6 +72,11 @@ _HOME = {
     "from_pretrained": "rezero.surgery.saved",
     "save_converted": "rezero.surgery.saved",
     "load_converted_": "rezero.surgery.saved",
+    "graft_": "rezero.surgery.insert",
+    "Graft": "rezero.surgery.graft",
+    "load_graft_": "rezero.surgery.graft_file",
+    "grow_": "rezero.surgery.grow",
+    "Growth": "rezero.surgery.grow",
     "Folded": "rezero.surgery.fold",
     "prune_": "rezero.surgery.prune",
     "Pruned": "rezero.surgery.prune",

@@ -5,6 +5,7 @@ from rezero.charts.curves import curves
 from rezero.charts.gates import gate_lines, gate_map, gate_profile
 from rezero.charts.look import save
 from rezero.charts.spectra import density_line, histogram
+from rezero.charts.story import story_panels
 
 __all__ = [
     "arrival_steps",
@@ -17,4 +18,5 @@ __all__ = [
     "rate_lines",
     "save",
     "seed_lines",
+    "story_panels",
 ]

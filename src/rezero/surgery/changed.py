@@ -34,7 +34,15 @@ class Changed(_Module):
         return _rebuild, (change, self.original_class, tuple(arguments[1:])), *rest
 
 
-_ATTRIBUTES = ("rezero_gate", "rezero_owner", "rezero_moved", "rezero_weights", "rezero_reading", "rezero_silent")
+_ATTRIBUTES = (
+    "rezero_gate",
+    "rezero_owner",
+    "rezero_moved",
+    "rezero_weights",
+    "rezero_reading",
+    "rezero_silent",
+    "rezero_graft",
+)
 
 
 @cache

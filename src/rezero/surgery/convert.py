@@ -28,7 +28,7 @@ from rezero.surgery.verify import verify as verify_
 from rezero.surgery.watch import read_elsewhere, tensors_of
 from rezero.surgery.zero import wake_
 
-__all__ = ["Conversion", "convert_"]
+__all__ = ["Conversion", "check_optimizer", "convert_"]
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def convert_(
         repeated=repeated,
     )
     check_convertible(model)
-    _check_optimizer(optimizer, model)
+    check_optimizer(optimizer, model)
     real = not any(parameter.is_meta for parameter in model.parameters())
     fresh = real and init_value == 0
     runs = fresh or (real and verify)  # with its numbers, later on
@@ -265,7 +265,17 @@ def _check_options(init_value: float, drop: bool, **options: str) -> None:
         raise ValueError(f"init_value must fit into torch.float32: got {init_value}")
 
 
-def _check_optimizer(optimizer: Any, model: nn.Module) -> None:
+def check_optimizer(optimizer: Any, model: nn.Module) -> None:
+    """Refuse an optimizer that can't get parameters of a model.
+
+    Args:
+        optimizer: The optimizer; None for none.
+        model: The model.
+
+    Raises:
+        TypeError: If it is none.
+        UsageError: If it trains another model, takes one group only, or has a scheduler.
+    """
     if optimizer is None:
         return
     if not isinstance(optimizer, torch.optim.Optimizer):

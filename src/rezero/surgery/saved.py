@@ -8,7 +8,6 @@ from copy import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -17,10 +16,11 @@ from torch import Tensor, nn
 
 from rezero.errors import UsageError
 from rezero.surgery.apply import apply_, check_convertible, check_module, drop_
+from rezero.surgery.beside import replacing
 from rezero.surgery.fit import check_intact, misfit
 from rezero.surgery.recipe import Recipe, Undo
 
-__all__ = ["from_pretrained", "load_converted_", "note", "recall", "remember", "save_converted", "write"]
+__all__ = ["from_pretrained", "load_converted_", "note", "own_config", "recall", "remember", "save_converted", "write"]
 
 _KEY = "rezero"  # in the config of a model of transformers
 _FILE, _CONFIG, _WEIGHTS = "rezero.json", "config.json", "model.safetensors"
@@ -38,12 +38,18 @@ def remember(model: nn.Module, recipe: Recipe, undo: Undo) -> None:
         undo: Gets what puts back what was noted before.
     """
     if not recall(model):
-        _own_config(model, undo)
+        own_config(model, undo)
     undo.steps.append(partial(note, model, recall(model)))
     note(model, recipe)
 
 
-def _own_config(model: nn.Module, undo: Undo) -> None:
+def own_config(model: nn.Module, undo: Undo) -> None:
+    """Give a model a configuration of its own, which others that were built from the same object do not share.
+
+    Args:
+        model: The model.
+        undo: Gets what gives it the old one back.
+    """
     config = vars(model).get("config")
     if not callable(getattr(config, "to_json_string", None)):
         return
@@ -126,19 +132,10 @@ def write(model: nn.Module, path: str | Path) -> None:
     check_intact(model, recipe)
     if odd := [name for name, value in model.state_dict().items() if not isinstance(value, Tensor)]:
         raise UsageError(f"{odd[0]!r} is no tensor, and a file of safetensors holds nothing else: save without it")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder, prefix=".saving-") as beside:
-            save_model(model, str(Path(beside) / _WEIGHTS))
-            (Path(beside) / _FILE).write_text(json.dumps(recipe.to_json(), indent=1), encoding="utf-8")
-            for name in (_FILE, _INDEX):  # never the recipe of one model beside the weights of another
-                (folder / name).unlink(missing_ok=True)
-            for name in (_WEIGHTS, _FILE):
-                (Path(beside) / name).replace(folder / name)
-    except FileExistsError as error:
-        raise UsageError(f"expected a folder to save in, or a path that is free, got a file: {folder}") from error
-    except (SafetensorError, KeyError, OSError, RuntimeError, ValueError) as error:
-        raise UsageError(f"the model can't be written to {folder}: {error!r}") from error
+    # never the recipe of one model beside the weights of another
+    with replacing(folder, (_WEIGHTS, _FILE), what="the model", stale=(_FILE, _INDEX)) as beside:
+        save_model(model, str(beside / _WEIGHTS))
+        (beside / _FILE).write_text(json.dumps(recipe.to_json(), indent=1), encoding="utf-8")
 
 
 def load_converted_(model: nn.Module, path: str | Path) -> nn.Module:

@@ -1,0 +1,183 @@
+"""What Flamingo's story in small begins with: a language model that has read, an eye, and what connects them."""
+
+# B batch, T positions, N digits of a number
+
+import random
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rezero.layers import LanguageModel, PerceiverResampler
+from rezero.papers.captions import DIGITS, Captions, Pictures
+from rezero.papers.plain_text import load_plain_text
+from rezero.papers.reproduction import Work
+
+__all__ = ["FEATURES", "Eye", "Plan", "Sight", "Story", "loss_of", "take_step"]
+
+FEATURES = 32  # of the eye, at each of 16 places of a digit
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How large and how long.
+
+    Attributes:
+        width: Of the language model.
+        depth: Its layers.
+        length: Bytes of a row.
+        batch: Rows of a batch.
+        reading: Steps of the language model's own training.
+        looking: Steps of the pictures' classifier.
+        steps: Steps of the grafted blocks.
+        every: A measurement each how many of these.
+        questions: Pictures that each measurement asks about.
+        plain: Rows of plain text that its loss is measured on.
+        lr: Rate of the blocks.
+    """
+
+    width: int = 96
+    depth: int = 6
+    length: int = 64
+    batch: int = 32
+    reading: int = 1500
+    looking: int = 400
+    steps: int = 600
+    every: int = 50
+    questions: int = 400
+    plain: int = 256
+    lr: float = 2e-3
+
+
+class Eye(nn.Module):
+    """A small convolutional network over one digit of 8 x 8 pixels."""
+
+    def __init__(self, width: int = FEATURES) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, stride=2, padding=1)
+        self.classes = nn.Linear(width, 10)
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Return 16 features a digit.
+
+        Args:
+            pixels: ``(*, 64)``.
+
+        Returns:
+            ``(*, 16, width)``.
+        """
+        images = pixels.reshape(-1, 1, 8, 8)
+        maps = F.relu(self.second(F.relu(self.first(images))))
+        return maps.flatten(2).mT.reshape(*pixels.shape[:-1], 16, -1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return the logits of the ten digits, ``(*, 10)``."""
+        logits: Tensor = self.classes(self.features(pixels).mean(-2))
+        return logits
+
+
+class Sight(nn.Module):
+    """What is learned with the grafted blocks to hand the eye's features over: places, and a resampler."""
+
+    def __init__(self, width: int = FEATURES, latents: int = 8) -> None:
+        super().__init__()
+        self.places = nn.Parameter(torch.randn(DIGITS * 16, width) * 0.1)
+        self.resampler = PerceiverResampler(width, depth=1, num_latents=latents, num_heads=4)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return a context.
+
+        Args:
+            features: ``(B, N, 16, width)``.
+
+        Returns:
+            ``(B, latents, width)``.
+        """
+        context: Tensor = self.resampler(features.flatten(1, 2) + self.places)
+        return context
+
+
+class Story:
+    """The language model, the eye and the data: what every seed starts from.
+
+    Args:
+        plan: How large and how long.
+        work: Where the trained weights are kept.
+    """
+
+    def __init__(self, plan: Plan, work: Work) -> None:
+        self.plan, self.captions = plan, Captions(plan.length)
+        self.text = load_plain_text(plan.length)
+        self.pictures, self.unseen = Pictures.load()
+        torch.manual_seed(0)
+        self.model = LanguageModel(plan.width, plan.depth, 4, residual="pre-norm")
+        self.eye = Eye()
+        work.weights("model", self.model, self._read)
+        work.weights("eye", self.eye, self._look)
+        for module in (self.model, self.eye):
+            module.eval().requires_grad_(False)
+        draw = random.Random(0)
+        self.plain = self.text.val_batch(0, plan.plain)
+        pixels, numbers = self.unseen.numbers(plan.questions, draw)
+        self.asked = (self.features(pixels), *self.captions.questions(numbers, draw))
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Return what the frozen eye sees, ``(B, N, 16, width)``."""
+        with torch.no_grad():
+            return self.eye.features(pixels)
+
+    def batch(self, seed: int, step: int, draw: random.Random) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the batch of a step: half of its rows tell of pictures, half are plain text without one.
+
+        Args:
+            seed: Of the plain text.
+            step: From 0.
+            draw: Source of numbers and sentences.
+
+        Returns:
+            Features, whether a row sees any, inputs and targets.
+        """
+        half = self.plan.batch // 2
+        pixels, numbers = self.pictures.numbers(half, draw)
+        features = self.features(pixels)
+        inputs, targets = self._joined(self.captions.rows(numbers, draw), self.text.batch(seed, step, half))
+        return torch.cat([features, features]), torch.arange(2 * half) < half, inputs, targets
+
+    def _joined(self, *parts: tuple[Tensor, Tensor]) -> list[Tensor]:
+        return [torch.cat(each).long() for each in zip(*parts, strict=True)]
+
+    def _read(self) -> None:
+        """Train the language model on plain text, and on sentences with numbers that nothing tells it."""
+        draw = random.Random(0)
+        optimizer = torch.optim.AdamW(self.model.parameters(), lr=2e-3, weight_decay=0.01)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=self.plan.reading)
+        half = self.plan.batch // 2
+        for step in range(self.plan.reading):
+            told = self.captions.rows(self.pictures.numbers(half, draw)[1], draw)
+            inputs, targets = self._joined(told, self.text.batch(0, step, half))
+            take_step(optimizer, loss_of(self.model(inputs), targets))
+            schedule.step()
+
+    def _look(self) -> None:
+        """Train the eye on single digits, moved by up to a pixel."""
+        generator = torch.Generator().manual_seed(0)
+        optimizer = torch.optim.AdamW(self.eye.parameters(), lr=3e-3)
+        for _ in range(self.plan.looking):
+            chosen = torch.randint(len(self.pictures.labels), (64,), generator=generator)
+            down, right = torch.randint(-1, 2, (2,), generator=generator).tolist()
+            images = self.pictures.pixels[chosen].view(-1, 8, 8).roll((down, right), (1, 2))
+            take_step(optimizer, F.cross_entropy(self.eye(images.flatten(1)), self.pictures.labels[chosen]))
+
+
+def take_step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """Take a step down a loss."""
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean loss a byte, in nats."""
+    return F.cross_entropy(logits.flatten(0, -2), targets.flatten().long())

@@ -1,0 +1,42 @@
+"""Files that are written beside those that they replace, so that these are kept if the writing fails."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from safetensors import SafetensorError
+
+from rezero.errors import UsageError
+
+__all__ = ["replacing"]
+
+
+@contextmanager
+def replacing(folder: Path, names: Sequence[str], *, what: str, stale: Sequence[str] = ()) -> Iterator[Path]:
+    """Write files of a folder, all of them or none.
+
+    Args:
+        folder: The folder, made if it is not there.
+        names: The files, in the order in which they are replaced.
+        what: What is written, for errors.
+        stale: Files that are taken away before the first is replaced.
+
+    Yields:
+        A folder on the same disk to write them in.
+
+    Raises:
+        UsageError: If the folder can't be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder, prefix=".saving-") as beside:
+            yield Path(beside)
+            for name in stale:
+                (folder / name).unlink(missing_ok=True)
+            for name in names:
+                (Path(beside) / name).replace(folder / name)
+    except FileExistsError as error:
+        raise UsageError(f"expected a folder to save in, or a path that is free, got a file: {folder}") from error
+    except (SafetensorError, KeyError, OSError, RuntimeError, ValueError) as error:
+        raise UsageError(f"{what} can't be written to {folder}: {error!r}") from error

@@ -1,0 +1,207 @@
+"""The blocks that were put into a trained model, and what is done with them."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from rezero.errors import UsageError
+from rezero.surgery.apply import check_unwrapped
+from rezero.surgery.changed import restore_class, swap_class
+from rezero.surgery.conditions import Condition, Conditions
+from rezero.surgery.grafted import NAME, Grafted, Position, Site, input_argument, takes_context
+from rezero.surgery.recipe import Undo
+from rezero.surgery.sites import counted
+
+__all__ = ["Graft", "put_"]
+
+
+@dataclass(frozen=True, eq=False)
+class Graft:
+    """The blocks that `graft_` put into a model.
+
+    Attributes:
+        model: The model.
+        sites: Qualified names of the layers that have a block.
+        position: Where the blocks are, seen from their layers.
+        conditions: What the blocks are given.
+    """
+
+    model: nn.Module
+    sites: tuple[str, ...]
+    position: Position
+    conditions: Conditions = field(repr=False)
+    _undo: Undo = field(repr=False)
+
+    @property
+    def blocks(self) -> dict[str, nn.Module]:
+        """The blocks, by the names of their layers."""
+        self._check_there()
+        return {name: self.model.get_submodule(_inside(name)) for name in self.sites}
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The widths of the layers that have a block, by their names."""
+        self._check_there()
+        layers: list[Any] = [self.model.get_submodule(name) for name in self.sites]
+        return {layer.rezero_graft.name: layer.rezero_graft.width for layer in layers}
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the parameters of the blocks, each with its name in the model."""
+        for name, block in self.blocks.items():
+            yield from block.named_parameters(prefix=_inside(name))
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters of the blocks: what an optimizer is given."""
+        return (parameter for _, parameter in self.named_parameters())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the parameters and buffers of the blocks, by their names in the model."""
+        blocks = self.blocks.items()
+        return {
+            key: value for name, block in blocks for key, value in block.state_dict(prefix=f"{_inside(name)}.").items()
+        }
+
+    def condition(self, context: Tensor, mask: Tensor | None = None) -> AbstractContextManager[Condition]:
+        """Give the blocks something to attend to, in this thread, while the context lasts.
+
+        Keys and values are computed once for it where no gradient is asked for, as in ``generate()``. A batch of whose
+        rows there are more, as in beam search, repeats those of the context.
+
+        Args:
+            context: What the blocks attend to, ``(B, M, C)``.
+            mask: What of it may be seen, True for yes: ``(B, M)``, or ``(B, T, M)`` for each position of the input. A
+                call with a cache takes the rows of its own positions; those behind the end take the last row.
+
+        Returns:
+            A context manager.
+
+        Raises:
+            TypeError: If ``context`` or ``mask`` is no tensor.
+            UsageError: If no block takes a context.
+        """
+        self._check_context(context, mask)
+        return self.conditions.held(context=context, mask=mask)
+
+    def set_context(self, context: Tensor | None, mask: Tensor | None = None) -> None:
+        """Give the blocks something to attend to for good, in every thread that has no condition of its own.
+
+        Args:
+            context: As for `condition`; None takes it away.
+            mask: As for `condition`.
+
+        Raises:
+            TypeError: If ``context`` or ``mask`` is no tensor.
+            UsageError: If no block takes a context.
+        """
+        if context is not None:
+            self._check_context(context, mask)
+        self.conditions.always = Condition(context, mask)
+
+    def disable(self) -> AbstractContextManager[Condition]:
+        """Leave the blocks out, in this thread, while the context lasts: the model is the base model, bit for bit."""
+        return self.conditions.held(enabled=False)
+
+    def remove(self) -> None:
+        """Take the blocks out: the classes, the keys and the gradients of the base model are back. Once is enough.
+
+        Raises:
+            UsageError: If the model has been compiled or distributed since, or a layer has been replaced.
+        """
+        if self._undo.steps:
+            self._check_there()
+            check_unwrapped(self.model)
+            self._undo()
+
+    def save(self, path: str | Path) -> int:
+        """Write the new tensors and what rebuilds them, for `rezero.load_graft_`.
+
+        Args:
+            path: A folder, made if it is not there. What an earlier graft saved there is replaced at the end.
+
+        Returns:
+            The size of the file of tensors, in bytes.
+
+        Raises:
+            UsageError: If the blocks are not there any more, or the folder can't be written.
+        """
+        from rezero.surgery.graft_file import write
+
+        return write(self, path)
+
+    def merge(self) -> None:
+        """Write blocks that are linear, at layers that are linear, into the weights of these, and take them out.
+
+        Raises:
+            UsageError: If a block or its layer is not linear, or the model has been compiled or distributed since.
+        """
+        from rezero.surgery.merge import merge_
+
+        self._check_there()
+        check_unwrapped(self.model)
+        merge_(self)
+
+    def _check_there(self) -> None:
+        modules = dict(self.model.named_modules(remove_duplicate=False))
+        for name in self.sites:
+            layer = modules.get(name)
+            if not isinstance(layer, Grafted) or layer.rezero_graft.conditions is not self.conditions:
+                raise UsageError(
+                    f"the block at {name!r} is not there any more: it was removed, or its layer was replaced since"
+                )
+
+    def _check_context(self, context: Any, mask: Any) -> None:
+        for what, given in (("context", context), ("mask", mask)):
+            if not (isinstance(given, Tensor) or (given is None and what == "mask")):
+                raise TypeError(f"the {what} must be a tensor: got {type(given).__name__}")
+        if not any(takes_context(block) for block in self.blocks.values()):
+            raise UsageError("none of the blocks takes a context: their forward has no argument of that name")
+
+    def __str__(self) -> str:
+        new = sum(parameter.numel() for parameter in self.parameters())
+        all_of_them = sum(parameter.numel() for parameter in self.model.parameters())
+        frozen = sum(1 for parameter in self.model.parameters() if not parameter.requires_grad)
+        kinds = dict.fromkeys(type(block).__name__ for block in self.blocks.values())
+        places = self.sites if len(self.sites) < 4 else (self.sites[0], self.sites[1], "...", self.sites[-1])
+        return "\n".join(
+            (
+                f"{counted(len(self.sites), 'block')} {' and '.join(kinds)} {self.position} {', '.join(places)}",
+                f"{new:,} new parameters beside {all_of_them - new:,}; {frozen} tensors of the base are frozen",
+            )
+        )
+
+
+def put_(model: nn.Module, blocks: Mapping[str, tuple[nn.Module, int]], position: Position, undo: Undo) -> Graft:
+    """Put blocks into a model that was found fit for them.
+
+    Args:
+        model: The model.
+        blocks: The blocks and the widths of their layers, by the names of these.
+        position: Where they are, seen from the layers.
+        undo: Gets what takes them out.
+
+    Returns:
+        The blocks.
+    """
+    conditions = Conditions()
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder) and getattr(module, "use_nested_tensor", False):
+            undo.steps.append(partial(setattr, module, "use_nested_tensor", True))
+            module.use_nested_tensor = False  # its layers would be given a padded batch in another form
+    for name, (block, width) in blocks.items():
+        layer = model.get_submodule(name)
+        undo.steps += [partial(restore_class, layer), partial(layer._modules.pop, NAME)]
+        vars(layer).pop("forward", None)
+        argument = input_argument(layer)
+        swap_class(layer, Grafted)
+        vars(layer)["rezero_graft"] = Site(name, width, position, argument, takes_context(block), conditions)
+        layer.add_module(NAME, block.train(layer.training))
+    return Graft(model, tuple(blocks), position, conditions, undo)
+
+
+def _inside(name: str) -> str:
+    return f"{name}.{NAME}".lstrip(".")

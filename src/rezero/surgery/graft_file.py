@@ -1,0 +1,210 @@
+"""Grafted blocks on disk: their tensors, and what puts them into another copy of the base model."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from rezero.errors import UsageError
+from rezero.surgery.apply import check_module, check_unwrapped
+from rezero.surgery.beside import replacing
+from rezero.surgery.graft import Graft, put_
+from rezero.surgery.grafted import NAME, Position
+from rezero.surgery.insert import check_layer, freeze_, make_block
+from rezero.surgery.recipe import Undo
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["load_graft_", "write"]
+
+_TENSORS, _FILE, _VERSION = "graft.safetensors", "graft.json", 1
+
+
+def write(graft: Graft, path: str | Path) -> int:
+    """Write ``graft.safetensors`` and ``graft.json``.
+
+    Args:
+        graft: The blocks.
+        path: A folder, made if it is not there.
+
+    Returns:
+        The size of the file of tensors, in bytes.
+
+    Raises:
+        UsageError: If the blocks are not there any more, or the folder can't be written.
+    """
+    folder = Path(path)
+    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in graft.state_dict().items()}
+    recipe = {
+        "version": _VERSION,
+        "position": graft.position,
+        "blocks": {name: _recipe_of(block, graft.widths[name]) for name, block in graft.blocks.items()},
+        "base": _shapes(graft.model),
+    }
+    with replacing(folder, (_TENSORS, _FILE), what="the graft", stale=(_FILE,)) as beside:
+        save_file(tensors, str(beside / _TENSORS))
+        (beside / _FILE).write_text(json.dumps(recipe, indent=1), encoding="utf-8")
+    return (folder / _TENSORS).stat().st_size
+
+
+def load_graft_(
+    model: nn.Module, path: str | Path, *, block: Callable[[int], nn.Module] | None = None, freeze: bool = True
+) -> Graft:
+    """Put blocks that `Graft.save` wrote into another copy of the base model.
+
+    Args:
+        model: A model like the one that they were saved from.
+        path: The folder.
+        block: Makes the block of a layer from its width, as for `rezero.graft_`; needed where the blocks are not of
+            this library's classes, whose arguments are in the file.
+        freeze: Whether the base model's parameters stop to learn.
+
+    Returns:
+        The blocks.
+
+    Raises:
+        TypeError: If ``model`` is no module, or ``block`` makes none.
+        UsageError: If the folder holds no graft or a damaged one, or the model is another: the first difference. The
+            model is left as it was.
+
+    Example:
+        >>> import tempfile
+        >>> import torch
+        >>> from rezero import ReZero, graft_
+        >>> def base():
+        ...     return nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)) for _ in range(2)))
+        >>> def block(width):
+        ...     return ReZero(nn.Linear(width, width))
+        >>> graft, again = graft_(base(), block, "*.0", width=4), base()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     size = graft.save(folder)
+        ...     loaded = load_graft_(again, folder, block=block)
+        >>> loaded.sites
+        ('0.0', '1.0')
+    """
+    check_module(model)
+    check_unwrapped(model)
+    folder = Path(path)
+    recipe = _read(folder)
+    _check_base(model, recipe["base"], folder)
+    layers = {name: model.get_submodule(name) for name in recipe["blocks"]}
+    for name, layer in layers.items():
+        check_layer(name, layer, model)
+    tensors = _tensors(folder)
+    made: dict[str, tuple[nn.Module, int]] = {}
+    for name, layer in layers.items():
+        described = recipe["blocks"][name]
+        factory = block or _factory(described, name, folder)
+        made[name] = make_block(factory, name, layer, described["width"])
+        _load(made[name][0], f"{name}.{NAME}.", tensors, folder)
+    _check_none_left(tensors, folder)
+    undo = Undo()
+    if freeze:
+        freeze_(model, undo)
+    return put_(model, made, recipe["position"], undo)
+
+
+def _recipe_of(block: nn.Module, width: int) -> dict[str, Any]:
+    """Describe a block: of this library, by its class and arguments; of another, by no more than its width."""
+    from rezero import layers
+
+    kind, arguments = type(block), getattr(block, "arguments", None)
+    if getattr(layers, kind.__name__, None) is not kind or not callable(arguments):
+        return {"width": width, "class": None}
+    return {"width": width, "class": kind.__name__, "arguments": arguments()}
+
+
+def _factory(recipe: Any, name: str, folder: Path) -> Callable[[int], nn.Module]:
+    from rezero import layers
+
+    if recipe["class"] is None:
+        raise UsageError(
+            f"the block at {name!r} is of a class of your own: give what makes it, load_graft_(..., block=)"
+        )
+    try:
+        kind, arguments = recipe["class"], dict(recipe["arguments"])
+        made: Any = getattr(layers, kind if kind in layers.__all__ else "")
+        return lambda _: made(**arguments)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(f"{folder / _FILE} is damaged, or of a newer version of rezero: {recipe!r}") from error
+
+
+def _shapes(model: nn.Module) -> "Mapping[str, list[int]]":
+    """Return the shapes of the base model's floating-point parameters."""
+    return {
+        name: list(each.shape)
+        for name, each in model.named_parameters()
+        if each.is_floating_point() and f".{NAME}." not in f".{name}"
+    }
+
+
+def _check_base(model: nn.Module, base: "Mapping[str, list[int]]", folder: Path) -> None:
+    # A quantized layer has the same parameters in another form, which is no difference.
+    here = {name: each for name, each in model.named_parameters() if f".{NAME}." not in f".{name}"}
+    for name, shape in base.items():
+        if name not in here:
+            if not any(True for each in here if each.startswith(name.rpartition(".")[0])):
+                raise _other(folder, f"this one has no {name!r}")
+        elif here[name].is_floating_point() and list(here[name].shape) != shape:
+            raise _other(folder, f"{name!r} is {tuple(here[name].shape)} here and {tuple(shape)} there")
+    if new := [name for name, each in here.items() if each.is_floating_point() and name not in base]:
+        raise _other(folder, f"that one has no {new[0]!r}")
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    file = folder / _FILE
+    if not file.is_file():
+        raise UsageError(f"expected a graft in {folder}, found no {_FILE}: save one with Graft.save")
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        version = data["version"]
+        if isinstance(version, int) and version > _VERSION:
+            raise UsageError(f"{file} was written by a newer version of rezero: update it")
+        base = {str(name): [int(size) for size in shape] for name, shape in data["base"].items()}
+        blocks = {str(name): {**each, "width": int(each["width"])} for name, each in data["blocks"].items()}
+        if any("class" not in each for each in blocks.values()):
+            raise KeyError("class")
+        if data["position"] not in get_args(Position) or not blocks:
+            raise ValueError(f"position {data['position']!r}, {len(blocks)} blocks")
+    except UsageError:
+        raise
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise UsageError(f"{file} is damaged: {error!r}") from error
+    return {"position": data["position"], "blocks": blocks, "base": base}
+
+
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    file = folder / _TENSORS
+    if not file.is_file():
+        raise UsageError(f"expected the tensors of a graft in {folder}, found no {_TENSORS}; other kinds are not read")
+    try:
+        with safe_open(file, "pt") as tensors:
+            return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - not a dictionary
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{file} is damaged, or no file of safetensors: {error}") from error
+
+
+def _load(block: nn.Module, prefix: str, tensors: dict[str, Tensor], folder: Path) -> None:
+    own = block.state_dict()
+    for key, value in own.items():
+        found = tensors.pop(prefix + key, None)
+        if found is None:
+            raise _other(folder, f"there is no {prefix + key!r}")
+        if found.shape != value.shape:
+            raise _other(folder, f"{prefix + key!r} is {tuple(value.shape)} here and {tuple(found.shape)} there")
+        own[key] = found
+    block.load_state_dict(own)
+
+
+def _check_none_left(tensors: dict[str, Tensor], folder: Path) -> None:
+    if tensors:
+        raise _other(folder, f"there is a {next(iter(tensors))!r}, which no block here has")
+
+
+def _other(folder: Path, difference: str) -> UsageError:
+    return UsageError(f"{folder} was saved from another model, or other blocks: {difference}")

@@ -1,0 +1,252 @@
+"""Put zero-gated blocks of one's own at the layers of a trained model."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from rezero.errors import UsageError
+from rezero.surgery.apply import check_module, check_unwrapped
+from rezero.surgery.changed import Changed, has_own_forward
+from rezero.surgery.example import advice, as_example
+from rezero.surgery.graft import Graft, put_
+from rezero.surgery.grafted import NAME, Grafted, Position, first_tensor, takes_context
+from rezero.surgery.layer_lists import choose_sites, width_of
+from rezero.surgery.outputs import MODES, Outputs, all_outputs, same
+from rezero.surgery.recipe import Undo
+from rezero.surgery.undisturbed import undisturbed, unfused
+
+__all__ = ["check_layer", "freeze_", "graft_", "make_block"]
+
+
+def graft_(
+    model: nn.Module,
+    block: Callable[[int], nn.Module],
+    at: str | Sequence[str] | None = None,
+    *,
+    every: int = 1,
+    position: Position = "before",
+    freeze: bool = True,
+    width: int | None = None,
+    example: Any = None,
+) -> Graft:
+    r"""Put new blocks at the layers of a trained model, in place: ``block(x)`` before, after or parallel to a layer.
+
+    With blocks that start as the identity, as those of `rezero.layers` and `rezero.ReZero` do, every output stays as it
+    was, bit for bit. The layers change their class for one with a block, so the keys of the state dict stay, and only
+    those of the blocks are new: ``<layer>.graft.<parameter>``.
+
+    Args:
+        model: The model.
+        block: Makes the block of a layer from the layer's width ``D``: a module ``(*, D) -> (*, D)``. One whose
+            ``forward`` has an argument ``context`` is called with ``(x, context, mask)``; see `Graft.condition`.
+        at: The layers: a pattern such as ``"transformer.h.*"``, in which ``*`` stands for one part of a name, or
+            several; by default the longest run of equal blocks in one of the model's lists.
+        every: Each how many of these layers: 2 takes the second, the fourth, and so on.
+        position: ``"before"``: the layer gets ``block(x)``; ``"after"``: its output goes through the block;
+            ``"parallel"``: what the block adds to the layer's input is added to the layer's output.
+        freeze: Whether the base model's parameters stop to learn.
+        width: The layers' width, where it can't be read.
+        example: Arguments of the model's ``forward``: a tensor, a tuple, or a dictionary of arguments by name. The
+            widths are then read from what the layers are given, and the output is held against the base model's.
+
+    Returns:
+        The blocks, and what is done with them.
+
+    Raises:
+        TypeError: If ``model`` is no module, or ``block`` makes none.
+        UsageError: If there is no such layer, a width can't be read, a layer has a block already, or the output
+            differs. The model is left as it was.
+
+    References:
+        Alayrac et al. (2022), arXiv:2204.14198, sec. 2.2.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from rezero import ReZero
+        >>> model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 4)
+        >>> before = {name for name in model.state_dict()}
+        >>> graft = graft_(model, lambda width: ReZero(nn.Linear(width, width)), every=2)
+        >>> graft.sites
+        ('layers.1', 'layers.3')
+        >>> sorted(set(model.state_dict()) - before)[:2]
+        ['layers.1.graft.branch.bias', 'layers.1.graft.branch.weight']
+    """
+    check_module(model)
+    _check_request(block, position, width)
+    check_unwrapped(model)
+    sites = choose_sites(model, at, every)
+    layers = [(name, model.get_submodule(name)) for name in sites]
+    for name, layer in layers:
+        check_layer(name, layer, model)
+    arguments = None if example is None else _example(example)
+    seen = {} if arguments is None else _watch(model, layers, *arguments)
+    made = {name: make_block(block, name, layer, width or seen.get(name) or width_of(layer)) for name, layer in layers}
+    if len({id(each) for each, _ in made.values()}) < len(made):
+        raise UsageError("block must make a new module at each call: it gave the same one for two layers")
+    undo = Undo()
+    try:
+        if freeze:
+            freeze_(model, undo)
+        expected = None if arguments is None else _outputs(model, *arguments)
+        graft = put_(model, made, position, undo)
+        if expected is not None and arguments is not None:
+            _verify(graft, expected, *arguments)
+    except BaseException:
+        undo()
+        raise
+    return graft
+
+
+def freeze_(model: nn.Module, undo: Undo) -> None:
+    """Let no parameter of a model learn.
+
+    Args:
+        model: The model.
+        undo: Gets what lets the same ones learn again.
+    """
+    for parameter in model.parameters():
+        undo.steps.append(partial(parameter.requires_grad_, parameter.requires_grad))
+        parameter.requires_grad_(False)
+
+
+def _check_request(block: Any, position: Any, width: Any) -> None:
+    if isinstance(block, nn.Module) or not callable(block):
+        raise TypeError(
+            "block must make the block of a layer from its width, such as `lambda width: GatedAdapter(width)`: got "
+            f"{type(block).__name__}"
+        )
+    if position not in get_args(Position):
+        raise UsageError(f"position must be one of {', '.join(get_args(Position))}: got {position!r}")
+    if width is not None and (isinstance(width, bool) or not isinstance(width, int) or width < 1):
+        raise UsageError(f"width must be a whole number from 1, or None to read it: got {width!r}")
+    if torch.is_inference_mode_enabled():
+        raise UsageError("torch.inference_mode is on, blocks made in it could not be trained: graft outside of it")
+
+
+def check_layer(name: str, layer: nn.Module, model: nn.Module) -> None:
+    """Refuse a layer that can't have a block.
+
+    Args:
+        name: Its qualified name.
+        layer: The layer.
+        model: The model.
+
+    Raises:
+        UsageError: If it is changed already, a container, scripted, hooked by accelerate or several times in the model.
+    """
+    where = f"{name!r} ({type(layer).__name__})"
+    if isinstance(layer, Grafted):
+        raise UsageError(f"{where} has a block already: call remove() of that graft first, or graft elsewhere with at=")
+    if isinstance(layer, Changed):
+        raise UsageError(f"{where} was changed by rezero.convert_: graft at the layer around it")
+    if isinstance(layer, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+        raise UsageError(f"{where} is a container, in which a block would be one of its layers: name modules inside it")
+    if isinstance(layer, torch.jit.ScriptModule):
+        raise UsageError(f"{where} is scripted, nothing can be put into it: graft before torch.jit")
+    if has_own_forward(layer):
+        raise UsageError(
+            f"{where} has a forward of its own, as hooks of accelerate set it, which would pass the block by: take the "
+            "hooks off first (accelerate.hooks.remove_hook_from_module), and dispatch the model afterwards"
+        )
+    if NAME in dir(layer):
+        raise UsageError(f"{where} has a {NAME!r} of its own, which is the name that a block gets")
+    if sum(each is layer for _, each in model.named_modules(remove_duplicate=False)) > 1:
+        raise UsageError(
+            f"{where} is in the model several times, so that its block would be too: name another with at="
+        )
+
+
+def _example(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return as_example((), example) if isinstance(example, Mapping) else as_example(example, None)
+
+
+def _watch(
+    model: nn.Module, layers: Sequence[tuple[str, nn.Module]], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, int]:
+    """Return the width of what each layer returns in a pass: of its last axis, or of the channels of images."""
+    seen: dict[str, int] = {}
+
+    def note(name: str, _: Any, __: Any, output: Any) -> None:
+        y = first_tensor(output)
+        known = width_of(dict(layers)[name])
+        if known is None or known not in y.shape:
+            known = y.shape[1 if y.ndim == 4 else -1]
+        seen[name] = known
+
+    hooks = [layer.register_forward_hook(partial(note, name)) for name, layer in layers]
+    try:
+        with undisturbed(model), torch.no_grad():
+            model(*args, **kwargs)
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"the model fails on the example: {error}{advice(args, kwargs)}") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
+
+
+def make_block(block: Callable[[int], Any], name: str, layer: nn.Module, width: int | None) -> tuple[nn.Module, int]:
+    """Make the block of a layer, on its device and in its dtype.
+
+    Args:
+        block: Makes it from a width.
+        name: Qualified name of the layer.
+        layer: The layer.
+        width: Its width; None if it can't be read.
+
+    Returns:
+        The block and the width.
+
+    Raises:
+        TypeError: If what is made is no module.
+        UsageError: If there is no width.
+    """
+    if width is None:
+        raise UsageError(
+            f"the width of {name!r} ({type(layer).__name__}) can't be read, as its outermost norms are none or differ: "
+            "give width=, or example= to read it from a pass"
+        )
+    made = block(width)
+    if not isinstance(made, nn.Module):
+        raise TypeError(f"block must make an nn.Module, got {type(made).__name__} for a width of {width}")
+    if (near := next((each for each in layer.parameters() if each.is_floating_point()), None)) is None:
+        return made, width
+    default = {each.dtype for each in made.parameters()} <= {torch.get_default_dtype()}
+    return (made.to(near.device, near.dtype) if default else made.to(near.device)), width
+
+
+def _outputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outputs:
+    with unfused():  # which paths torch takes by itself where nothing learns, and rounds otherwise
+        return all_outputs(model, args, kwargs)
+
+
+def _verify(graft: Graft, expected: Outputs, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    context = _any_context(graft)
+    with nullcontext() if context is None else graft.condition(context):
+        got = _outputs(graft.model, args, kwargs)
+    for mode in MODES:
+        if isinstance(expected[mode], Exception):
+            continue
+        if isinstance(got[mode], Exception):
+            raise UsageError(f"{mode} the model fails with the blocks where it ran without: {got[mode]}")
+        if not same(expected[mode], got[mode], exact=True):
+            raise UsageError(
+                f"{mode} the output with the blocks differs from the base model's: let the blocks start as the "
+                "identity, as those of rezero.layers and rezero.ReZero do, or leave example= out"
+            )
+
+
+def _any_context(graft: Graft) -> Tensor | None:
+    """Return a context to try the blocks with, if they take one."""
+    for block in graft.blocks.values():
+        if takes_context(block):
+            parameter = next(block.parameters())
+            return torch.ones(1, 1, getattr(block, "context_dim", 1), device=parameter.device, dtype=parameter.dtype)
+    return None

@@ -1,0 +1,75 @@
+"""Write a linear block into the linear layer that it is grafted at."""
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from rezero.errors import UsageError
+
+if TYPE_CHECKING:
+    from rezero.surgery.graft import Graft
+
+__all__ = ["merge_"]
+
+
+def merge_(graft: "Graft") -> None:
+    """Change the layers' weights so that they do what layer and block did; the blocks are taken out.
+
+    Args:
+        graft: The blocks.
+
+    Raises:
+        UsageError: If a block or its layer is not linear. The model is left as it was.
+    """
+    merged = []
+    for name, block in graft.blocks.items():
+        layer: Any = graft.model.get_submodule(name)
+        if layer.original_class is not nn.Linear:
+            raise UsageError(
+                f"{name!r} is a {layer.original_class.__name__}, and only an nn.Linear can take a block in: graft "
+                "at the linear layers themselves, with at="
+            )
+        if (culprit := _not_linear(block)) is not None:
+            raise UsageError(f"the block at {name!r} is not linear because of {culprit}: it stays a block")
+        merged.append((layer, *_product(layer, graft.position, *_as_matrix(block, layer))))
+    graft.remove()
+    with torch.no_grad():
+        for layer, weight, bias in merged:
+            layer.weight.copy_(weight)
+            if layer.bias is not None:
+                layer.bias.copy_(bias)
+            elif bias.any():
+                layer.bias = nn.Parameter(bias.to(layer.weight.dtype), requires_grad=layer.weight.requires_grad)
+
+
+def _not_linear(block: nn.Module) -> str | None:
+    """Name the part of a block that may not be linear; None if all are."""
+    from rezero.gate import Gate
+    from rezero.layers import GatedAdapter
+    from rezero.residual import ReZero
+
+    known = (nn.Linear, nn.Identity, nn.Dropout, nn.Sequential, Gate, ReZero, GatedAdapter)
+    return next((type(each).__name__ for each in block.modules() if type(each) not in known), None)
+
+
+def _as_matrix(block: nn.Module, layer: nn.Linear) -> tuple[Tensor, Tensor]:
+    """Return ``A^T`` and ``c`` of a block that does ``A x + c``, in float64."""
+    exact = copy.deepcopy(block).double().eval()
+    width = next(each for each in exact.parameters() if each.ndim == 2).shape[-1]
+    points = torch.cat([torch.zeros(1, width), torch.eye(width)]).double().to(layer.weight.device)
+    with torch.no_grad():
+        zero, *rows = exact(points)
+    return torch.stack(rows) - zero, zero
+
+
+def _product(layer: nn.Linear, position: str, rows: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of a layer with a block ``x A^T + c``, in float64."""
+    weight = layer.weight.detach().double()
+    bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().double()
+    if position == "before":  # W (A x + c) + b
+        return weight @ rows.t(), weight @ shift + bias
+    if position == "after":  # A (W x + b) + c
+        return rows.t() @ weight, bias @ rows + shift
+    return weight + rows.t() - torch.eye(len(rows), dtype=rows.dtype, device=rows.device), bias + shift

@@ -1,0 +1,252 @@
+"""A trained model made deeper: from exactly where it stands, and back."""
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import rezero
+from rezero.errors import UsageError
+
+WIDTH = 8
+
+
+def encoder(*, norm_first: bool = True, depth: int = 4) -> Any:
+    """Make an encoder whose layers differ."""
+    layer = nn.TransformerEncoderLayer(WIDTH, 2, 16, batch_first=True, norm_first=norm_first)
+    model = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+class Numbered(nn.Module):
+    """A residual layer that knows its place, and scales by it."""
+
+    def __init__(self, layer_idx: int) -> None:
+        super().__init__()
+        self.layer_idx = layer_idx
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        """Add the branch."""
+        return x + self.linear(x + bias)
+
+
+class Shared(nn.Module):
+    """Layers that share a table with the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Numbered(place) for place in range(3))
+        self.depth = 3
+        for block in self.blocks:
+            block.table = nn.Linear(WIDTH, WIDTH, bias=False)
+        self.table = self.blocks[1].table
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run as many blocks as it knows of."""
+        for block in self.blocks[: self.depth]:
+            x = block(x, self.table.weight[0])
+        return x
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def x() -> Tensor:
+    """The input, ``(2, 5, 8)``."""
+    return torch.randn(2, 5, WIDTH)
+
+
+@pytest.mark.parametrize("init", ["copy", "fresh"])
+@pytest.mark.parametrize(
+    ("norm_first", "gated"), [(True, "branches"), (False, "layers")], ids=["pre-norm", "post-norm"]
+)
+def test_a_deeper_model_starts_from_the_shallow_one_bitwise(
+    init: Any, gated: str, x: Tensor, *, norm_first: bool
+) -> None:
+    """Outputs are equal; behind each second layer stands a copy of it, or one drawn anew, and the counts are right."""
+    model = encoder(norm_first=norm_first)
+    with torch.no_grad():
+        expected = model(x)
+    growth = rezero.grow_(model, init=init, example=x)
+    with torch.no_grad():
+        assert torch.equal(model(x), expected)
+    assert (growth.layers, growth.originals) == (("layers.2", "layers.5"), ("layers.1", "layers.4"))
+    assert (growth.gated, len(model.layers), model.num_layers) == (gated, 6, 6)
+    one, other = model.layers[1].linear1.weight, model.layers[2].linear1.weight
+    assert torch.equal(one, other) == (init == "copy")
+    assert one is not other
+
+
+@pytest.mark.parametrize("norm_first", [True, False], ids=["pre-norm", "post-norm"])
+def test_every_new_parameter_learns(x: Tensor, *, norm_first: bool) -> None:
+    """The first step opens the gates, the second moves the weights of the copies."""
+    model = encoder(norm_first=norm_first)
+    growth = rezero.grow_(model, example=x)
+    before = copy.deepcopy(dict(model.named_parameters()))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+    names = [name for name in before if name.startswith(tuple(f"{layer}." for layer in growth.layers))]
+    still = [name for name in names if torch.equal(before[name], model.get_parameter(name))]
+    assert len(names) > 2 * len(growth.gates)
+    assert not still
+
+
+def test_the_layers_are_chosen_by_number(x: Tensor) -> None:
+    """In their order, each once."""
+    growth = rezero.grow_(encoder(), layers=[3, 0, 3], example=x)
+    assert growth.originals == ("layers.0", "layers.4")
+    assert rezero.grow_(encoder(), every=1, example=x).layers == tuple(f"layers.{place}" for place in (1, 3, 5, 7))
+
+
+def test_undo_gives_the_shallow_model_back(x: Tensor) -> None:
+    """With its keys, classes, counts and the weights that it has by then."""
+    model = encoder()
+    keys, classes, expected = list(model.state_dict()), [type(each) for each in model.modules()], model(x)
+    growth = rezero.grow_(model, example=x, train="new")
+    growth.undo()
+    growth.undo()
+    assert list(model.state_dict()) == keys
+    assert [type(each) for each in model.modules()] == classes
+    assert model.num_layers == 4
+    assert torch.equal(model(x), expected)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_only_the_new_layers_learn_if_told() -> None:
+    """What was frozen in the original learns in the copy."""
+    model = encoder()
+    model.layers[1].linear1.weight.requires_grad_(False)
+    growth = rezero.grow_(model, train="new", example=torch.randn(1, 3, WIDTH))
+    learns = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert learns == {
+        name for name, _ in model.named_parameters() if name.startswith(tuple(f"{each}." for each in growth.layers))
+    }
+
+
+def test_an_optimizer_goes_on(x: Tensor) -> None:
+    """It keeps its state, treats copies as their originals and never decays a gate; undo takes them out again."""
+    model = encoder()
+    optimizer = torch.optim.AdamW(rezero.param_groups(model, lr=0.01, weight_decay=0.1), lr=0.01)
+    model(x).square().mean().backward()
+    optimizer.step()
+    before = {id(parameter): copy.deepcopy(state) for parameter, state in optimizer.state.items()}
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
+    growth = rezero.grow_(model, every=1, example=x, optimizer=optimizer)
+    *groups, gates = optimizer.param_groups
+    assert [len(group["params"]) for group in groups] == [2 * size for size in sizes]
+    assert (len(gates["params"]), gates["weight_decay"]) == (len(growth.gates), 0.0)
+    now = {id(parameter): state for parameter, state in optimizer.state.items()}
+    assert now.keys() == before.keys()
+    assert all(torch.equal(now[key]["exp_avg"], state["exp_avg"]) for key, state in before.items())
+    optimizer.zero_grad()
+    model(x).square().mean().backward()
+    optimizer.step()
+    assert all(model.get_parameter(name).item() for name in growth.gates)
+    growth.undo()
+    assert [len(group["params"]) for group in optimizer.param_groups] == sizes
+    assert {id(parameter) for parameter in optimizer.state} == before.keys()
+
+
+def test_layers_are_renumbered_and_what_they_share_stays_shared(x: Tensor) -> None:
+    """A number that a layer keeps is its place; a tensor that is used elsewhere is not copied; the depth is told."""
+    model = Shared()
+    expected = model(x)
+    growth = rezero.grow_(model, layers=[0, 1], example=x)
+    assert [block.layer_idx for block in model.blocks] == [0, 1, 2, 3, 4]
+    assert model.blocks[3].table.weight is model.blocks[2].table.weight is model.table.weight
+    assert model.depth == 5
+    assert torch.equal(model(x), expected)
+    growth.undo()
+    assert ([block.layer_idx for block in model.blocks], model.depth) == ([0, 1, 2], 3)
+
+
+def test_a_grown_model_folds_to_rounding(x: Tensor) -> None:
+    """With open gates the fold leaves a model of the plain class whose output is the same."""
+    model = encoder()
+    growth = rezero.grow_(model, example=x)
+    for name in growth.gates:
+        nn.init.constant_(model.get_parameter(name), 0.5)
+    expected = model(x)
+    assert len(rezero.fold_(model).folded) == len(growth.gates)
+    deep = encoder(depth=6)
+    deep.load_state_dict(model.state_dict())
+    torch.testing.assert_close(deep(x), expected)
+
+
+@pytest.mark.parametrize("norm_first", [True, False], ids=["pre-norm", "post-norm"])
+def test_a_copy_and_a_pickle_stay_grown(x: Tensor, *, norm_first: bool) -> None:
+    """With their gates, bitwise."""
+    model = encoder(norm_first=norm_first)
+    for name in rezero.grow_(model, example=x).gates:
+        nn.init.constant_(model.get_parameter(name), 0.5)
+    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):  # noqa: S301 - our own
+        assert torch.equal(again(x), model(x))
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({}, UsageError, "expected example=, arguments of the model's forward"),
+        ({"example": torch.randn(1, 3, 5)}, UsageError, "the model fails on the example"),
+        ({"layers": [4]}, UsageError, "layers must be numbers from 0 to 3: got 4"),
+        ({"layers": ["1"]}, UsageError, "layers must be numbers from 0 to 3: got '1'"),
+        ({"layers": []}, UsageError, "layers must name at least one layer"),
+        ({"every": 5}, UsageError, "every must be at most 4"),
+        ({"at": "layers.*.linear1"}, UsageError, "expected layers of one nn.ModuleList or nn.Sequential, got those of"),
+        ({"init": "zero"}, ValueError, "init must be one of 'copy', 'fresh': got 'zero'"),
+        ({"train": "old"}, ValueError, "train must be one of 'new', 'all': got 'old'"),
+        ({"optimizer": 1}, TypeError, "optimizer must be a torch.optim.Optimizer: got int"),
+    ],
+    ids=["no example", "bad example", "number", "text", "none", "every", "two lists", "init", "train", "optimizer"],
+)
+def test_bad_requests_leave_the_model_as_it_was(options: dict[str, Any], kind: type[Exception], message: str) -> None:
+    """One clear error each; keys, classes and counts stay."""
+    model = encoder()
+    keys, classes = list(model.state_dict()), [type(module) for module in model.modules()]
+    with pytest.raises(kind, match=message):
+        rezero.grow_(model, **options)
+    assert (list(model.state_dict()), model.num_layers) == (keys, 4)
+    assert [type(module) for module in model.modules()] == classes
+
+
+def test_a_model_grows_once(x: Tensor) -> None:
+    """A second time only when its gates are folded."""
+    model = encoder()
+    rezero.grow_(model, example=x)
+    with pytest.raises(UsageError, match="has been converted already"):
+        rezero.grow_(model, example=x)
+    rezero.fold_(model)
+    assert len(rezero.grow_(model, example=x).layers) == 3
+
+
+def test_a_model_that_reads_its_layers_otherwise_is_refused(x: Tensor) -> None:
+    """If the output does not stay, everything is put back."""
+
+    class Middle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(Numbered(place) for place in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for block in self.blocks:
+                x = block(x, x[0, 0]) * (1 + block.layer_idx)
+            return x
+
+    model = Middle()
+    expected = model(x)
+    with pytest.raises(UsageError, match="the outputs of the deeper model differ"):
+        rezero.grow_(model, example=x)
+    assert torch.equal(model(x), expected)
+    assert [block.layer_idx for block in model.blocks] == [0, 1, 2]
