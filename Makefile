@@ -8,7 +8,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 CORE := branch functional gate in_weight residual stack zero_last optim transformer layers/* kernels/*
 
-.PHONY: setup demo test storm check lint types docs bench gpu clean
+.PHONY: setup demo test storm check lint types docs bench peers gpu clean
 .DEFAULT_GOAL := check
 
 setup: .venv/.dev
@@ -53,6 +53,7 @@ bench: setup
 	$(BIN)/python benchmarks/layer.py
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/deep_stack.py
+	$(BIN)/python benchmarks/graft.py
 	$(BIN)/python benchmarks/recorder.py
 	$(BIN)/python benchmarks/lab.py
 	$(BIN)/python benchmarks/diagnose.py
@@ -60,6 +61,12 @@ bench: setup
 	$(BIN)/python benchmarks/import_time.py
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 benchmarks/processes.py
 	$(BIN)/python benchmarks/pictures.py
+
+peers: setup  # what others offer, in an environment of its own beside this one
+	test -d .venv-peers || $(BIN)/python -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --constraint constraints.txt --editable .[lab] transformers timm
+	.venv-peers/bin/pip install --quiet --constraint constraints.txt --requirement benchmarks/requirements.txt
+	.venv-peers/bin/python benchmarks/graft.py --peers 1
 
 gpu: setup
 	$(BIN)/python -c 'import torch; assert torch.cuda.is_available(), "make gpu needs a CUDA device, torch finds none"'
@@ -76,4 +83,4 @@ gpu: setup
 	$(BIN)/python benchmarks/pictures.py
 
 clean:
-	rm -rf .venv .cache .coverage .mypy_cache .pytest_cache .ruff_cache site
+	rm -rf .venv .venv-peers .cache .coverage .mypy_cache .pytest_cache .ruff_cache site

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Group, Parameter, Token
 from cyclopts.validators import Number
 
-from rezero.errors import TooManyError, UsageError
+from rezero.errors import TooManyError, UsageError, near
 from rezero.interrupt import STOPPED
 
 if TYPE_CHECKING:
@@ -466,6 +466,47 @@ def diagnose(
         print(f"\n{name}: {spectrum}")
     print(f"\n{len(files)} files in {folder}")
     return int(strict and any(each.severity == "fault" for each in found.report))
+
+
+@app.command
+def reproduce(
+    name: str | None = None,
+    /,
+    *,
+    seeds: Whole = None,
+    output: Annotated[Place | None, Parameter(name=["--output", "-o"])] = None,
+    show: Annotated[bool, Parameter(name="--list", negative="")] = False,
+) -> None:
+    """Try again what a paper says; without a name, list what there is.
+
+    The parts that are done are kept in rezero-studies: after Ctrl-C the same command goes on.
+
+    Args:
+        name: Which of those that --list shows, or all.
+        seeds: Paired seeds; by default those of the published results.
+        output: Folder of the results; by default results/papers/NAME.
+        show: Show what there is, and the time it takes on two cores.
+
+    Raises:
+        UsageError: If there is none of that name, data are missing, or a folder can't be used.
+    """
+    from rezero.papers import REPRODUCTIONS, reproduction
+
+    if show or name is None:
+        for each in REPRODUCTIONS.values():
+            print(f"{each.name:10} {each.minutes:3} min  {each.shows}")
+        return
+    if name != "all" and name not in REPRODUCTIONS:
+        known = ", ".join(REPRODUCTIONS)
+        raise UsageError(f"nothing is called {name!r}{near(name, REPRODUCTIONS)}; choose from {known}, or all")
+    if seeds is not None and seeds < 1:
+        raise UsageError(f"seeds must be a whole number, 1 or more: got {seeds}")
+    for each in REPRODUCTIONS.values() if name == "all" else [REPRODUCTIONS[name]]:
+        folder = output or Path("results/papers")
+        folder = folder if output and name != "all" else folder / each.name
+        kept = Path("rezero-studies") / f"{each.name}-{each.version}"
+        said = each.reproduce(reproduction.Work(kept, folder, seeds or each.seeds))
+        print("\n".join([f"{each.name}: {each.source}", *(f"  {line}" for line in said), f"results in {folder}"]))
 
 
 def _open(folder: Path, study: "Study | None" = None) -> Any:

@@ -25,6 +25,7 @@ from rezero.papers.flamingo_story import FEATURES, Plan, Sight, Story, loss_of, 
 from rezero.papers.reproduction import Reproduction, Work
 from rezero.surgery.graft import Graft
 from rezero.surgery.insert import graft_
+from rezero.waiting import share_bar
 
 __all__ = ["FLAMINGO"]
 
@@ -42,16 +43,24 @@ def run(work: Work, plan: Plan = PLAN) -> dict[str, Any]:
     Returns:
         The plan, the plain loss of the language model, and for each arm and seed what was measured on the way.
     """
-    work.tell(0.0, "the language model and the eye")
-    story = Story(plan, work)
+    with share_bar("flamingo") as tell:
+        tell(0.0, "the language model and the eye")
+        story = Story(plan, work)
+        pairs = [(arm, seed) for seed in range(work.seeds) for arm in ARMS]
+        runs: dict[str, list[Any]] = {arm: [] for arm in ARMS}
+        for place, (arm, seed) in enumerate(pairs):
+            tell(0.2 + 0.8 * place / len(pairs), f"{arm}, seed {seed}")
+            runs[arm].append(work.part(f"{arm} {seed}".replace(" ", "-"), partial(_one, story, ARMS[arm], seed)))
     base = _plain_loss(story, None)
     seen = (story.eye(story.unseen.pixels).argmax(-1) == story.unseen.labels).double().mean().item()
-    pairs = [(arm, seed) for seed in range(work.seeds) for arm in ARMS]
-    runs: dict[str, list[Any]] = {arm: [] for arm in ARMS}
-    for place, (arm, seed) in enumerate(pairs):
-        work.tell(0.3 + 0.7 * place / len(pairs), f"{arm}, seed {seed}")
-        runs[arm].append(work.part(f"{arm} {seed}".replace(" ", "-"), partial(_one, story, ARMS[arm], seed)))
-    return {"plan": asdict(plan), "base plain loss": base, "eye alone": seen, "runs": runs, "found": found(base, runs)}
+    return {
+        "plan": asdict(plan),
+        "text": story.text.name,
+        "base plain loss": base,
+        "eye alone": seen,
+        "found": found(base, runs),
+        "runs": runs,
+    }
 
 
 def _one(story: Story, start: float, seed: int) -> dict[str, Any]:

@@ -25,13 +25,11 @@ class Work:
         folder: Where parts are kept, so that an interrupted run goes on.
         output: Where the results go.
         seeds: Paired seeds of the comparison.
-        tell: Is told the share that is done, from 0 to 1, and what comes next.
     """
 
     folder: Path
     output: Path
     seeds: int
-    tell: Callable[[float, str], None]
 
     def part(self, name: str, make: Callable[[], Any]) -> Any:
         """Return a part of the work, done now or before.

@@ -1,0 +1,252 @@
+"""Depth that grows: 6 layers that become 12 on the way, against 12 from the start, at equal compute.
+
+Wu et al. (2024), arXiv:2401.02415, deepen a trained language model by copies of its layers that begin as the identity.
+Here a byte-level language model grows in the middle of its training, by `rezero.grow_`. A unit of compute is a step of
+12 layers, a step of 6 costs half of one; all arms have the same compute, the same schedule over it, and tuned rates.
+
+    rezero reproduce grow
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rezero import lab
+from rezero.charts import curves, save
+from rezero.data.windows import TextData
+from rezero.lab.spreads import by_arm, compared
+from rezero.layers import LanguageModel
+from rezero.optim import param_groups
+from rezero.papers.plain_text import load_plain_text
+from rezero.papers.reproduction import Reproduction, Work
+from rezero.surgery.grow import grow_
+
+__all__ = ["GROW", "Growing", "Plan", "train"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How large and how long.
+
+    Attributes:
+        width: Of the models.
+        deep: Layers of the deep one; the shallow one has half of them.
+        context: Bytes of a row.
+        batch: Rows of a step.
+        compute: Of each training, in steps of the deep model.
+        growth: When the grown one grows.
+        warmup: Over which the rate rises.
+        every: A measurement each how many.
+        windows: Of the validation part that are measured.
+        lr: Middle of the rates that are tried.
+        tune: How many are.
+    """
+
+    width: int = 64
+    deep: int = 12
+    context: int = 64
+    batch: int = 16
+    compute: int = 400
+    growth: int = 200
+    warmup: int = 40
+    every: int = 40
+    windows: int = 256
+    lr: float = 2e-3
+    tune: int = 5
+
+
+PLAN = Plan()
+
+
+class Growing(LanguageModel):
+    """A language model that is to grow."""
+
+
+class Task:
+    """What is trained on what.
+
+    Args:
+        plan: How large and how long.
+        text: The text.
+    """
+
+    def __init__(self, plan: Plan, text: TextData) -> None:
+        self.plan, self.text = plan, text
+
+    def deep(self) -> LanguageModel:
+        """Make the deep model."""
+        return LanguageModel(self.plan.width, self.plan.deep, 4, residual="pre-norm")
+
+    def shallow(self, _: nn.Module) -> nn.Module:
+        """Make one of half of the layers."""
+        return LanguageModel(self.plan.width, self.plan.deep // 2, 4, residual="pre-norm")
+
+    def growing(self, _: nn.Module) -> nn.Module:
+        """Make one of half of the layers, which is to grow."""
+        return Growing(self.plan.width, self.plan.deep // 2, 4, residual="pre-norm")
+
+    def train(self, model: Any) -> None:
+        """Train a model with the compute that there is, and log by compute."""
+        for at, loss in train(model, self.plan, self.text, lab.lr(self.plan.lr), lab.seed()):
+            lab.log(at, val_loss=loss)
+
+
+def train(model: Any, plan: Plan, text: TextData, lr: float, seed: int) -> Iterator[tuple[int, float]]:
+    """Train a model with the compute that there is.
+
+    Args:
+        model: The model; one that is `Growing` grows on the way.
+        plan: How long.
+        text: The text.
+        lr: Highest rate.
+        seed: Of the order of the text.
+
+    Yields:
+        Compute and validation loss, in nats a byte.
+    """
+    optimizer = torch.optim.AdamW(param_groups(model, lr=lr, weight_decay=0.01, alpha_lr=lr), lr=lr)
+    spent, step, measured = 0.0, 0, 0
+    while spent < plan.compute:
+        if isinstance(model, Growing) and spent >= plan.growth and len(model.layers) < plan.deep:
+            grow_(model, every=1, optimizer=optimizer, example=text.val_batch(0, 1)[0])
+        rate = lr * min((spent + 1) / plan.warmup, 1) * (1 - spent / plan.compute)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        inputs, targets = text.batch(seed, step, plan.batch)
+        optimizer.zero_grad()
+        _loss(model(inputs), targets).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        spent, step = spent + len(model.layers) / plan.deep, step + 1
+        if spent >= measured + plan.every or spent >= plan.compute:
+            measured = int(spent)
+            yield measured, _measure(model, plan, text)
+
+
+def _loss(logits: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(logits.flatten(0, -2), targets.flatten().long())
+
+
+@torch.no_grad()
+def _measure(model: Any, plan: Plan, text: TextData) -> float:
+    inputs, targets = text.val_batch(0, plan.windows)
+    return float(_loss(model(inputs), targets))
+
+
+def run(work: Work, plan: Plan = PLAN) -> dict[str, Any]:
+    """Let the lab compare: rates are tuned for each arm, then paired seeds.
+
+    Args:
+        work: Where.
+        plan: How large and how long.
+
+    Returns:
+        The plan, the lab's verdict, and each arm's curve.
+    """
+    text = load_plain_text(plan.context)
+    task = Task(plan, text)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # of each of two processes
+    try:
+        answer = lab.compare(
+            build=task.deep,
+            train=task.train,
+            arms={f"{plan.deep} layers": same, "grown": task.growing, f"{plan.deep // 2} layers": task.shallow},
+            baseline=f"{plan.deep} layers",
+            seeds=work.seeds,
+            tune=plan.tune,
+            metric="val_loss",
+            jobs=2,
+            output=work.folder / "study",
+        )
+    finally:
+        torch.set_num_threads(threads)
+    finals = compared(answer.results)
+    return {
+        "plan": asdict(plan),
+        "text": text.name,
+        "verdict": answer.verdict,
+        "rates": {arm: sorted({each.trial.lr for each in trials}) for arm, trials in by_arm(finals).items()},
+        "runs": {
+            arm: {
+                str(each.trial.seed): [[point.step, point.metrics["val_loss"]] for point in each.points]
+                for each in trials
+            }
+            for arm, trials in by_arm(finals).items()
+        },
+        "comparisons": [
+            {
+                "arm": each.arm,
+                "baseline": each.baseline,
+                "gain": None if each.gain is None else asdict(each.gain),
+                "p": each.gain_p,
+                "quality": each.quality,
+                "lead": None if each.lead is None else asdict(each.lead),
+                "lead p": each.lead_p,
+                "speed": each.speed,
+            }
+            for each in answer.comparisons
+        ],
+    }
+
+
+def same(model: nn.Module) -> nn.Module:
+    """Return a model as it is."""
+    return model
+
+
+def write(summary: Mapping[str, Any], folder: Path) -> None:
+    """Draw the loss over the compute.
+
+    Args:
+        summary: What `run` returned.
+        folder: Where to.
+    """
+    rows = []
+    for arm, seeds in summary["runs"].items():
+        for place in range(min(map(len, seeds.values()))):
+            values = sorted(points[place][1] for points in seeds.values())
+            at = next(iter(seeds.values()))[place][0]
+            middle = values[len(values) // 2]
+            rows.append({"arm": arm, "x": at, "median": middle, "low": values[0], "high": values[-1]})
+    description = "Validation loss over the compute of 12 layers, of 6, and of 6 that grow to 12 on the way."
+    chart = curves(
+        rows,
+        x="compute, in steps of the deep model",
+        y="validation loss, nats a byte",
+        arms=tuple(summary["runs"]),
+        log=False,
+        percent=False,
+        description=description,
+    )
+    save(chart, folder / "loss")
+
+
+def lines(summary: Mapping[str, Any]) -> list[str]:
+    """Return the lab's verdict in lines.
+
+    Args:
+        summary: What `run` returned.
+
+    Returns:
+        Lines of text.
+    """
+    return [line for line in summary["verdict"].splitlines() if line]
+
+
+GROW = Reproduction(
+    name="grow",
+    shows="6 layers that grow to 12 on the way, against 12 from the start, at equal compute",
+    source="Wu et al. (2024), arXiv:2401.02415",
+    minutes=15,
+    seeds=5,
+    version=1,
+    run=run,
+    write=write,
+    lines=lines,
+)

@@ -1,0 +1,57 @@
+"""Depth that grows: equal compute, and what is written of it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from rezero.papers.grow import GROW, PLAN, Growing, Task, run, train
+from rezero.papers.plain_text import load_plain_text
+from rezero.papers.reproduction import Work
+
+TINY = replace(PLAN, width=8, deep=4, context=16, batch=2, compute=6, growth=3, warmup=2, every=2, windows=4, tune=2)
+
+
+def test_all_arms_spend_the_same_compute() -> None:
+    """A step of half of the layers costs half; the grown model has the depth of the deep one at the end."""
+    text = load_plain_text(TINY.context)
+    task = Task(TINY, text)
+    deep = task.deep()
+    for model, layers, steps in ((deep, 4, 6), (task.shallow(deep), 2, 12), (task.growing(deep), 4, 9)):
+        taken = 0
+
+        def count(*_: object) -> None:
+            nonlocal taken
+            taken += 1
+
+        hook = register_optimizer_step_post_hook(count)
+        try:
+            points = list(train(model, TINY, text, 0.01, 0))
+        finally:
+            hook.remove()
+        assert [at for at, _ in points] == [2, 4, 6]
+        assert (len(model.layers), taken) == (layers, steps)
+
+
+def test_growth_does_not_change_the_loss() -> None:
+    """The model goes on from exactly where it stands."""
+    from rezero.papers.grow import _measure
+    from rezero.surgery.grow import grow_
+
+    text = load_plain_text(TINY.context)
+    model = Growing(8, 2, 4, residual="pre-norm").eval()
+    before = _measure(model, TINY, text)
+    grow_(model, every=1, example=text.val_batch(0, 1)[0])
+    assert _measure(model, TINY, text) == before
+
+
+def test_the_lab_compares_the_arms(tmp_path: Path) -> None:
+    """Each at a rate of its own; the picture and the verdict are made of its study, and a second run trains nothing."""
+    work = Work(tmp_path / "kept", tmp_path / "out", 2)
+    summary = run(work, TINY)
+    assert list(summary["runs"]) == ["4 layers", "grown", "2 layers"]
+    assert [each["arm"] for each in summary["comparisons"]] == ["grown", "2 layers"]
+    assert run(work, TINY)["runs"] == summary["runs"]
+    GROW.write(summary, tmp_path)
+    assert (tmp_path / "loss.svg").stat().st_size > 1000
+    assert GROW.lines(summary)

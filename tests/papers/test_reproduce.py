@@ -1,0 +1,82 @@
+"""The command that tries again what papers say."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rezero.papers
+from rezero.cli import run
+from rezero.papers.flamingo import FLAMINGO
+from rezero.papers.reproduction import Work
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Work]:
+    """Put a quick one in the place of two; return what it is asked for."""
+    monkeypatch.chdir(tmp_path)
+    works: list[Work] = []
+
+    def quick(work: Work) -> dict[str, Any]:
+        works.append(work)
+        return {"found": work.part("number", lambda: 7)}
+
+    def write(_: Any, folder: Path) -> None:
+        (folder / "picture.svg").write_text("<svg/>")
+
+    made = replace(FLAMINGO, run=quick, write=write, lines=lambda summary: [f"found {summary['found']}"], seeds=3)
+    known = {"one": replace(made, name="one"), "two": replace(made, name="two")}
+    monkeypatch.setattr(rezero.papers, "REPRODUCTIONS", known, raising=False)
+    return works
+
+
+def test_what_there_is_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    """With its time, with --list or without a name."""
+    assert run(["reproduce", "--list"]) == 0
+    shown = capsys.readouterr().out
+    assert run(["reproduce"]) == 0
+    assert capsys.readouterr().out == shown
+    names = [line.split()[0] for line in shown.splitlines()]
+    assert names == list(rezero.papers.REPRODUCTIONS) == ["flamingo", "grow"]
+    assert all(line.split()[2] == "min" for line in shown.splitlines())
+
+
+def test_one_is_reproduced(asked: list[Work], capsys: pytest.CaptureFixture[str]) -> None:
+    """Its parts are kept, its results written, and what came out is said, with where it lies."""
+    assert run(["reproduce", "one"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("one: Alayrac et al. (2022)")
+    assert "  found 7\nresults in results/papers/one" in out
+    assert sorted(file.name for file in Path("results/papers/one").iterdir()) == ["picture.svg", "summary.json"]
+    assert Path(f"rezero-studies/one-{FLAMINGO.version}/number.json").read_text() == "7"
+    assert asked[0].seeds == 3
+
+
+def test_all_are_reproduced_with_other_seeds_elsewhere(asked: list[Work]) -> None:
+    """Each in a folder of its own, which --output holds."""
+    assert run(["reproduce", "all", "--seeds", "1", "-o", "out"]) == 0
+    assert [work.seeds for work in asked] == [1, 1]
+    assert sorted(file.parent.name for file in Path("out").glob("*/summary.json")) == ["one", "two"]
+    assert run(["reproduce", "two", "-o", "alone"]) == 0
+    assert Path("alone/summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tow"], "nothing is called 'tow' (did you mean 'two'?); choose from one, two, or all"),
+        (["one", "--seeds", "0"], "seeds must be a whole number, 1 or more: got 0"),
+        (["one", "-o", "file"], "cannot write into file: it is a file, or lies in one"),
+    ],
+    ids=["name", "seeds", "file"],
+)
+def test_bad_requests_write_nothing(
+    asked: list[Work], arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line, exit code 2."""
+    Path("file").write_text("")
+    assert run(["reproduce", *arguments]) == 2
+    assert capsys.readouterr().err == f"rezero: {message}\n"
+    assert not asked
+    assert sorted(file.name for file in Path().iterdir()) == ["file"]
