@@ -96,7 +96,7 @@ def prompted(base: Any, _: Tensor, folder: Path) -> tuple[Any, int]:
 
     config = AdaptionPromptConfig(adapter_len=MEDIA, adapter_layers=DEPTH // EVERY, task_type="CAUSAL_LM")
     model = get_peft_model(base, config)
-    model.save_pretrained(folder)
+    model.save_pretrained(str(folder))
     return model, sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
