@@ -62,23 +62,22 @@ def add_sequence(x: Tensor, branch: nn.Sequential, dropout: nn.Module, alpha: Te
         ``x + alpha * dropout(branch(x))``; None, with nothing run, where the branch has to be run as it is.
     """
     p = probability(dropout)
-    if p is None or not len(branch) or not all(map(is_plain, (branch, branch[-1]))):
+    if p is None or not branch._modules or not is_plain(branch):
         return None
-    first, last = list(branch)[:-1], branch[-1]
-    linear = type(last) is nn.Linear and last.out_features == x.shape[-1]
-    if not (linear or (p == 0 and can_scale(type(last)))):
+    layers: list[Any] = list(branch._modules.values())
+    first, last = layers[:-1], layers[-1]
+    kind = type(last)
+    linear = kind is nn.Linear and last.out_features == x.shape[-1]
+    if not ((linear or (p == 0 and can_scale(kind))) and is_plain(last)):
         return None
     h: Any = x
     for layer in first:
         h = layer(h)
-    if (
-        isinstance(last, nn.Linear)
-        and isinstance(h, Tensor)
-        and linear
-        and h.shape == (*x.shape[:-1], last.in_features)
-    ):
-        return add_linear(x, h, last, dropout, alpha)
-    f = None if linear else scaled_output(type(last), last, h, alpha, tuple(alpha.shape))
+    if linear:
+        if isinstance(h, Tensor) and h.shape == (*x.shape[:-1], last.in_features):
+            return gated_linear_residual(x, h, last.weight, last.bias, alpha, dropout=p)
+        return add_branch(x, last(h), dropout, alpha)
+    f = scaled_output(kind, last, h, alpha, tuple(alpha.shape))
     return add_branch(x, last(h), dropout, alpha) if f is None or f.shape != x.shape else x + f
 
 
