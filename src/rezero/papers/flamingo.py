@@ -87,12 +87,14 @@ def _train(story: Story, graft: Graft, sight: Sight, seed: int) -> dict[str, Any
     same = _is_unchanged(story, graft, sight)
     optimizer = torch.optim.AdamW([*graft.parameters(), *sight.parameters()], lr=plan.lr, weight_decay=0.0)
     draw = random.Random(seed + 1)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=plan.steps)
     rows = [_measure(story, graft, sight, 0)]
     for step in range(1, plan.steps + 1):
         features, seen, inputs, targets = story.batch(seed + 1, step - 1, draw)
         context = sight(features)
         with graft.condition(context, seen[:, None].expand(-1, context.shape[1])):
             take_step(optimizer, loss_of(story.model(inputs), targets))
+        schedule.step()
         if step % plan.every == 0:
             rows.append(_measure(story, graft, sight, step))
     return {"unchanged at the start": same, "points": rows}

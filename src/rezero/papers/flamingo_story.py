@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rezero.layers import LanguageModel, PerceiverResampler
+from rezero.layers import LanguageModel
 from rezero.papers.captions import DIGITS, Captions, Pictures
 from rezero.papers.plain_text import load_plain_text
 from rezero.papers.reproduction import Work
 
 __all__ = ["FEATURES", "Eye", "Plan", "Sight", "Story", "loss_of", "take_step"]
 
-FEATURES = 32  # of the eye, at each of 16 places of a digit
+FEATURES = 64  # of the eye, for each digit
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Plan:
         every: A measurement each how many of these.
         questions: Pictures that each measurement asks about.
         plain: Rows of plain text that its loss is measured on.
-        lr: Rate of the blocks.
+        lr: Rate of the blocks at the start, which falls to zero.
     """
 
     width: int = 96
@@ -42,60 +42,61 @@ class Plan:
     length: int = 64
     batch: int = 32
     reading: int = 1500
-    looking: int = 400
-    steps: int = 600
-    every: int = 50
+    looking: int = 1500
+    steps: int = 800
+    every: int = 80
     questions: int = 400
     plain: int = 256
-    lr: float = 2e-3
+    lr: float = 5e-3
 
 
 class Eye(nn.Module):
     """A small convolutional network over one digit of 8 x 8 pixels."""
 
-    def __init__(self, width: int = FEATURES) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.first = nn.Conv2d(1, width, 3, padding=1)
-        self.second = nn.Conv2d(width, width, 3, stride=2, padding=1)
-        self.classes = nn.Linear(width, 10)
+        self.first = nn.Conv2d(1, FEATURES, 3, padding=1)
+        self.second = nn.Conv2d(FEATURES, FEATURES, 3, stride=2, padding=1)
+        self.classes = nn.Linear(FEATURES, 10)
 
     def features(self, pixels: Tensor) -> Tensor:
-        """Return 16 features a digit.
+        """Return the features of each digit, the mean over 16 places.
 
         Args:
             pixels: ``(*, 64)``.
 
         Returns:
-            ``(*, 16, width)``.
+            ``(*, FEATURES)``.
         """
         images = pixels.reshape(-1, 1, 8, 8)
         maps = F.relu(self.second(F.relu(self.first(images))))
-        return maps.flatten(2).mT.reshape(*pixels.shape[:-1], 16, -1)
+        return maps.mean((2, 3)).reshape(*pixels.shape[:-1], -1)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return the logits of the ten digits, ``(*, 10)``."""
-        logits: Tensor = self.classes(self.features(pixels).mean(-2))
+        logits: Tensor = self.classes(self.features(pixels))
         return logits
 
 
 class Sight(nn.Module):
-    """What is learned with the grafted blocks to hand the eye's features over: places, and a resampler."""
+    """What is learned with the grafted blocks to hand the eye's features over: a map, and which digit is which."""
 
-    def __init__(self, width: int = FEATURES, latents: int = 8) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.places = nn.Parameter(torch.randn(DIGITS * 16, width) * 0.1)
-        self.resampler = PerceiverResampler(width, depth=1, num_latents=latents, num_heads=4)
+        self.map = nn.Linear(FEATURES, FEATURES)
+        self.places = nn.Parameter(torch.randn(DIGITS, FEATURES))
+        self.norm = nn.LayerNorm(FEATURES)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return a context.
 
         Args:
-            features: ``(B, N, 16, width)``.
+            features: ``(B, N, FEATURES)``.
 
         Returns:
-            ``(B, latents, width)``.
+            ``(B, N, FEATURES)``.
         """
-        context: Tensor = self.resampler(features.flatten(1, 2) + self.places)
+        context: Tensor = self.norm(self.map(features) + self.places)
         return context
 
 
@@ -124,7 +125,7 @@ class Story:
         self.asked = (self.features(pixels), *self.captions.questions(numbers, draw))
 
     def features(self, pixels: Tensor) -> Tensor:
-        """Return what the frozen eye sees, ``(B, N, 16, width)``."""
+        """Return what the frozen eye sees, ``(B, N, FEATURES)``."""
         with torch.no_grad():
             return self.eye.features(pixels)
 
@@ -163,12 +164,14 @@ class Story:
     def _look(self) -> None:
         """Train the eye on single digits, moved by up to a pixel."""
         generator = torch.Generator().manual_seed(0)
-        optimizer = torch.optim.AdamW(self.eye.parameters(), lr=3e-3)
+        optimizer = torch.optim.AdamW(self.eye.parameters(), lr=6e-3)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, total_steps=self.plan.looking)
         for _ in range(self.plan.looking):
             chosen = torch.randint(len(self.pictures.labels), (64,), generator=generator)
             down, right = torch.randint(-1, 2, (2,), generator=generator).tolist()
             images = self.pictures.pixels[chosen].view(-1, 8, 8).roll((down, right), (1, 2))
             take_step(optimizer, F.cross_entropy(self.eye(images.flatten(1)), self.pictures.labels[chosen]))
+            schedule.step()
 
 
 def take_step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

@@ -13,6 +13,7 @@ from rezero.gate import AnyGate, gate_dtype
 from rezero.surgery.changed import Changed, has_own_forward, restore_class, rezero_attributes, swap_class
 from rezero.surgery.fit import misfit
 from rezero.surgery.gated import (
+    Blended,
     GatedOutput,
     GatedWeight,
     ReadsGated,
@@ -57,8 +58,12 @@ def check_convertible(model: nn.Module) -> None:
         where = _where(name, module)
         if "quantized" in type(module).__module__:
             raise UsageError(f"{where} is quantized, its weights can't be trained: convert first, then quantize")
+        if "rezero_graft" in vars(module):
+            raise UsageError(f"{where} has a grafted block: call remove() of that graft first, and graft afterwards")
         if isinstance(module, Changed):
-            raise UsageError(f"{where} has been converted already: take a new model, or call undo() of that conversion")
+            raise UsageError(
+                f"{where} has been converted already: take a new model, fold its gates, or call undo() first"
+            )
         if any(isinstance(p, nn.parameter.UninitializedParameter) for p in module.parameters(recurse=False)):
             raise UsageError(f"{where} is lazy, its shapes are not known yet: run the model once before")
 
@@ -135,7 +140,10 @@ def apply_(model: nn.Module, recipe: Recipe, undo: Undo) -> None:
     readers: dict[str, list[nn.Module]] = {name: [] for name in unfused}
     for gate in recipe.gates:
         leaf = model.get_submodule(gate.leaf)
-        if gate.reused:
+        if gate.blended:
+            _change(leaf, Blended, undo, rezero_gate=gate)
+            _give_gate(model, leaf, gate, undo)
+        elif gate.reused:
             _change(leaf, ReusedScale, undo, rezero_gate=gate)
             _reset(model, leaf, gate, undo)
         elif gate.owner is None:
@@ -302,9 +310,10 @@ def check_forwards(model: nn.Module, recipe: Recipe) -> None:
 
 
 def _change(module: nn.Module, change: type[Changed], undo: Undo, **attributes: Any) -> None:
-    undo.steps.append(partial(_restore, module, type(module), rezero_attributes(module)))
+    before = partial(_restore, module, type(module), rezero_attributes(module))
     vars(module).pop("forward", None)  # the class's own
     swap_class(module, change)
+    undo.steps.append(before)
     vars(module).update(attributes)
 
 

@@ -1,5 +1,6 @@
 """Files that are written beside those that they replace, so that these are kept if the writing fails."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,8 @@ def replacing(folder: Path, names: Sequence[str], *, what: str, stale: Sequence[
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder, prefix=".saving-") as beside:
             yield Path(beside)
+            for name in names:
+                (Path(beside) / name).chmod(0o666 & ~_umask())  # safetensors makes files for their owner alone
             for name in stale:
                 (folder / name).unlink(missing_ok=True)
             for name in names:
@@ -40,3 +43,9 @@ def replacing(folder: Path, names: Sequence[str], *, what: str, stale: Sequence[
         raise UsageError(f"expected a folder to save in, or a path that is free, got a file: {folder}") from error
     except (SafetensorError, KeyError, OSError, RuntimeError, ValueError) as error:
         raise UsageError(f"{what} can't be written to {folder}: {error!r}") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

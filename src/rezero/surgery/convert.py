@@ -265,12 +265,13 @@ def _check_options(init_value: float, drop: bool, **options: str) -> None:
         raise ValueError(f"init_value must fit into torch.float32: got {init_value}")
 
 
-def check_optimizer(optimizer: Any, model: nn.Module) -> None:
+def check_optimizer(optimizer: Any, model: nn.Module, *, scheduled: bool = False) -> None:
     """Refuse an optimizer that can't get parameters of a model.
 
     Args:
         optimizer: The optimizer; None for none.
         model: The model.
+        scheduled: Whether it may have a scheduler.
 
     Raises:
         TypeError: If it is none.
@@ -285,7 +286,7 @@ def check_optimizer(optimizer: Any, model: nn.Module) -> None:
         raise UsageError("the optimizer holds none of the model's parameters: give the one that trains this model")
     if isinstance(optimizer, torch.optim.LBFGS):
         raise UsageError("LBFGS takes no second group of parameters: make it after the conversion")
-    if any("initial_lr" in group for group in optimizer.param_groups):
+    if not scheduled and any("initial_lr" in group for group in optimizer.param_groups):
         raise UsageError(
             "the optimizer has a learning-rate scheduler, which could not take one more group: convert first, then "
             "make the scheduler; if it has none any more, delete 'initial_lr' from its param_groups"

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from rezero.errors import UsageError
+from rezero.surgery.outputs import same
 from rezero.surgery.recipe import Undo
 
 __all__ = ["check_config", "deepen_configs_", "renumber_"]
@@ -16,6 +17,7 @@ __all__ = ["check_config", "deepen_configs_", "renumber_"]
 _INDICES = ("layer_idx", "layer_id", "layer_index", "layer_number", "block_idx")
 _DEPTH = re.compile(r"^(num_|n_)?((hidden|decoder|encoder)_)?(layers?|blocks)$|^depth$")
 _SIDES = ("decoder", "encoder")
+_SMALL = 300_000_000  # parameters
 
 
 def renumber_(layers: Sequence[nn.Module], places: Sequence[int], undo: Undo) -> None:
@@ -46,6 +48,8 @@ def deepen_configs_(model: nn.Module, path: str, places: Sequence[int], undo: Un
     """
     old = max(places) + 1
     owners = [model.get_submodule(name) for name in _ancestors(path)]
+    if not owners:  # the list is the model
+        return
     holder = owners[0]
     _write(vars(holder), holder, partial(_number_of_layers, old=old), places, undo)
     config = next((vars(each)["config"] for each in owners if _is_config(vars(each).get("config"))), None)
@@ -57,20 +61,22 @@ def deepen_configs_(model: nn.Module, path: str, places: Sequence[int], undo: Un
         _write(vars(each), each, partial(_field, path=path if sides else "", config=each, old=old), places, undo)
 
 
-def check_config(model: nn.Module) -> None:
+def check_config(model: nn.Module, run: Callable[[nn.Module], list[Any]]) -> None:
     """Refuse a model whose configuration would not build it again.
 
     Args:
         model: A grown model, without gates.
+        run: Runs a model on the example; models of up to 300 million parameters are built and run.
 
     Raises:
-        UsageError: If a model built from the configuration has other parameters: the first one.
+        UsageError: If a model built from the configuration has other parameters, or does something else.
     """
     config = vars(model).get("config")
     if not _is_config(config):
         return
+    small = sum(each.numel() for each in model.parameters()) <= _SMALL
     try:
-        with torch.device("meta"):
+        with torch.device(next(model.parameters()).device if small else "meta"), torch.random.fork_rng([]):
             twin = type(model)(type(config).from_dict(config.to_dict()))  # type: ignore[union-attr]
     except Exception:  # a class that takes more than its configuration
         return
@@ -80,6 +86,14 @@ def check_config(model: nn.Module) -> None:
         raise UsageError(
             f"the configuration does not tell how deep the grown model is: {difference!r} differs in a model that is "
             f"built from it; grow another of its lists, or report {type(model).__name__}"
+        )
+    if not small:
+        return
+    twin.to(next(model.parameters()).dtype).load_state_dict(model.state_dict())
+    if not all(isinstance(one, Exception) or same(one, two) for one, two in zip(run(model), run(twin), strict=True)):
+        raise UsageError(
+            "a model built from the grown one's configuration, with its weights, does something else, because its "
+            "layers do what depends on their number: it could not be saved and loaded"
         )
 
 

@@ -13,6 +13,7 @@ from rezero.surgery.apply import check_module
 from rezero.surgery.changed import Changed, has_own_forward, restore_class
 from rezero.surgery.fit import check_intact
 from rezero.surgery.gated import (
+    Blended,
     GatedOutput,
     GatedWeight,
     ReadsGated,
@@ -81,7 +82,8 @@ def fold_(model: nn.Module) -> Folded:
     """
     check_module(model)
     leaves = {name: module for name, module in model.named_modules() if isinstance(module, _Leaf)}
-    if not leaves:
+    blended = [name for name, module in model.named_modules() if isinstance(module, Blended)]
+    if not leaves and not blended:
         raise UsageError("expected a model that rezero.convert_ has gated, found no gated layer in it")
     if any(parameter.is_meta for parameter in model.parameters()):
         raise UsageError("the model is on the meta device and has no numbers: load them before folding")
@@ -92,7 +94,7 @@ def fold_(model: nn.Module) -> Folded:
     groups: dict[int, list[str]] = {}  # the layers that share a gate are folded together or not at all
     for name, leaf in leaves.items():
         groups.setdefault(id(_owner(leaf)), []).append(name)
-    left: dict[str, str] = {}
+    left = dict.fromkeys(blended, "its whole change is gated, which is no product of its weights")
     for names in groups.values():
         problems = _problems({name: leaves[name] for name in names}, memory)
         left |= problems
@@ -110,7 +112,7 @@ def _tell(module: nn.Module) -> None:
         if not module.rezero_weights and not isinstance(module, ReadsGatedUnfused):
             restore_class(module)
     if recipe := recall(module):
-        gates = tuple(gate for gate in recipe.gates if isinstance(module.get_submodule(gate.leaf), _Leaf))
+        gates = tuple(gate for gate in recipe.gates if isinstance(module.get_submodule(gate.leaf), _Leaf | Blended))
         note(module, replace(recipe, gates=gates))
 
 

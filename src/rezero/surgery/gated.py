@@ -9,8 +9,10 @@ from rezero.gate import AnyGate
 from rezero.in_weight import scaled_output
 from rezero.kernels import reference
 from rezero.surgery.changed import Changed
+from rezero.surgery.hidden import first_tensor, input_argument, with_first
 
 __all__ = [
+    "Blended",
     "GatedOutput",
     "GatedWeight",
     "Owner",
@@ -200,6 +202,28 @@ class ReusedScale(Owner):
         (f,) = (*args, *kwargs.values())
         output: Tensor = super().forward(*args, **kwargs)
         return output.to(f.dtype)
+
+
+class Blended(Owner):
+    """A layer whose whole change of the hidden states is gated: ``x + alpha * (layer(x) - x)``.
+
+    For layers that end in a norm, as those of BERT, which gates on their branches do not make the identity.
+    """
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the layer.
+
+        Args:
+            *args: As the layer's own class takes them.
+            **kwargs: Likewise.
+
+        Returns:
+            What the layer returns, its first tensor being gated.
+        """
+        x: Tensor = args[0] if args else kwargs[input_argument(self.original_class.forward) or ""]
+        output = super().forward(*args, **kwargs)
+        change = reference.gate(first_tensor(output) - x, self.gate_scale)
+        return with_first(output, x + change)
 
 
 class GatedWeight(_ScalesWeight, Owner):

@@ -7,13 +7,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from rezero.errors import UsageError
 from rezero.surgery.apply import check_unwrapped
 from rezero.surgery.changed import restore_class, swap_class
 from rezero.surgery.conditions import Condition, Conditions
-from rezero.surgery.grafted import NAME, Grafted, Position, Site, input_argument, takes_context
+from rezero.surgery.grafted import NAME, Grafted, Position, Site, takes_context, takes_mask
+from rezero.surgery.hidden import input_argument
 from rezero.surgery.recipe import Undo
 from rezero.surgery.sites import counted
 
@@ -69,8 +71,9 @@ class Graft:
     def condition(self, context: Tensor, mask: Tensor | None = None) -> AbstractContextManager[Condition]:
         """Give the blocks something to attend to, in this thread, while the context lasts.
 
-        Keys and values are computed once for it where no gradient is asked for, as in ``generate()``. A batch of whose
-        rows there are more, as in beam search, repeats those of the context.
+        Where no gradient is asked for, as in ``generate()``, keys and values are computed once for it, and a batch of
+        more rows, as in beam search, repeats each row of the context. It is the thread's: tasks of one event loop share
+        it. Inside of `disable` blocks stay left out.
 
         Args:
             context: What the blocks attend to, ``(B, M, C)``.
@@ -158,15 +161,26 @@ class Graft:
         for what, given in (("context", context), ("mask", mask)):
             if not (isinstance(given, Tensor) or (given is None and what == "mask")):
                 raise TypeError(f"the {what} must be a tensor: got {type(given).__name__}")
-        if not any(takes_context(block) for block in self.blocks.values()):
+        if context.ndim < 2:
+            raise UsageError(f"the context must be (B, M, C), a row for each of the batch: got {tuple(context.shape)}")
+        if mask is not None and (mask.dtype != torch.bool or mask.ndim not in (2, 3) or 0 in mask.shape[:2]):
+            raise UsageError(
+                f"the mask must be boolean, (B, M) or (B, T, M), True for what may be seen: got {mask.dtype}, "
+                f"{tuple(mask.shape)}"
+            )
+        if not any(map(takes_context, self.blocks.values())):
             raise UsageError("none of the blocks takes a context: their forward has no argument of that name")
 
     def __str__(self) -> str:
+        try:
+            blocks = self.blocks
+        except UsageError:
+            return f"blocks {self.position} {', '.join(self.sites)}, which are not there any more"
         new = sum(parameter.numel() for parameter in self.parameters())
         all_of_them = sum(parameter.numel() for parameter in self.model.parameters())
         frozen = sum(1 for parameter in self.model.parameters() if not parameter.requires_grad)
-        kinds = dict.fromkeys(type(block).__name__ for block in self.blocks.values())
-        places = self.sites if len(self.sites) < 4 else (self.sites[0], self.sites[1], "...", self.sites[-1])
+        kinds = dict.fromkeys(type(block).__name__ for block in blocks.values())
+        places = self.sites if len(self.sites) < 5 else (self.sites[0], self.sites[1], "...", self.sites[-1])
         return "\n".join(
             (
                 f"{counted(len(self.sites), 'block')} {' and '.join(kinds)} {self.position} {', '.join(places)}",
@@ -194,12 +208,15 @@ def put_(model: nn.Module, blocks: Mapping[str, tuple[nn.Module, int]], position
             module.use_nested_tensor = False  # its layers would be given a padded batch in another form
     for name, (block, width) in blocks.items():
         layer = model.get_submodule(name)
-        undo.steps += [partial(restore_class, layer), partial(layer._modules.pop, NAME)]
+        argument = input_argument(layer.forward) or ""
         vars(layer).pop("forward", None)
-        argument = input_argument(layer)
         swap_class(layer, Grafted)
-        vars(layer)["rezero_graft"] = Site(name, width, position, argument, takes_context(block), conditions)
-        layer.add_module(NAME, block.train(layer.training))
+        undo.steps.append(partial(restore_class, layer))
+        vars(layer)["rezero_graft"] = Site(
+            name, width, position, argument, takes_context(block), takes_mask(block), conditions
+        )
+        layer._modules[NAME] = block.train(layer.training)
+        undo.steps.append(partial(layer._modules.pop, NAME, None))
     return Graft(model, tuple(blocks), position, conditions, undo)
 
 

@@ -1,10 +1,11 @@
 """Grafted blocks on disk: their tensors, and what puts them into another copy of the base model."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -17,16 +18,14 @@ from rezero.surgery.grafted import NAME, Position
 from rezero.surgery.insert import check_layer, freeze_, make_block
 from rezero.surgery.recipe import Undo
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
 __all__ = ["load_graft_", "write"]
 
-_TENSORS, _FILE, _VERSION = "graft.safetensors", "graft.json", 1
+_TENSORS, _COPY, _VERSION = "graft.safetensors", "graft.json", 1
+_KEY = "rezero"  # in the metadata of the tensors, so that both are always of one graft
 
 
 def write(graft: Graft, path: str | Path) -> int:
-    """Write ``graft.safetensors`` and ``graft.json``.
+    """Write ``graft.safetensors``, which holds the recipe too, and a copy of the recipe to be read, ``graft.json``.
 
     Args:
         graft: The blocks.
@@ -36,19 +35,22 @@ def write(graft: Graft, path: str | Path) -> int:
         The size of the file of tensors, in bytes.
 
     Raises:
-        UsageError: If the blocks are not there any more, or the folder can't be written.
+        UsageError: If the blocks are not there any more or hold what is no tensor, or the folder can't be written.
     """
-    folder = Path(path)
-    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in graft.state_dict().items()}
+    folder, state = Path(path), graft.state_dict()
+    if odd := next((name for name, each in state.items() if not isinstance(each, Tensor) or each.is_meta), None):
+        raise UsageError(f"{odd!r} is no tensor with numbers, and a file of safetensors holds nothing else")
+    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
     recipe = {
         "version": _VERSION,
         "position": graft.position,
         "blocks": {name: _recipe_of(block, graft.widths[name]) for name, block in graft.blocks.items()},
         "base": _shapes(graft.model),
     }
-    with replacing(folder, (_TENSORS, _FILE), what="the graft", stale=(_FILE,)) as beside:
-        save_file(tensors, str(beside / _TENSORS))
-        (beside / _FILE).write_text(json.dumps(recipe, indent=1), encoding="utf-8")
+    text = json.dumps(recipe, indent=1, default=lambda number: number.item())
+    with replacing(folder, (_TENSORS, _COPY), what="the graft") as beside:
+        save_file(tensors, str(beside / _TENSORS), {_KEY: text})
+        (beside / _COPY).write_text(text, encoding="utf-8")
     return (folder / _TENSORS).stat().st_size
 
 
@@ -89,24 +91,42 @@ def load_graft_(
     """
     check_module(model)
     check_unwrapped(model)
+    if torch.is_inference_mode_enabled():
+        raise UsageError("torch.inference_mode is on, blocks made in it could not be trained: load outside of it")
     folder = Path(path)
-    recipe = _read(folder)
+    recipe, tensors = _read(folder)
     _check_base(model, recipe["base"], folder)
-    layers = {name: model.get_submodule(name) for name in recipe["blocks"]}
-    for name, layer in layers.items():
-        check_layer(name, layer, model)
-    tensors = _tensors(folder)
-    made: dict[str, tuple[nn.Module, int]] = {}
-    for name, layer in layers.items():
-        described = recipe["blocks"][name]
-        factory = block or _factory(described, name, folder)
-        made[name] = make_block(factory, name, layer, described["width"])
-        _load(made[name][0], f"{name}.{NAME}.", tensors, folder)
-    _check_none_left(tensors, folder)
+    made = _built(model, recipe["blocks"], tensors, block, folder)
     undo = Undo()
-    if freeze:
-        freeze_(model, undo)
-    return put_(model, made, recipe["position"], undo)
+    try:
+        if freeze:
+            freeze_(model, undo)
+        return put_(model, made, recipe["position"], undo)
+    except BaseException:
+        undo()
+        raise
+
+
+def _built(
+    model: nn.Module,
+    blocks: Mapping[str, Any],
+    tensors: dict[str, Tensor],
+    block: Callable[[int], nn.Module] | None,
+    folder: Path,
+) -> dict[str, tuple[nn.Module, int]]:
+    """Build the blocks of a model that is found fit for them, with their numbers."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    made: dict[str, tuple[nn.Module, int]] = {}
+    for name, described in blocks.items():
+        if name not in modules:
+            raise _other(folder, f"this one has no {name!r}")
+        check_layer(name, modules[name], model)
+        factory = block or _factory(described, name, folder)
+        made[name] = make_block(factory, name, modules[name], described["width"])
+        _load(made[name][0], f"{name}.{NAME}.", tensors, folder)
+    if tensors:
+        raise _other(folder, f"there is a {next(iter(tensors))!r}, which no block here has")
+    return made
 
 
 def _recipe_of(block: nn.Module, width: int) -> dict[str, Any]:
@@ -126,15 +146,18 @@ def _factory(recipe: Any, name: str, folder: Path) -> Callable[[int], nn.Module]
         raise UsageError(
             f"the block at {name!r} is of a class of your own: give what makes it, load_graft_(..., block=)"
         )
-    try:
-        kind, arguments = recipe["class"], dict(recipe["arguments"])
-        made: Any = getattr(layers, kind if kind in layers.__all__ else "")
-        return lambda _: made(**arguments)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UsageError(f"{folder / _FILE} is damaged, or of a newer version of rezero: {recipe!r}") from error
+    known: Any = getattr(layers, str(recipe["class"]), None)
+
+    def make(_: int) -> Any:
+        try:
+            return known(**recipe["arguments"])
+        except Exception as error:  # whatever a constructor says to odd numbers
+            raise UsageError(f"{folder / _TENSORS} is damaged at {name!r}, or of a newer rezero: {error!r}") from error
+
+    return make
 
 
-def _shapes(model: nn.Module) -> "Mapping[str, list[int]]":
+def _shapes(model: nn.Module) -> Mapping[str, list[int]]:
     """Return the shapes of the base model's floating-point parameters."""
     return {
         name: list(each.shape)
@@ -143,12 +166,11 @@ def _shapes(model: nn.Module) -> "Mapping[str, list[int]]":
     }
 
 
-def _check_base(model: nn.Module, base: "Mapping[str, list[int]]", folder: Path) -> None:
-    # A quantized layer has the same parameters in another form, which is no difference.
+def _check_base(model: nn.Module, base: Mapping[str, list[int]], folder: Path) -> None:
     here = {name: each for name, each in model.named_parameters() if f".{NAME}." not in f".{name}"}
     for name, shape in base.items():
         if name not in here:
-            if not any(True for each in here if each.startswith(name.rpartition(".")[0])):
+            if not _is_quantized(model, name.rpartition(".")[0]):
                 raise _other(folder, f"this one has no {name!r}")
         elif here[name].is_floating_point() and list(here[name].shape) != shape:
             raise _other(folder, f"{name!r} is {tuple(here[name].shape)} here and {tuple(shape)} there")
@@ -156,37 +178,43 @@ def _check_base(model: nn.Module, base: "Mapping[str, list[int]]", folder: Path)
         raise _other(folder, f"that one has no {new[0]!r}")
 
 
-def _read(folder: Path) -> dict[str, Any]:
-    file = folder / _FILE
-    if not file.is_file():
-        raise UsageError(f"expected a graft in {folder}, found no {_FILE}: save one with Graft.save")
+def _is_quantized(model: nn.Module, name: str) -> bool:
+    """Tell whether a module keeps its weights in another form, which is no difference."""
+    module = dict(model.named_modules()).get(name)
+    if module is None:
+        return False
+    return any(not each.is_floating_point() for each in (*module.parameters(), *module.buffers()))
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the recipe and the tensors of a file that holds both."""
+    file = folder / _TENSORS
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-        version = data["version"]
-        if isinstance(version, int) and version > _VERSION:
+        if not file.is_file():
+            raise UsageError(f"expected a graft in {folder}, found no {_TENSORS}: save one with Graft.save")
+        with safe_open(file, "pt") as opened:
+            text = (opened.metadata() or {}).get(_KEY)
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no dictionary
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{file} is damaged, or no file of safetensors: {error}") from error
+    if text is None:
+        raise UsageError(f"{file} holds tensors and no graft: save one with Graft.save")
+    try:
+        data = json.loads(text)
+        if isinstance(data["version"], int) and data["version"] > _VERSION:
             raise UsageError(f"{file} was written by a newer version of rezero: update it")
         base = {str(name): [int(size) for size in shape] for name, shape in data["base"].items()}
         blocks = {str(name): {**each, "width": int(each["width"])} for name, each in data["blocks"].items()}
-        if any("class" not in each for each in blocks.values()):
-            raise KeyError("class")
-        if data["position"] not in get_args(Position) or not blocks:
-            raise ValueError(f"position {data['position']!r}, {len(blocks)} blocks")
+        for name, each in blocks.items():
+            if each["width"] < 1 or not (each["class"] is None or isinstance(each["arguments"], dict)):
+                raise ValueError(f"the block at {name!r} is {each!r}")
+        if data["position"] not in get_args(Position) or not blocks or data["version"] != _VERSION:
+            raise ValueError(f"version {data['version']!r}, position {data['position']!r}, {len(blocks)} blocks")
     except UsageError:
         raise
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
+    except (ValueError, AttributeError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UsageError(f"{file} is damaged: {error!r}") from error
-    return {"position": data["position"], "blocks": blocks, "base": base}
-
-
-def _tensors(folder: Path) -> dict[str, Tensor]:
-    file = folder / _TENSORS
-    if not file.is_file():
-        raise UsageError(f"expected the tensors of a graft in {folder}, found no {_TENSORS}; other kinds are not read")
-    try:
-        with safe_open(file, "pt") as tensors:
-            return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - not a dictionary
-    except (SafetensorError, OSError) as error:
-        raise UsageError(f"{file} is damaged, or no file of safetensors: {error}") from error
+    return {"position": data["position"], "blocks": blocks, "base": base}, tensors
 
 
 def _load(block: nn.Module, prefix: str, tensors: dict[str, Tensor], folder: Path) -> None:
@@ -199,11 +227,6 @@ def _load(block: nn.Module, prefix: str, tensors: dict[str, Tensor], folder: Pat
             raise _other(folder, f"{prefix + key!r} is {tuple(value.shape)} here and {tuple(found.shape)} there")
         own[key] = found
     block.load_state_dict(own)
-
-
-def _check_none_left(tensors: dict[str, Tensor], folder: Path) -> None:
-    if tensors:
-        raise _other(folder, f"there is a {next(iter(tensors))!r}, which no block here has")
 
 
 def _other(folder: Path, difference: str) -> UsageError:

@@ -2,56 +2,32 @@
 
 import copy
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rezero.errors import UsageError
-from rezero.gate import gate_dtype, gates
-from rezero.surgery.apply import check_convertible
-from rezero.surgery.changed import restore_class, swap_class
+from rezero.gate import gates
+from rezero.surgery.apply import apply_, check_convertible, check_forwards, check_unwrapped
+from rezero.surgery.calls import watch
 from rezero.surgery.convert import check_optimizer, convert_
 from rezero.surgery.depth import check_config, deepen_configs_, renumber_
 from rezero.surgery.example import advice, as_example
-from rezero.surgery.gated import Owner
-from rezero.surgery.grafted import first_tensor, input_argument, with_first
+from rezero.surgery.fit import check_intact
 from rezero.surgery.layer_lists import choose_sites, find_layers
 from rezero.surgery.outputs import Mode, output_of, same
-from rezero.surgery.recipe import GateRecipe, Undo
-from rezero.surgery.saved import own_config
+from rezero.surgery.recipe import GateRecipe, Recipe, Undo
+from rezero.surgery.saved import own_config, recall, remember
 from rezero.surgery.sites import counted
 from rezero.surgery.undisturbed import unfused
 
-__all__ = ["Blended", "Growth", "grow_"]
+__all__ = ["Growth", "grow_"]
 
 _QUIET = (Mode(training=False, grad=False), Mode(training=False, grad=True))
-
-
-class Blended(Owner):
-    """A layer whose whole change of the hidden states is gated: ``x + alpha * (layer(x) - x)``.
-
-    For layers that end in a norm, as those of BERT, which gates on their branches do not make the identity.
-    """
-
-    rezero_argument: str
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the layer.
-
-        Args:
-            *args: As the layer's own class takes them.
-            **kwargs: Likewise.
-
-        Returns:
-            What the layer returns, its first tensor being gated.
-        """
-        x: Tensor = args[0] if args else kwargs[self.rezero_argument]
-        output = super().forward(*args, **kwargs)
-        return with_first(output, x + (self.gate_scale * (first_tensor(output) - x)).to(x.dtype))
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +48,7 @@ class Growth:
     originals: tuple[str, ...]
     gates: tuple[str, ...]
     gated: Literal["branches", "layers"]
+    _recipe: Recipe = field(repr=False)
     _undo: Undo = field(repr=False)
 
     def parameters(self) -> Iterable[nn.Parameter]:
@@ -80,7 +57,23 @@ class Growth:
             yield from self.model.get_submodule(name).parameters()
 
     def undo(self) -> None:
-        """Take the new layers out: the model is as shallow as before, its other weights as they are now."""
+        """Take the new layers out: the model is as shallow as before, its other weights as they are now.
+
+        Raises:
+            UsageError: If the model has been compiled, distributed, grafted, folded or grown again since. It is left as
+                it is.
+        """
+        if not self._undo.steps:
+            return
+        check_unwrapped(self.model)
+        inside = tuple(f"{name}." for name in self.layers)
+        for name, module in self.model.named_modules(remove_duplicate=False):
+            if "rezero_graft" in vars(module) and f"{name}.".startswith(inside):
+                raise UsageError(f"{name!r} has a grafted block: call remove() of that graft first")
+        if recall(self.model) != self._recipe:
+            raise UsageError("gates were folded or put in since, which undoing would take for its own: build it anew")
+        check_intact(self.model, self._recipe)
+        check_forwards(self.model, self._recipe)
         self._undo()
 
     def __str__(self) -> str:
@@ -146,30 +139,35 @@ def grow_(
     """
     _check_options(init, train)
     check_convertible(model)
-    check_optimizer(optimizer, model)
+    if any(each.is_meta for each in model.parameters()):
+        raise UsageError("the model is on the meta device and has no numbers: load them before it grows")
+    check_optimizer(optimizer, model, scheduled=True)
+    home = None if optimizer is None else _home(optimizer)
     path, chosen = _choose(model, every, layers, at)
     args, kwargs = _inputs(model, example)
-    before = _outputs(model, args, kwargs)
+    run = partial(_outputs, args=args, kwargs=kwargs)
+    before = run(model)
     if isinstance(before[0], Exception):
         raise UsageError(f"the model fails on the example: {before[0]}{advice(args, kwargs)}") from before[0]
     old = dict(model.named_parameters())
     undo = Undo()
     try:
         names, originals = _insert(model, path, chosen, undo)
+        _check_called(model, names, args, kwargs)
         if init == "fresh":
             _draw(model, names)
-        check_config(model)
-        gated = _gate(model, names, args, kwargs, before, undo)
+        check_config(model, run)
+        gated = _gate(model, names, args, kwargs, run, before, undo)
         _settle(model, names, originals, set(map(id, old.values())), train, undo)
         if optimizer is not None:
-            _extend(optimizer, model, names, originals, undo)
+            _extend(optimizer, home, model, names, originals, undo)
     except BaseException:
         undo()
         raise
     own = {id(gate.gate_parameter) for gate in gates(model).values()}
     new = {id(each) for name in names for each in model.get_submodule(name).parameters()}
     found = tuple(name for name, each in model.named_parameters() if id(each) in own & new)
-    return Growth(model, names, originals, found, gated, undo)
+    return Growth(model, names, originals, found, gated, recall(model), undo)
 
 
 def _check_options(init: Any, train: Any) -> None:
@@ -222,8 +220,18 @@ def _outputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         return [output_of(model, args, kwargs, mode) for mode in _QUIET]
 
 
+def _check_called(model: nn.Module, names: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    called = watch(model, {name: model.get_submodule(name) for name in names}, args, kwargs)
+    if idle := next((name for name in names if name not in called), None):
+        raise UsageError(
+            f"the deeper model does not call {idle!r}: its forward counts its layers by something that is not known "
+            "here, such as an attribute that is not called num_layers, n_layers or depth; let it take the list's length"
+        )
+
+
 def _insert(model: nn.Module, path: str, chosen: Sequence[int], undo: Undo) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Put copies behind the chosen layers; return their names and those of the layers that they were made from."""
+    own_config(model, undo)  # first, so that copies refer to it
     blocks: Any = model.get_submodule(path)
     before = dict(blocks._modules)
     layers: list[nn.Module] = []
@@ -236,14 +244,20 @@ def _insert(model: nn.Module, path: str, chosen: Sequence[int], undo: Undo) -> t
             new.append(len(layers))
             layers.append(_copied(layer, f"{path}.{key}".lstrip("."), model))
             places.append(place)
-    own_config(model, undo)
+    numbered = all(key.isdecimal() for key in before)
+    keys = [str(place) for place in range(len(layers))] if numbered else _names(list(before), places)
     undo.steps.append(partial(_refill, blocks, before))
-    _refill(blocks, {str(place): layer for place, layer in enumerate(layers)})
+    _refill(blocks, dict(zip(keys, layers, strict=True)))
     renumber_(layers, places, undo)
     deepen_configs_(model, path, places, undo)
     return tuple(f"{path}.{place}".lstrip(".") for place in new), tuple(
         f"{path}.{place - 1}".lstrip(".") for place in new
     )
+
+
+def _names(keys: Sequence[str], places: Sequence[int]) -> list[str]:
+    """Return names of layers that had names: the copies' say so."""
+    return [f"{keys[place]}_grown" if places[:i].count(place) else keys[place] for i, place in enumerate(places)]
 
 
 def _refill(blocks: nn.Module, layers: Mapping[str, nn.Module]) -> None:
@@ -256,7 +270,10 @@ def _copied(layer: nn.Module, name: str, model: nn.Module) -> nn.Module:
     modules = model.named_modules(remove_duplicate=False)
     tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
     elsewhere = [each for key, each in (*modules, *tensors) if not f"{key}.".startswith(f"{name}.")]
-    return copy.deepcopy(layer, {id(each): each for each in elsewhere} | _configs(layer))
+    try:
+        return copy.deepcopy(layer, {id(each): each for each in elsewhere} | _configs(layer))
+    except Exception as error:  # whatever somebody's layer holds
+        raise UsageError(f"{name!r} ({type(layer).__name__}) can't be copied: {error}") from error
 
 
 def _configs(layer: nn.Module) -> dict[int, Any]:
@@ -266,23 +283,32 @@ def _configs(layer: nn.Module) -> dict[int, Any]:
 
 
 def _draw(model: nn.Module, names: Sequence[str]) -> None:
-    """Draw the weights of new layers as the model does."""
+    """Draw the weights of new layers as the model does; what they share with others stays."""
     own: Any = getattr(model, "_init_weights", None)
     for name in names:
-        layer = model.get_submodule(name)
-        for module in layer.modules():
-            reset = getattr(module, "reset_parameters", None)
-            if callable(own):
-                own(module)
-            elif callable(reset):
-                reset()
-        if callable(own) or any(callable(getattr(each, "reset_parameters", None)) for each in layer.modules()):
-            continue
-        raise UsageError(f"{name!r} can't be drawn anew: none of its modules has reset_parameters; use init='copy'")
+        inside = [module for module in model.get_submodule(name).modules() if _is_alone(model, module, name)]
+        drawn = [module for module in inside if callable(own) or callable(getattr(module, "reset_parameters", None))]
+        if not drawn:
+            raise UsageError(f"{name!r} can't be drawn anew: none of its modules has reset_parameters; use init='copy'")
+        for module in drawn:
+            own(module) if callable(own) else module.reset_parameters()  # type: ignore[operator]
+
+
+def _is_alone(model: nn.Module, module: nn.Module, name: str) -> bool:
+    """Tell whether nothing of a module is used outside of a layer."""
+    theirs = {id(each) for each in (module, *module.parameters(), *module.buffers())}
+    found = (*model.named_modules(remove_duplicate=False), *model.named_parameters(remove_duplicate=False))
+    return not any(id(each) in theirs and not f"{key}.".startswith(f"{name}.") for key, each in found)
 
 
 def _gate(
-    model: nn.Module, names: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any], before: list[Any], undo: Undo
+    model: nn.Module,
+    names: Sequence[str],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    run: Callable[[nn.Module], list[Any]],
+    before: list[Any],
+    undo: Undo,
 ) -> Literal["branches", "layers"]:
     """Close the new layers: by gates on their branches, or else on their whole change; return which."""
     prefixes = tuple(f"{name}." for name in names)
@@ -295,13 +321,14 @@ def _gate(
     except UsageError:
         pass
     else:
-        if _stays(before, _outputs(model, args, kwargs)):
+        if _stays(before, run(model)):
             undo.steps.append(conversion.undo)
             return "branches"
         conversion.undo()
-    for name in names:
-        _blend(model.get_submodule(name), name, undo)
-    if not _stays(before, after := _outputs(model, args, kwargs)):
+    recipe = Recipe(tuple(GateRecipe(name, blended=True) for name in names))
+    apply_(model, recipe, undo)
+    remember(model, recipe, undo)
+    if not _stays(before, after := run(model)):
         failed = next((each for each in after if isinstance(each, Exception)), None)
         raise UsageError(f"the deeper model fails: {failed}" if failed else "the outputs of the deeper model differ")
     return "layers"
@@ -310,18 +337,6 @@ def _gate(
 def _stays(before: list[Any], after: list[Any]) -> bool:
     pairs = zip(before, after, strict=True)
     return all(isinstance(one, Exception) or same(one, other, exact=True) for one, other in pairs)
-
-
-def _blend(layer: nn.Module, name: str, undo: Undo) -> None:
-    near = next((each for each in layer.parameters() if each.is_floating_point()), torch.empty(0))
-    alpha = torch.zeros(1, dtype=gate_dtype(near.dtype), device=near.device)
-    if "alpha" in dir(layer):
-        raise UsageError(f"{name!r} has an 'alpha' of its own, which is the name that a gate gets")
-    undo.steps += [partial(restore_class, layer), partial(layer._parameters.pop, "alpha")]
-    argument = input_argument(layer)
-    swap_class(layer, Blended)
-    vars(layer).update(rezero_gate=GateRecipe(name), rezero_argument=argument)
-    layer._parameters["alpha"] = nn.Parameter(alpha)
 
 
 def _settle(
@@ -341,38 +356,63 @@ def _settle(
             parameter.requires_grad_(False)
 
 
+def _home(optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+    """Return the group that gates join; None for one of their own, which a scheduler could not take."""
+    groups = optimizer.param_groups
+    named = next((group for group in groups if group.get("name") == "gates"), None)
+    if named is not None or not any("initial_lr" in group for group in groups):
+        return named
+    undecayed = next((group for group in groups if not group.get("weight_decay")), None)
+    if undecayed is None:
+        raise UsageError(
+            "the optimizer has a learning-rate scheduler and no group without weight decay, which the gates could "
+            "join: make it with rezero.param_groups, or let the model grow before there is a scheduler"
+        )
+    return undecayed
+
+
 def _extend(
-    optimizer: torch.optim.Optimizer, model: nn.Module, names: Sequence[str], originals: Sequence[str], undo: Undo
+    optimizer: torch.optim.Optimizer,
+    home: dict[str, Any] | None,
+    model: nn.Module,
+    names: Sequence[str],
+    originals: Sequence[str],
+    undo: Undo,
 ) -> None:
-    """Give an optimizer the new parameters: in the groups of their originals, the gates in one of their own."""
+    """Give an optimizer the new parameters: in the groups of their originals, the gates in one without decay."""
     groups = {id(each): group for group in optimizer.param_groups for each in group["params"]}
-    known = set(groups)
-    fresh: list[tuple[str, nn.Parameter]] = []
-    undo.steps.append(partial(_shrink, optimizer, frozenset(known), len(optimizer.param_groups)))
+    added: set[int] = set()
+    undo.steps.append(partial(_shrink, optimizer, added, optimizer.param_groups[-1] if home is None else None))
+    if home is None:
+        home = {**optimizer.param_groups[0], "params": [], "weight_decay": 0.0, "name": "gates"}
+        if "param_names" in home:
+            home["param_names"] = []
+        optimizer.param_groups.append(home)
     for name, original in zip(names, originals, strict=True):
         twin = dict(model.get_submodule(original).named_parameters())
         for key, parameter in model.get_submodule(name).named_parameters():
-            if id(parameter) in known:
+            group = groups.get(id(twin[key])) if key in twin else home
+            if group is None and parameter.requires_grad:
+                group = optimizer.param_groups[0]  # its original does not learn, and it does
+            if id(parameter) in groups or id(parameter) in added or group is None:
                 continue
-            known.add(id(parameter))
-            group = groups.get(id(twin[key])) if key in twin else None
-            if group is not None:
-                group["params"].append(parameter)
-                if "param_names" in group:
-                    group["param_names"].append(f"{name}.{key}")
-            elif key not in twin:
-                fresh.append((f"{name}.{key}", parameter))
-    with_names = any("param_names" in group for group in optimizer.param_groups)
-    params = fresh if with_names else [parameter for _, parameter in fresh]
-    optimizer.add_param_group({"params": params, "weight_decay": 0.0, "name": "gates"})
+            added.add(id(parameter))
+            group["params"].append(parameter)
+            if "param_names" in group:
+                group["param_names"].append(f"{name}.{key}")
 
 
-def _shrink(optimizer: torch.optim.Optimizer, known: frozenset[int], count: int) -> None:
+def _shrink(optimizer: torch.optim.Optimizer, added: set[int], last: dict[str, Any] | None) -> None:
+    """Take out what has come in; what somebody else has added since stays."""
     for group in optimizer.param_groups:
-        stay = [place for place, each in enumerate(group["params"]) if id(each) in known]
+        stay = [place for place, each in enumerate(group["params"]) if id(each) not in added]
         for name in ("params", "param_names"):
             if name in group:
                 group[name][:] = [group[name][place] for place in stay]
-    del optimizer.param_groups[count:]
-    for parameter in [each for each in optimizer.state if id(each) not in known]:
+    if last is not None:  # behind which there is a group for the gates alone
+        groups = optimizer.param_groups
+        place = next((place for place, each in enumerate(groups) if each is last), len(groups))
+        if place + 1 < len(groups) and not groups[place + 1]["params"]:
+            del groups[place + 1]
+    for parameter in [each for each in optimizer.state if id(each) in added]:
         del optimizer.state[parameter]

@@ -7,17 +7,22 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils import parametrize
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from rezero.errors import UsageError
 from rezero.surgery.apply import check_module, check_unwrapped
+from rezero.surgery.calls import watch
 from rezero.surgery.changed import Changed, has_own_forward
-from rezero.surgery.example import advice, as_example
+from rezero.surgery.example import as_example
 from rezero.surgery.graft import Graft, put_
-from rezero.surgery.grafted import NAME, Grafted, Position, first_tensor, takes_context
+from rezero.surgery.grafted import NAME, Grafted, Position, takes_context
+from rezero.surgery.hidden import first_tensor, input_argument
 from rezero.surgery.layer_lists import choose_sites, width_of
 from rezero.surgery.outputs import MODES, Outputs, all_outputs, same
 from rezero.surgery.recipe import Undo
-from rezero.surgery.undisturbed import undisturbed, unfused
+from rezero.surgery.undisturbed import unfused
 
 __all__ = ["check_layer", "freeze_", "graft_", "make_block"]
 
@@ -79,12 +84,13 @@ def graft_(
     _check_request(block, position, width)
     check_unwrapped(model)
     sites = choose_sites(model, at, every)
-    layers = [(name, model.get_submodule(name)) for name in sites]
-    for name, layer in layers:
+    layers = {name: model.get_submodule(name) for name in sites}
+    for name, layer in layers.items():
         check_layer(name, layer, model)
     arguments = None if example is None else _example(example)
-    seen = {} if arguments is None else _watch(model, layers, *arguments)
-    made = {name: make_block(block, name, layer, width or seen.get(name) or width_of(layer)) for name, layer in layers}
+    seen = {} if arguments is None else _widths(model, layers, position, *arguments)
+    widths = {name: width or seen.get(name) or width_of(layer) for name, layer in layers.items()}
+    made = {name: make_block(block, name, layer, widths[name]) for name, layer in layers.items()}
     if len({id(each) for each, _ in made.values()}) < len(made):
         raise UsageError("block must make a new module at each call: it gave the same one for two layers")
     undo = Undo()
@@ -101,6 +107,9 @@ def graft_(
     return graft
 
 
+_FROZEN = WeakTensorKeyDictionary()  # parameter to whether it learned, and who has frozen it
+
+
 def freeze_(model: nn.Module, undo: Undo) -> None:
     """Let no parameter of a model learn.
 
@@ -108,9 +117,24 @@ def freeze_(model: nn.Module, undo: Undo) -> None:
         model: The model.
         undo: Gets what lets the same ones learn again.
     """
+    grafted: list[Any] = [module for module in model.modules() if isinstance(module, Grafted)]
+    blocks = {id(parameter) for module in grafted for parameter in module._modules[NAME].parameters()}
     for parameter in model.parameters():
-        undo.steps.append(partial(parameter.requires_grad_, parameter.requires_grad))
+        if id(parameter) in blocks:
+            continue
+        _, holders = _FROZEN.setdefault(parameter, (parameter.requires_grad, set()))
+        holders.add(id(undo))
+        undo.steps.append(partial(_thaw, parameter, id(undo)))
         parameter.requires_grad_(False)
+
+
+def _thaw(parameter: nn.Parameter, holder: int) -> None:
+    """Let a parameter learn as it did, when the last one has gone that had frozen it."""
+    learned, holders = _FROZEN.get(parameter, (parameter.requires_grad, set()))
+    holders.discard(holder)
+    if not holders:
+        _FROZEN.pop(parameter, None)
+        parameter.requires_grad_(learned)
 
 
 def _check_request(block: Any, position: Any, width: Any) -> None:
@@ -152,43 +176,46 @@ def check_layer(name: str, layer: nn.Module, model: nn.Module) -> None:
             f"{where} has a forward of its own, as hooks of accelerate set it, which would pass the block by: take the "
             "hooks off first (accelerate.hooks.remove_hook_from_module), and dispatch the model afterwards"
         )
-    if NAME in dir(layer):
+    if any(isinstance(each, UninitializedParameter) for each in layer.parameters()):
+        raise UsageError(f"{where} is lazy, its shapes are not known yet: run the model once before")
+    if parametrize.is_parametrized(layer):
+        raise UsageError(f"{where} is parametrized, which makes its class: graft at the module around it")
+    if input_argument(layer.forward) is None:
+        raise UsageError(f"{where} takes no argument by its place, which a block could be given: graft around it")
+    if NAME in vars(layer) or NAME in layer._modules or hasattr(type(layer), NAME):
         raise UsageError(f"{where} has a {NAME!r} of its own, which is the name that a block gets")
     if sum(each is layer for _, each in model.named_modules(remove_duplicate=False)) > 1:
         raise UsageError(
             f"{where} is in the model several times, so that its block would be too: name another with at="
         )
+    while name:
+        name = name.rpartition(".")[0]
+        if isinstance(around := model.get_submodule(name), nn.TransformerEncoderLayer | nn.MultiheadAttention):
+            raise UsageError(
+                f"{where} is inside of a {type(around).__name__}, which reads it without calling it: graft there"
+            )
 
 
 def _example(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return as_example((), example) if isinstance(example, Mapping) else as_example(example, None)
 
 
-def _watch(
-    model: nn.Module, layers: Sequence[tuple[str, nn.Module]], args: tuple[Any, ...], kwargs: dict[str, Any]
+def _widths(
+    model: nn.Module, layers: Mapping[str, nn.Module], position: Position, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, int]:
-    """Return the width of what each layer returns in a pass: of its last axis, or of the channels of images."""
-    seen: dict[str, int] = {}
-
-    def note(name: str, _: Any, __: Any, output: Any) -> None:
-        y = first_tensor(output)
-        known = width_of(dict(layers)[name])
-        if known is None or known not in y.shape:
-            known = y.shape[1 if y.ndim == 4 else -1]
-        seen[name] = known
-
-    hooks = [layer.register_forward_hook(partial(note, name)) for name, layer in layers]
-    try:
-        with undisturbed(model), torch.no_grad():
-            model(*args, **kwargs)
-    except UsageError:
-        raise
-    except Exception as error:
-        raise UsageError(f"the model fails on the example: {error}{advice(args, kwargs)}") from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return seen
+    """Return the width of what goes through each block in a pass: of the last axis, or of the channels of images."""
+    calls = watch(model, layers, args, kwargs)
+    widths = {}
+    for name, layer in layers.items():
+        if name not in calls:
+            raise UsageError(
+                f"{name!r} is not called on the example, and its block would not be: name another with at="
+            )
+        x, output = calls[name]
+        shape = (first_tensor(output) if position == "after" else x).shape
+        known = width_of(layer)
+        widths[name] = known if len(shape) == 4 and known in shape else shape[1 if len(shape) == 4 else -1]
+    return widths
 
 
 def make_block(block: Callable[[int], Any], name: str, layer: nn.Module, width: int | None) -> tuple[nn.Module, int]:
@@ -215,6 +242,10 @@ def make_block(block: Callable[[int], Any], name: str, layer: nn.Module, width: 
     made = block(width)
     if not isinstance(made, nn.Module):
         raise TypeError(f"block must make an nn.Module, got {type(made).__name__} for a width of {width}")
+    if isinstance(dim := getattr(made, "dim", None), int) and dim != width:
+        raise UsageError(
+            f"the block for {name!r} is {dim} wide, and the layer {width}: make it of the width that is given"
+        )
     if (near := next((each for each in layer.parameters() if each.is_floating_point()), None)) is None:
         return made, width
     default = {each.dtype for each in made.parameters()} <= {torch.get_default_dtype()}
@@ -244,8 +275,14 @@ def _verify(graft: Graft, expected: Outputs, args: tuple[Any, ...], kwargs: dict
 
 def _any_context(graft: Graft) -> Tensor | None:
     """Return a context to try the blocks with, if they take one."""
-    for block in graft.blocks.values():
+    for name, block in graft.blocks.items():
         if takes_context(block):
+            width = getattr(block, "context_dim", None)
+            if not isinstance(width, int):
+                raise UsageError(
+                    f"the block at {name!r} can't be tried on the example, as the width of its context is not known: "
+                    "give it an attribute context_dim, or leave example= out"
+                )
             parameter = next(block.parameters())
-            return torch.ones(1, 1, getattr(block, "context_dim", 1), device=parameter.device, dtype=parameter.dtype)
+            return torch.ones(1, 1, width, device=parameter.device, dtype=parameter.dtype)
     return None

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from itertools import groupby
+from operator import index
 from typing import Any
 
 from torch import nn
@@ -28,12 +29,21 @@ def choose_sites(model: nn.Module, at: str | Sequence[str] | None, every: int) -
     Raises:
         UsageError: If there are none, or it is not clear which.
     """
-    found = find_layers(model) if at is None else _matching(model, [at] if isinstance(at, str) else list(at))
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+    patterns = [at] if isinstance(at, str) else at
+    if patterns is not None and not (
+        isinstance(patterns, Sequence) and patterns and all(isinstance(each, str) and each for each in patterns)
+    ):
+        raise UsageError(f"at must be a pattern such as 'layers.*', or several: got {at!r}")
+    try:
+        step = 0 if isinstance(every, bool) else index(every)
+    except TypeError:
+        step = 0
+    if step < 1:
         raise UsageError(f"every must be a whole number from 1: got {every!r}")
-    if len(found) < every:
+    found = find_layers(model) if patterns is None else _matching(model, patterns)
+    if len(found) < step:
         raise UsageError(f"every must be at most {len(found)}, the number of layers found: got {every}")
-    return found[every - 1 :: every]
+    return found[step - 1 :: step]
 
 
 def find_layers(model: nn.Module) -> list[str]:

@@ -31,6 +31,8 @@ def merge_(graft: "Graft") -> None:
                 f"{name!r} is a {layer.original_class.__name__}, and only an nn.Linear can take a block in: graft "
                 "at the linear layers themselves, with at="
             )
+        if (reason := _not_its_own(graft.model, name, layer)) is not None:
+            raise UsageError(f"the weight of {name!r} {reason}: the block there stays a block")
         if (culprit := _not_linear(block)) is not None:
             raise UsageError(f"the block at {name!r} is not linear because of {culprit}: it stays a block")
         merged.append((layer, *_product(layer, graft.position, *_as_matrix(block, layer))))
@@ -42,6 +44,17 @@ def merge_(graft: "Graft") -> None:
                 layer.bias.copy_(bias)
             elif bias.any():
                 layer.bias = nn.Parameter(bias.to(layer.weight.dtype), requires_grad=layer.weight.requires_grad)
+
+
+def _not_its_own(model: nn.Module, name: str, layer: nn.Module) -> str | None:
+    """Say why a block can't be written into a layer's weight; None if it can."""
+    if layer._parameters.get("weight") is None:
+        return "is computed from other parameters"
+    if layer._forward_pre_hooks:
+        return "may be changed by a hook"
+    uses = [key for key, each in model.named_parameters(remove_duplicate=False) if each is layer.weight]
+    others = [key for key in uses if key != f"{name}.weight".lstrip(".")]
+    return f"is used elsewhere too, as {others[0]!r}" if others else None
 
 
 def _not_linear(block: nn.Module) -> str | None:

@@ -26,6 +26,7 @@ class GateRecipe:
         moved: The activation module that is applied to the branch instead of to the sum; None for none.
         read_by: Other modules whose code reads the leaf's parameters, so that a gate can't be folded into them.
         reused: Whether the module is a LayerScale, whose own parameter becomes the gate.
+        blended: Whether the module is a layer, whose whole change of its input is gated.
     """
 
     leaf: str
@@ -39,6 +40,7 @@ class GateRecipe:
     moved: str | None = None
     read_by: tuple[str, ...] = ()
     reused: bool = False
+    blended: bool = False
 
     @property
     def branch(self) -> str:

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import copy
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -53,11 +53,13 @@ def own_config(model: nn.Module, undo: Undo) -> None:
     config = vars(model).get("config")
     if not callable(getattr(config, "to_json_string", None)):
         return
-    own = copy(config)
+    copies: dict[int, Any] = {}  # also of those inside it
+    deepcopy(config, copies)
     for module in model.modules():
-        if vars(module).get("config") is config:
-            undo.steps.append(partial(vars(module).__setitem__, "config", config))
-            vars(module)["config"] = own
+        known = vars(module).get("config")
+        if callable(getattr(known, "to_json_string", None)) and id(known) in copies:
+            undo.steps.append(partial(vars(module).__setitem__, "config", known))
+            vars(module)["config"] = copies[id(known)]
 
 
 def recall(model: nn.Module) -> Recipe:
