@@ -630,3 +630,23 @@ def test_autocast_does_not_excuse_integers() -> None:
         pytest.raises(ValueError, match=r"context is torch.int64, the layer's weights are torch.float32"),
     ):
         layer(X, CONTEXT.long())
+
+
+@pytest.mark.parametrize("dims", [2, 3], ids=["for all", "by position"])
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")], ids=["nan", "inf"])
+def test_what_nobody_may_see_can_be_anything(odd: float, dims: int) -> None:
+    """Neither output nor gradients have nan where a batch is padded with it."""
+    torch.manual_seed(0)
+    layer = GatedCrossAttention(8, 6, num_heads=2)
+    nn.init.constant_(layer.gate.alpha, 0.5)
+    x, context = torch.randn(1, 3, 8), torch.randn(1, 4, 6)
+    mask = torch.tensor([[True, True, False, False]])
+    expected = layer(x, context[:, :2])
+    context[:, 2:] = odd
+    y = layer(x, context, mask if dims == 2 else mask[:, None].expand(1, 3, 4))
+    torch.testing.assert_close(y, expected)
+    y.sum().backward()
+    assert layer.gate.alpha.grad is not None
+    assert all(bool(each.grad.isfinite().all()) for each in layer.parameters() if each.grad is not None)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x, None, mask, kept=layer.keys_values(context)), expected)

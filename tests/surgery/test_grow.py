@@ -2,6 +2,10 @@
 
 import copy
 import pickle
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -250,3 +254,157 @@ def test_a_model_that_reads_its_layers_otherwise_is_refused(x: Tensor) -> None:
         rezero.grow_(model, example=x)
     assert torch.equal(model(x), expected)
     assert [block.layer_idx for block in model.blocks] == [0, 1, 2]
+
+
+def test_a_scheduler_goes_on(x: Tensor) -> None:
+    """The groups stay as many: gates join the one without decay, and the rates are those of a model that stayed."""
+    model = encoder()
+    optimizer = torch.optim.AdamW(rezero.param_groups(model, lr=0.01, weight_decay=0.1), lr=0.01)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
+    optimizer.step()
+    scheduler.step()
+    growth = rezero.grow_(model, example=x, optimizer=optimizer)
+    undecayed = next(group for group in optimizer.param_groups if not group["weight_decay"])
+    assert {id(model.get_parameter(name)) for name in growth.gates} <= {id(each) for each in undecayed["params"]}
+    optimizer.step()
+    scheduler.step()
+    assert len(optimizer.param_groups) == len(scheduler.get_last_lr())
+    other = encoder()
+    decayed = torch.optim.AdamW(other.parameters(), lr=0.01)
+    torch.optim.lr_scheduler.CosineAnnealingLR(decayed, 10)
+    with pytest.raises(UsageError, match="has a learning-rate scheduler and no group without weight decay"):
+        rezero.grow_(other, example=x, optimizer=decayed)
+
+
+def test_undo_leaves_what_was_added_since(x: Tensor) -> None:
+    """A group that somebody else has added stays with its state."""
+    model, head = encoder(), nn.Linear(WIDTH, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    growth = rezero.grow_(model, example=x, optimizer=optimizer)
+    optimizer.add_param_group({"params": list(head.parameters())})
+    growth.undo()
+    assert [len(group["params"]) for group in optimizer.param_groups] == [len(list(model.parameters())), 2]
+
+
+def test_copies_of_what_does_not_learn_are_given_to_the_optimizer(x: Tensor) -> None:
+    """With train="new", also where it holds a head alone."""
+    model = nn.Sequential(encoder(), nn.Linear(WIDTH, 2))
+    optimizer = torch.optim.SGD(model[1].parameters(), lr=0.1)
+    growth = rezero.grow_(model, example=x, optimizer=optimizer, train="new")
+    held = {id(each) for group in optimizer.param_groups for each in group["params"]}
+    assert {id(each) for each in growth.parameters()} <= held
+
+
+@pytest.mark.parametrize("change", ["fold", "graft", "grow"])
+def test_undo_is_refused_after_other_changes(change: str, x: Tensor) -> None:
+    """Before anything is undone: the optimizer keeps the new parameters, the model its layers."""
+    if change == "graft":
+        shared = Shared()
+        growth = rezero.grow_(shared, layers=[1], example=x)
+        graft = rezero.graft_(shared, lambda width: rezero.ReZero(nn.Linear(width, width)), "blocks.*", width=WIDTH)
+        with pytest.raises(UsageError, match=r"'blocks.2' has a grafted block: call remove\(\) of that graft first"):
+            growth.undo()
+        graft.remove()
+        growth.undo()
+        assert len(shared.blocks) == 3
+        return
+    model = encoder()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    growth = rezero.grow_(model, example=x, optimizer=optimizer)
+    held = [len(group["params"]) for group in optimizer.param_groups]
+    rezero.fold_(model)
+    if change == "grow":
+        rezero.grow_(model, example=x)
+    for _ in range(2):
+        with pytest.raises(UsageError, match="gates were folded or put in since"):
+            growth.undo()
+    assert [len(group["params"]) for group in optimizer.param_groups] == held
+    assert len(model.layers) == (9 if change == "grow" else 6)
+
+
+def test_layers_that_end_in_a_norm_are_saved_with_their_gates(x: Tensor, tmp_path: Path) -> None:
+    """fold_ names them as left; save_converted and load_converted_ keep them, into a model that is as deep."""
+    model = encoder(norm_first=False)
+    for name in rezero.grow_(model, example=x).gates:
+        nn.init.constant_(model.get_parameter(name), 0.5)
+    assert [name for name, _ in rezero.fold_(model).left] == ["layers.2", "layers.5"]
+    rezero.save_converted(model, tmp_path)
+    again = rezero.load_converted_(encoder(norm_first=False, depth=6), tmp_path)
+    assert torch.equal(again(x), model(x))
+    assert len(rezero.gates(again)) == 2
+
+
+class Counted(nn.Module):
+    """Runs as many layers as an attribute of its own says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Numbered(place) for place in range(3))
+        self.used = 3
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run."""
+        for place in range(self.used):
+            x = self.blocks[place](x, x[0, 0])
+        return x
+
+
+class Final(Numbered):
+    """A layer whose class can't be derived from."""
+
+    def __init_subclass__(cls, **_: Any) -> None:
+        raise TypeError("final")
+
+
+class Locked(Numbered):
+    """A layer that can't be copied."""
+
+    def __init__(self, place: int) -> None:
+        super().__init__(place)
+        self.lock = threading.Lock()
+
+
+def _of(layer: Callable[[int], nn.Module]) -> nn.Module:
+    model = Counted()
+    model.blocks = nn.ModuleList(map(layer, range(3)))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Counted(), "the deeper model does not call 'blocks.4': its forward counts its layers by something"),
+        (_of(Locked), r"'blocks.1' \(Locked\) can't be copied: cannot pickle '_thread.lock' object"),
+        (Counted().to("meta"), "the model is on the meta device and has no numbers"),
+    ],
+    ids=["counted", "locked", "meta"],
+)
+def test_models_that_cannot_grow_are_left_as_they_were(model: nn.Module, message: str) -> None:
+    """With the reason."""
+    keys = list(model.state_dict())
+    with pytest.raises(UsageError, match=message):
+        rezero.grow_(model, layers=[1, 2], example=torch.randn(2, 3, WIDTH))
+    assert list(model.state_dict()) == keys
+
+
+def test_a_list_that_is_the_model_grows_and_keeps_its_names(x: Tensor) -> None:
+    """Numbers move up; names stay, and those of copies say so."""
+
+    def block() -> nn.Module:
+        return rezero.layers.TransformerEncoderLayer(WIDTH, 2, 16, batch_first=True, init_value=0.5)
+
+    numbered = nn.Sequential(block(), block())
+    expected = numbered.eval()(x)
+    assert rezero.grow_(numbered, every=1, example=x).layers == ("1", "3")
+    assert torch.equal(numbered(x), expected)
+    named = nn.Sequential(OrderedDict(first=block(), second=block())).eval()
+    growth = rezero.grow_(named, layers=[0], example=x)
+    assert (growth.layers, list(named._modules)) == (("first_grown",), ["first", "first_grown", "second"])
+
+
+def test_drawing_anew_leaves_what_is_shared(x: Tensor) -> None:
+    """The table that the head uses too keeps its numbers."""
+    model = Shared()
+    before = model.table.weight.clone()
+    rezero.grow_(model, layers=[1], init="fresh", example=x)
+    assert torch.equal(model.table.weight, before)

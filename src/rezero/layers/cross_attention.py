@@ -149,7 +149,8 @@ class GatedCrossAttention(Rebuildable, nn.Module):
         if kept is not None:
             keys, values = self._check_kept(kept, x)
         elif context is not None:
-            keys, values = self.keys_values(context)
+            check_input("context", context, "(B, M, C)", self.context_dim, self.norm.weight)
+            keys, values = self.keys_values(_readable(context, mask))
         else:
             raise TypeError("expected a context, or kept=layer.keys_values(context): got neither")
         if keys.shape[0] != x.shape[0]:  # and not their len(), which torch.export takes for a constant
@@ -193,6 +194,14 @@ class GatedCrossAttention(Rebuildable, nn.Module):
                     "in which precision its result is used"
                 )
         return keys, values
+
+
+def _readable(context: Tensor, mask: Tensor | None) -> Tensor:
+    """Return a context with zeros where nobody may look: what a batch is padded with may be nan, and 0 * nan is nan."""
+    if mask is None or mask.dtype != torch.bool or mask.shape[-1] != context.shape[1]:  # of which the check will tell
+        return context
+    seen = mask if mask.ndim == 2 else mask.any(1)
+    return context.masked_fill(seen.logical_not()[..., None], 0.0) if seen.shape[0] == context.shape[0] else context
 
 
 class CrossAttention(nn.Module):
@@ -281,6 +290,9 @@ class CrossAttention(nn.Module):
         if mask is not None:
             seen = mask[:, None] if mask.ndim == 3 else mask[:, None, None]  # (B, 1, T or 1, M): all heads see the same
             blind = seen.any(-1, keepdim=True).logical_not()
+            # As in the context: kept keys and values were computed without a mask.
+            unseen = seen.any(-2).logical_not()[..., None]  # (B, 1, M, 1)
+            keys, values = keys.masked_fill(unseen, 0.0), values.masked_fill(unseen, 0.0)
             # A position that sees nothing is let see all, so that no backend divides zero by zero.
             seen, blind = seen | blind, blind.squeeze(1)
         elif not keys.shape[2]:

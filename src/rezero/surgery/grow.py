@@ -250,9 +250,8 @@ def _insert(model: nn.Module, path: str, chosen: Sequence[int], undo: Undo) -> t
     _refill(blocks, dict(zip(keys, layers, strict=True)))
     renumber_(layers, places, undo)
     deepen_configs_(model, path, places, undo)
-    return tuple(f"{path}.{place}".lstrip(".") for place in new), tuple(
-        f"{path}.{place - 1}".lstrip(".") for place in new
-    )
+    names = [f"{path}.{key}".lstrip(".") for key in keys]
+    return tuple(names[place] for place in new), tuple(names[place - 1] for place in new)
 
 
 def _names(keys: Sequence[str], places: Sequence[int]) -> list[str]:
