@@ -144,7 +144,7 @@ def load_converted_(model: nn.Module, path: str | Path) -> nn.Module:
     """Convert a model as the one that was saved, and load its weights.
 
     Args:
-        model: A model built as the original was, not converted.
+        model: A model built as the original was, not converted; of a model that has grown, one that is as deep.
         path: The folder that ``Conversion.save`` wrote, or ``save_pretrained`` of a model whose keys transformers does
             not rename.
 
