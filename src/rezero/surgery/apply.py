@@ -310,10 +310,9 @@ def check_forwards(model: nn.Module, recipe: Recipe) -> None:
 
 
 def _change(module: nn.Module, change: type[Changed], undo: Undo, **attributes: Any) -> None:
-    before = partial(_restore, module, type(module), rezero_attributes(module))
+    undo.steps.append(partial(_restore, module, type(module), rezero_attributes(module)))
     vars(module).pop("forward", None)  # the class's own
     swap_class(module, change)
-    undo.steps.append(before)
     vars(module).update(attributes)
 
 

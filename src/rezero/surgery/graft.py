@@ -209,15 +209,20 @@ def put_(model: nn.Module, blocks: Mapping[str, tuple[nn.Module, int]], position
     for name, (block, width) in blocks.items():
         layer = model.get_submodule(name)
         argument = input_argument(layer.forward) or ""
+        undo.steps.append(partial(_take_out, layer))
         vars(layer).pop("forward", None)
         swap_class(layer, Grafted)
-        undo.steps.append(partial(restore_class, layer))
         vars(layer)["rezero_graft"] = Site(
             name, width, position, argument, takes_context(block), takes_mask(block), conditions
         )
         layer._modules[NAME] = block.train(layer.training)
-        undo.steps.append(partial(layer._modules.pop, NAME, None))
     return Graft(model, tuple(blocks), position, conditions, undo)
+
+
+def _take_out(layer: nn.Module) -> None:
+    if isinstance(layer, Grafted):
+        layer._modules.pop(NAME, None)
+        restore_class(layer)
 
 
 def _inside(name: str) -> str:
