@@ -9,7 +9,21 @@ from pathlib import Path
 import pytest
 
 import rezero
-from rezero import branch, functional, gate, in_weight, kernels, layers, optim, residual, stack, transformer, zero_last
+from rezero import (
+    branch,
+    functional,
+    gate,
+    in_weight,
+    kernels,
+    layers,
+    optim,
+    residual,
+    stack,
+    stackable,
+    stacked,
+    transformer,
+    zero_last,
+)
 from rezero.kernels import (
     again,
     buffers,
@@ -45,7 +59,7 @@ MODULES = [functional, gate, in_weight, kernels, reference, layers, attention, m
 MODULES += [decoder, kv_cache, language_model, positions, resnet, optim, residual, transformer, zero_last]
 MODULES += [stack, buffers, deep_stack, linear, native, reference_stack]
 MODULES += [adapter, arguments, cross_attention, feed_forward, media, network, resampler]
-MODULES += [again, branch, fusing, gated, linear_gpu]
+MODULES += [stackable, stacked, again, branch, fusing, gated, linear_gpu]
 
 
 def python(code: str) -> str:

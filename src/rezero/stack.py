@@ -1,53 +1,72 @@
 """Thousands of equal residual blocks as one module."""
 
 import copy
-import math
 from collections.abc import Iterable
-from typing import Any, Literal, Self
+from operator import attrgetter
+from typing import Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
 
-from rezero.gate import AnyGate, Gate, gate_dtype
-from rezero.kernels.deep_stack import deep_stack
+from rezero.gate import AnyGate
 from rezero.layers.mlp import MLPBlock
 from rezero.layers.network import check_sizes
+from rezero.layers.transformer import TransformerEncoderLayer
 from rezero.residual import ReZero
+from rezero.stackable import build_unit, check_units, draw, find_children, find_gates, find_own, find_weight, run
+from rezero.stacked import Stacked, stack_child
 
 __all__ = ["DeepStack"]
 
 
 class DeepStack(AnyGate, nn.Module):
-    r"""Many equal ReZero blocks, ``x + alpha_l * relu(W_l x + b_l)`` for each layer ``l``, in three parameters.
+    r"""Many equal ReZero blocks in one module, with one parameter a role for all layers.
 
-    Does what ``nn.Sequential(*(ReZero(MLPBlock(dim)) for _ in range(depth)))`` does, without Python a layer: on the
-    CPU, in float32 and float64, a loop in C++ runs forward and backward, compiled when it is first used. The batch is
-    split over the threads; with as many threads the rounding is the same each time. Elsewhere, in half precision,
-    under autocast, ``torch.func`` and for second derivatives the layers run one after the other in torch.
+    Of an `rezero.layers.MLPBlock` it makes ``x + alpha_l * relu(W_l x + b_l)`` for each layer ``l``: what
+    ``nn.Sequential(*(ReZero(MLPBlock(dim)) for _ in range(depth)))`` does, without Python a layer. On the CPU, in
+    float32 and float64, a loop in C++ runs forward and backward, compiled when it is first used. The batch is split
+    over the threads; with as many threads the rounding is the same each time. Elsewhere, in half precision, under
+    autocast, ``torch.func`` and for second derivatives the layers run one after the other in torch.
+
+    Of an `rezero.layers.TransformerEncoderLayer` it makes layer after layer, each run by the layer's own code on its
+    part of the parameters, with a dropout of its own.
+
+    Under ``torch.compile`` the layers of either kind are one operation of one graph (MLP blocks not under autocast),
+    and compiling takes as long for 1,000 as for 100. For Transformer layers it is ``scan``, which torch calls a
+    prototype; with ``dynamic=True`` it needs ``torch._dynamo.config.specialize_float``, as it refuses the probability
+    of a dropout that may change.
 
     All layers are one gate with a number for each: `rezero.gates` finds it, `rezero.param_groups` counts its branches.
 
     Args:
-        block: The template of the branch, an `rezero.layers.MLPBlock`. Its width, gain, dtype and device are taken
-            over, and each layer draws a start of its own by the template's rule; the template's own numbers are not
-            used.
+        block: The template: an MLPBlock, which is the branch of a block, or a TransformerEncoderLayer, which is a whole
+            one. Its sizes, options, dtype and device are taken over, and each layer draws a start of its own by the
+            template's rule; the template's own numbers are not used, but for those that its ``reset_parameters``
+            leaves alone (of an activation).
         depth: Number of layers ``L``.
-        init_value: Start of every ``alpha`` (dimensionless). 0 makes the stack the identity.
-        checkpoint: ``"sqrt"`` to keep the activations of about ``3 sqrt(L)`` layers for the backward pass instead of
-            ``2 L``, at the cost of a second forward pass. The gradients are the same, bitwise on the CPU in float32.
-            Without effect under autocast and ``torch.func``.
+        init_value: Start of every ``alpha`` (dimensionless); by default that of the template's gates, or 0. At 0 the
+            stack is the identity.
+        checkpoint: ``"sqrt"`` to keep less for the backward pass, at the cost of a second forward pass: of MLP blocks
+            the activations of about ``3 sqrt(L)`` layers instead of ``2 L``, of Transformer layers the inputs of
+            ``sqrt(L)`` segments of ``sqrt(L)`` layers instead of everything. The gradients are the same, bitwise on
+            the CPU in float32. Without effect under ``torch.func``; of MLP blocks also under autocast, of Transformer
+            layers also under ``torch.compile``.
 
     Attributes:
-        weight: ``W``, ``(L, D, D)``.
-        bias: ``b``, ``(L, D)``.
-        alpha: The gates, ``(L, 1)``, float32 also in a half-precision model.
+        alpha: The gates, ``(L, 1)``, or ``(L, 2)`` for layers with a gate a branch; float32 also in a half-precision
+            model.
+        weight: ``W`` of MLP blocks, ``(L, D, D)``.
+        bias: ``b`` of MLP blocks, ``(L, D)``.
+        self_attn: Of Transformer layers, like ``linear1`` and ``linear2``: holds the stacked parameters by the names
+            that they have in a layer, ``self_attn.in_proj_weight`` ``(L, 3 D, D)`` and so on.
 
     Raises:
-        TypeError: If ``block`` is no MLPBlock.
-        ValueError: If ``depth`` is below 1, ``init_value`` is not finite or ``checkpoint`` is unknown.
+        TypeError: If ``block`` is neither, or a changed one.
+        ValueError: If ``depth`` is below 1, ``init_value`` is not finite, ``checkpoint`` is unknown, or the gates of
+            ``block`` differ.
 
     References:
-        Bachlechner et al. (2020), arXiv:2003.04887, sec. 4.1.
+        Bachlechner et al. (2020), arXiv:2003.04887, sec. 4.1; sec. 5 for Transformers.
 
     Example:
         >>> stack, x = DeepStack(MLPBlock(4), 1000), torch.randn(2, 4)
@@ -55,24 +74,38 @@ class DeepStack(AnyGate, nn.Module):
         True
         >>> len(list(stack.parameters()))
         3
+        >>> stack = DeepStack(TransformerEncoderLayer(4, 2, 8, batch_first=True), 100)
+        >>> x = torch.randn(2, 3, 4)
+        >>> torch.equal(stack(x, is_causal=True), x)
+        True
+        >>> stack.self_attn.in_proj_weight.shape, stack.alpha.shape
+        (torch.Size([100, 12, 4]), torch.Size([100, 2]))
     """
 
+    alpha: nn.Parameter
     gate_activation = None
 
     def __init__(
-        self, block: MLPBlock, depth: int, *, init_value: float = 0.0, checkpoint: Literal["sqrt"] | None = None
+        self,
+        block: MLPBlock | TransformerEncoderLayer,
+        depth: int,
+        *,
+        init_value: float | None = None,
+        checkpoint: Literal["sqrt"] | None = None,
     ) -> None:
         super().__init__()
-        _check_branch(block)
         check_sizes(depth=depth)
         if checkpoint not in (None, "sqrt"):
             raise ValueError(f"checkpoint must be None or 'sqrt': got {checkpoint!r}")
-        weight, bias = block.linear.weight, block.linear.bias
-        gate = Gate(init_value=init_value, device=weight.device, dtype=gate_dtype(weight.dtype))
-        self.gain, self.init_value, self.checkpoint = block.gain, init_value, checkpoint
-        self.weight = nn.Parameter(weight.new_empty(depth, *weight.shape))
-        self.bias = nn.Parameter(bias.new_empty(depth, *bias.shape))
-        self.alpha = nn.Parameter(gate.alpha.new_empty(depth, 1))
+        unit = build_unit(block, init_value)
+        for name, places in find_own(unit).items():
+            values = torch.cat([unit.get_parameter(place).detach() for place in places])
+            self.register_parameter(name, nn.Parameter(values.expand(depth, *values.shape).clone()))
+        for name, child in find_children(unit).items():
+            self.add_module(name, stack_child(child, depth))
+        self._places = {name: [name] for name, _ in self.named_parameters()} | find_own(unit)
+        self.init_value, self.checkpoint = next(iter(find_gates(unit).values())).init_value, checkpoint
+        self._unit = (unit.to("meta"),)  # in a tuple, so that it is none of the modules of the stack
         self.reset_parameters()
 
     @classmethod
@@ -80,46 +113,48 @@ class DeepStack(AnyGate, nn.Module):
         """Stack blocks that are there already, with copies of their values.
 
         Args:
-            modules: Blocks ``ReZero(MLPBlock(dim))`` that differ in nothing but their values, such as an
-                ``nn.Sequential`` of them. They stay as they are.
+            modules: Blocks ``ReZero(MLPBlock(dim))``, or TransformerEncoderLayers, that differ in nothing but their
+                values, such as an ``nn.Sequential`` of them. They stay as they are.
             checkpoint: As for the class.
 
         Returns:
             The stack.
 
         Raises:
-            TypeError: If a module is no such block.
-            ValueError: If there is none, one has dropout, ``tanh`` or a number a feature in its gate, one differs from
-                the first, or two share a parameter.
+            TypeError: If a module is no such block, or a changed one.
+            ValueError: If there is none, an MLP block has dropout, a gate has ``tanh`` or a number a feature, a block
+                differs from the first, or two share a parameter.
         """
-        blocks: list[Any] = list(modules)
-        _check_blocks(blocks)
-        first = blocks[0]
-        template = MLPBlock(first.branch.linear.in_features, gain=first.branch.gain, device="meta")
-        stack = cls(template, len(blocks), init_value=first.gate.init_value, checkpoint=checkpoint)
-        for name, place in _PLACES.items():
-            values = [block.get_parameter(place) for block in blocks]
-            stacked = torch.stack([each.detach() for each in values])
-            setattr(stack, name, nn.Parameter(stacked, requires_grad=values[0].requires_grad))
-        return stack.train(first.training)
+        units = list(modules)
+        check_units(units)
+        template = copy.deepcopy(units[0]).to("meta")
+        start = next(iter(find_gates(template).values())).init_value
+        block = template.branch if isinstance(template, ReZero) else template
+        stack = cls(cast(MLPBlock, block), len(units), init_value=start, checkpoint=checkpoint)
+        for name, places in stack._places.items():
+            rows = [torch.cat([unit.get_parameter(place).detach() for place in places]) for unit in units]
+            learns = units[0].get_parameter(places[0]).requires_grad
+            _put(stack, name, nn.Parameter(torch.stack(rows), requires_grad=learns))
+        for module in stack.modules():
+            if isinstance(module, DeepStack | Stacked):
+                module.training = units[0].training
+        return stack
 
     def to_modules(self) -> nn.Sequential:
-        """Return the same blocks one by one, with copies of the values: ``ReZero(MLPBlock(dim))`` for each layer."""
-        branch = MLPBlock(self.weight.shape[-1], gain=self.gain, device="meta")
-        template = ReZero(branch, gate=Gate(init_value=self.init_value, device="meta"))
-        blocks = nn.Sequential(*(copy.deepcopy(template) for _ in range(len(self.weight))))
-        for layer, block in enumerate(blocks):
-            for name, place in _PLACES.items():
-                parameter, (owner, _, role) = self.get_parameter(name), place.rpartition(".")
-                value = nn.Parameter(parameter[layer].detach().clone(), requires_grad=parameter.requires_grad)
-                setattr(block.get_submodule(owner), role, value)
-        return blocks.train(self.training)
+        """Return the same blocks one by one, with copies of the values: what `from_modules` takes."""
+        blocks = nn.Sequential(*(copy.deepcopy(self._find_unit()) for _ in range(len(self.alpha))))
+        for name, places in self._places.items():
+            parameter = attrgetter(name)(self)
+            for block, row in zip(blocks, parameter.detach(), strict=True):
+                for place, value in zip(places, row.chunk(len(places)), strict=True):
+                    _put(block, place, nn.Parameter(value.clone(), requires_grad=parameter.requires_grad))
+        blocks.training = self.training
+        return blocks
 
     def reset_parameters(self) -> None:
-        """Draw every layer as an `rezero.layers.MLPBlock` is drawn, and set ``alpha`` back to ``init_value``."""
-        dim = self.weight.shape[-1]
-        nn.init.normal_(self.weight, std=self.gain / math.sqrt(dim))  # Xavier-normal
-        nn.init.uniform_(self.bias, -1 / math.sqrt(dim), 1 / math.sqrt(dim))
+        """Draw every layer as the template draws itself, and set ``alpha`` back to ``init_value``."""
+        with torch.no_grad():
+            draw(self._unit[0], self._stacked())
         self.reset_gate()
 
     def reset_gate(self) -> None:
@@ -143,14 +178,23 @@ class DeepStack(AnyGate, nn.Module):
 
     @property
     def gate_branches(self) -> int:  # type: ignore[override]
-        """The number of layers."""
-        return len(self.weight)
+        """The number of branches of all layers: one a layer of MLP blocks, two of Transformer layers."""
+        return len(self.alpha) * sum(gate.branches for gate in find_gates(self._unit[0]).values())
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        src_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
         """Return what the last layer gives.
 
         Args:
-            x: ``(*, D)``, in the dtype of the weights.
+            x: ``(*, D)``, in the dtype of the weights; for Transformer layers laid out as they ask for.
+            src_mask: For Transformer layers, passed on to each of them, as are the others.
+            src_key_padding_mask: Mask of the keys.
+            is_causal: Whether position ``t`` sees positions up to ``t`` only.
 
         Returns:
             ``(*, D)``, in the dtype of ``x``.
@@ -158,69 +202,44 @@ class DeepStack(AnyGate, nn.Module):
         Raises:
             ValueError: If ``x`` has another width or dtype than the weights.
         """
-        dim = self.weight.shape[-1]
+        unit, stacked = self._find_unit(), self._stacked()
+        weight = stacked[find_weight(unit)]
+        dim = weight.shape[-1]
         if x.shape[-1:] != (dim,):
             raise ValueError(f"expected an input of width {dim}, (*, {dim}): got {tuple(x.shape)}")
-        if x.dtype != self.weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
             raise ValueError(
-                f"expected an input in the dtype of the weights, {self.weight.dtype}: got {x.dtype}; convert it with "
+                f"expected an input in the dtype of the weights, {weight.dtype}: got {x.dtype}; convert it with "
                 ".to(), or call under torch.autocast"
             )
-        return deep_stack(x, self.weight, self.bias, self.alpha, segments=self.checkpoint == "sqrt")
+        masks = {"src_mask": src_mask, "src_key_padding_mask": src_key_padding_mask, "is_causal": is_causal}
+        return run(unit, stacked, x, masks, segments=self.checkpoint == "sqrt")
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode, as every module does."""
+        self._unit[0].train(mode)
+        return super().train(mode)
 
     def extra_repr(self) -> str:
         """Return what ``print(model)`` shows."""
         checkpoint = f", checkpoint={self.checkpoint!r}" if self.checkpoint else ""
-        return f"dim={self.weight.shape[-1]}, depth={len(self.weight)}, init_value={self.init_value:g}{checkpoint}"
+        dim, depth = self._stacked()[find_weight(self._unit[0])].shape[-1], len(self.alpha)
+        return f"dim={dim}, depth={depth}, init_value={self.init_value:g}{checkpoint}"
+
+    def _find_unit(self) -> nn.Module:
+        """Return the block of one layer, in the mode of the stack."""
+        unit = self._unit[0]
+        return unit if unit.training == self.training else unit.train(self.training)
+
+    def _stacked(self) -> dict[str, Tensor]:
+        """Return the tensors of the places, ``(L, *shape)``."""
+        stacked: dict[str, Tensor] = {}
+        for name, places in self._places.items():
+            parameter = attrgetter(name)(self)
+            stacked |= zip(places, parameter.split(1, 1) if len(places) > 1 else [parameter], strict=True)
+        return stacked
 
 
-_PLACES = {
-    "weight": "branch.linear.weight",
-    "bias": "branch.linear.bias",
-    "alpha": "gate.alpha",
-}  # in a ReZero(MLPBlock)
-
-
-def _check_branch(block: object) -> None:
-    if type(block) is not MLPBlock or type(block.linear) is not nn.Linear:
-        hint = "; give the branch without ReZero around it" if isinstance(block, ReZero) else ""
-        raise TypeError(
-            "a stack is made of unchanged rezero.layers.MLPBlock, the only kind that it can run so far: got "
-            f"{type(block).__name__}{hint}"
-        )
-
-
-def _check_blocks(blocks: list[Any]) -> None:
-    facts = [_facts(block, place) for place, block in enumerate(blocks)]
-    if not blocks:
-        raise ValueError("expected at least one block ReZero(MLPBlock(dim)), got none")
-    for place, each in enumerate(facts):
-        for name, value in each.items():
-            if value != facts[0][name]:
-                raise ValueError(
-                    f"blocks of a stack must be equal but for their values: {name} is {facts[0][name]} in block 0 "
-                    f"and {value} in block {place}; stack those that are equal, one stack after the other"
-                )
-    if len({id(each) for block in blocks for each in block.parameters()}) < 3 * len(blocks):
-        raise ValueError("blocks of a stack must not share parameters, as each layer of a stack has its own")
-
-
-def _facts(block: object, place: int) -> dict[str, object]:
-    """Refuse a block that can't be stacked; tell what must be equal in all."""
-    if type(block) is not ReZero or type(block.gate) is not Gate:
-        raise TypeError(f"expected blocks ReZero(MLPBlock(dim)): block {place} is {type(block).__name__}")
-    _check_branch(block.branch)
-    if block.dropout.p or block.gate.activation or block.gate.alpha.shape != (1,):
-        raise ValueError(
-            f"expected blocks without dropout, whose gate is one number without an activation: block {place} is {block}"
-        )
-    facts: dict[str, object] = {
-        "training": block.training,
-        "init_value": block.gate.init_value,
-        "gain": block.branch.gain,
-    }
-    for name, place_of in _PLACES.items():
-        parameter = block.get_parameter(place_of)
-        for fact in ("shape", "dtype", "device", "requires_grad"):
-            facts[f"{name}.{fact}"] = getattr(parameter, fact)
-    return facts
+def _put(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    owner, _, role = name.rpartition(".")
+    setattr(module.get_submodule(owner), role, parameter)

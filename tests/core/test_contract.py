@@ -163,6 +163,14 @@ CASES: dict[str, Case] = {
         lambda a, p: ReZero(feed_forward(), gate=Gate(D, init_value=a, activation="tanh"), dropout=p)
     ),
     "DeepStack": gated(lambda a, _: DeepStack(MLPBlock(D), 3, init_value=a)),
+    **{
+        f"DeepStack encoder {share}": gated(
+            lambda a, p, share=share: DeepStack(
+                TransformerEncoderLayer(D, 2, 6, p, batch_first=True, share=share, init_value=a), 3
+            )
+        )
+        for share in ("sublayer", "layer")
+    },
     "Gate": gated(lambda a, _: Gate(init_value=a), closed=returns_zeros),
     "Gate channel": gated(lambda a, _: Gate(D, init_value=a), closed=returns_zeros),
     **{
@@ -485,6 +493,9 @@ def check_compiled(case: Case, backend: str) -> None:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"
+)  # inductor's own import
 @every_layer
 def test_compiles_to_one_graph(case: Case) -> None:
     """torch.compile(fullgraph=True) gives the same output and gradients; opening the gates does not recompile."""

@@ -372,7 +372,7 @@ def test_modules_survive_the_way_there_and_back(dtype: torch.dtype) -> None:
     assert equal_states(made.to_modules(), blocks)
     assert equal_states(DeepStack.from_modules(made.to_modules()), made)
     assert str(made.to_modules()) == str(blocks)
-    assert (made.gain, made.init_value, made.training) == (0.7, 0.25, False)
+    assert (made.to_modules()[0].branch.gain, made.init_value, made.training) == (0.7, 0.25, False)
     assert not any(each.requires_grad for each in made.parameters())
     assert {each.data_ptr() for each in made.parameters()}.isdisjoint(each.data_ptr() for each in blocks.parameters())
     x = torch.randn(2, 4, dtype=dtype)
@@ -384,9 +384,9 @@ def twice(block: nn.Module) -> list[nn.Module]:
 
 
 BAD_BLOCKS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
-    "none": (list, ValueError, r"at least one block ReZero\(MLPBlock\(dim\)\), got none"),
+    "none": (list, ValueError, r"at least one block ReZero\(MLPBlock\(dim\)\) or .*, got none"),
     "no ReZero": (lambda: [MLPBlock(4)], TypeError, "block 0 is MLPBlock"),
-    "other branch": (lambda: [ReZero(nn.Linear(4, 4))], TypeError, "MLPBlock, .* so far: got Linear"),
+    "other branch": (lambda: [ReZero(nn.Linear(4, 4))], TypeError, "MLPBlock or .* so far: got Linear"),
     "dropout": (lambda: [ReZero(MLPBlock(4), dropout=0.1)], ValueError, "without dropout"),
     "tanh": (lambda: [ReZero(MLPBlock(4), gate=Gate(activation="tanh"))], ValueError, "without an activation"),
     "channels": (lambda: [ReZero(MLPBlock(4), gate=Gate(4))], ValueError, "one number"),

@@ -17,7 +17,7 @@ from rezero.kernels import buffers, native, reference_stack
 from rezero.kernels.again import differentiate
 from rezero.kernels.fusing import can_fuse
 
-__all__ = ["deep_stack"]
+__all__ = ["cut_layers", "deep_stack"]
 
 
 def deep_stack(x: Tensor, weight: Tensor, bias: Tensor, alpha: Tensor, *, segments: bool = False) -> Tensor:
@@ -68,7 +68,7 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor, alpha: Tensor, keep: str) 
         kept = buffers.empty(_shape(x, weight, keep), weight)
         return loops.forward(x, w, b, a, kept if keep == "layers" else None), kept
     kept = x.new_empty(_shape(x, weight, keep))
-    for segment, part in enumerate(_segments(len(w))):
+    for segment, part in enumerate(cut_layers(len(w))):
         kept[segment] = x
         x = loops.forward(x, w[part], b[part], a[part], None)
     return x, kept
@@ -89,7 +89,7 @@ def _backward(
     if keep == "layers":
         g = loops.backward(g, kept, w, a, out)
     else:
-        parts = list(_segments(len(w)))
+        parts = list(cut_layers(len(w)))
         again = buffers.empty((2, parts[0].stop, *g.shape), weight)
         for segment, part in reversed(list(enumerate(parts))):
             layers = again[:, : part.stop - part.start]
@@ -138,7 +138,7 @@ def _loops(*tensors: Tensor) -> Any:
     return reference_stack
 
 
-def _segments(depth: int) -> Iterator[slice]:
+def cut_layers(depth: int) -> Iterator[slice]:
     """Cut the layers into about as many segments as each has layers; the first is the longest."""
     length = math.isqrt(depth - 1) + 1
     return (slice(first, min(first + length, depth)) for first in range(0, depth, length))
@@ -148,4 +148,4 @@ def _shape(x: Tensor, weight: Tensor, keep: str) -> tuple[int, ...]:
     depth = weight.shape[0]
     if keep == "layers":
         return 2, depth, *x.shape
-    return (0,) if keep == "nothing" else (len(list(_segments(depth))), *x.shape)
+    return (0,) if keep == "nothing" else (len(list(cut_layers(depth))), *x.shape)

@@ -151,7 +151,9 @@ class _Finder:
         inside = set().union(*(found.between for found in self.sums.values() if not found.trouble))
         sites, own = [], []
         for op, found in self.sums.items():
-            if found.trouble and self.filter_fn and not self.filter_fn(op.call.module, op.call.name):
+            if _is_own_gate(op.call.module):  # a stack of gated layers
+                self._leave(op, "gated already")
+            elif found.trouble and self.filter_fn and not self.filter_fn(op.call.module, op.call.name):
                 self._leave(op, "not wanted by filter_fn")
             elif found.trouble and (other := why_no_branch(found, self.sums)):
                 self._leave(op, other)
@@ -190,7 +192,7 @@ class _Finder:
         model = self.trace.calls[0].module
         owners = (name.rpartition(".")[0] for branch in site.branches for name in branch.scale)
         modules = map(model.get_submodule, owners)
-        return any(isinstance(module, AnyGate) and not isinstance(module, Changed) for module in modules)
+        return any(map(_is_own_gate, modules))
 
     def _readers(self) -> dict[str, frozenset[str]]:
         """Name the modules whose code reads each parameter."""
@@ -407,3 +409,8 @@ def _is_read(call: Call, leading: set[Op]) -> bool:
     """Return whether the model's outputs depend on what a call returned; what is not read needs no care."""
     returned = call.others if call.output is None else (call.output, *call.others)
     return not returned or any(value.escapes or not leading.isdisjoint(value.users) for value in returned)
+
+
+def _is_own_gate(module: nn.Module) -> bool:
+    """Tell whether a module has a gate that its author put there."""
+    return isinstance(module, AnyGate) and not isinstance(module, Changed)
