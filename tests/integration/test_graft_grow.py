@@ -2,6 +2,7 @@
 
 import copy
 from contextlib import AbstractContextManager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tests.integration.architectures import ARCHITECTURES, LENGTH, Architecture
 MEDIA = 12
 WRITERS = {name: each for name, each in ARCHITECTURES.items() if each.generates}
 CACHED = {name: each for name, each in WRITERS.items() if name not in ("mamba", "t5", "whisper")}
+VARIED = ("gpt2", "bert", "t5", "mamba", "convnext", "torch-decoder")  # that differ in what their layers return
 NO_BRANCHES = {"bert", "torch-decoder"}  # layers that end in a norm
 UNFOLDED = {"falcon", "gemma2"}  # a linear map and a norm of their own kind
 
@@ -79,8 +81,10 @@ def opened(model: nn.Module) -> None:
         nn.init.constant_(gate.gate_parameter, 0.3)
 
 
-@pytest.mark.parametrize("position", ["before", "after", "parallel"])
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("name", "position"),
+    [*((name, "before") for name in ARCHITECTURES), *product(VARIED, ("after", "parallel"))],
+)
 def test_a_graft_starts_from_the_model_and_gives_it_back(name: str, position: Any) -> None:
     """Outputs are equal bitwise; disabled or removed, open blocks leave the base model, with its keys."""
     model, inputs = build(ARCHITECTURES[name]), ARCHITECTURES[name].inputs()

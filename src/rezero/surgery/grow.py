@@ -16,6 +16,7 @@ from rezero.surgery.apply import apply_, check_convertible, check_forwards, chec
 from rezero.surgery.calls import watch
 from rezero.surgery.convert import check_optimizer, convert_
 from rezero.surgery.depth import check_config, deepen_configs_, renumber_
+from rezero.surgery.enlist import extend_, home_of_gates
 from rezero.surgery.example import advice, as_example
 from rezero.surgery.fit import check_intact
 from rezero.surgery.layer_lists import choose_sites, find_layers
@@ -142,7 +143,7 @@ def grow_(
     if any(each.is_meta for each in model.parameters()):
         raise UsageError("the model is on the meta device and has no numbers: load them before it grows")
     check_optimizer(optimizer, model, scheduled=True)
-    home = None if optimizer is None else _home(optimizer)
+    home = None if optimizer is None else home_of_gates(optimizer)
     path, chosen = _choose(model, every, layers, at)
     args, kwargs = _inputs(model, example)
     run = partial(_outputs, args=args, kwargs=kwargs)
@@ -160,7 +161,7 @@ def grow_(
         gated = _gate(model, names, args, kwargs, run, before, undo)
         _settle(model, names, originals, set(map(id, old.values())), train, undo)
         if optimizer is not None:
-            _extend(optimizer, home, model, names, originals, undo)
+            extend_(optimizer, home, model, names, originals, undo)
     except BaseException:
         undo()
         raise
@@ -353,65 +354,3 @@ def _settle(
         if id(parameter) in old:
             undo.steps.append(partial(parameter.requires_grad_, parameter.requires_grad))
             parameter.requires_grad_(False)
-
-
-def _home(optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
-    """Return the group that gates join; None for one of their own, which a scheduler could not take."""
-    groups = optimizer.param_groups
-    named = next((group for group in groups if group.get("name") == "gates"), None)
-    if named is not None or not any("initial_lr" in group for group in groups):
-        return named
-    undecayed = next((group for group in groups if not group.get("weight_decay")), None)
-    if undecayed is None:
-        raise UsageError(
-            "the optimizer has a learning-rate scheduler and no group without weight decay, which the gates could "
-            "join: make it with rezero.param_groups, or let the model grow before there is a scheduler"
-        )
-    return undecayed
-
-
-def _extend(
-    optimizer: torch.optim.Optimizer,
-    home: dict[str, Any] | None,
-    model: nn.Module,
-    names: Sequence[str],
-    originals: Sequence[str],
-    undo: Undo,
-) -> None:
-    """Give an optimizer the new parameters: in the groups of their originals, the gates in one without decay."""
-    groups = {id(each): group for group in optimizer.param_groups for each in group["params"]}
-    added: set[int] = set()
-    undo.steps.append(partial(_shrink, optimizer, added, optimizer.param_groups[-1] if home is None else None))
-    if home is None:
-        home = {**optimizer.param_groups[0], "params": [], "weight_decay": 0.0, "name": "gates"}
-        if "param_names" in home:
-            home["param_names"] = []
-        optimizer.param_groups.append(home)
-    for name, original in zip(names, originals, strict=True):
-        twin = dict(model.get_submodule(original).named_parameters())
-        for key, parameter in model.get_submodule(name).named_parameters():
-            group = groups.get(id(twin[key])) if key in twin else home
-            if group is None and parameter.requires_grad:
-                group = optimizer.param_groups[0]  # its original does not learn, and it does
-            if id(parameter) in groups or id(parameter) in added or group is None:
-                continue
-            added.add(id(parameter))
-            group["params"].append(parameter)
-            if "param_names" in group:
-                group["param_names"].append(f"{name}.{key}")
-
-
-def _shrink(optimizer: torch.optim.Optimizer, added: set[int], last: dict[str, Any] | None) -> None:
-    """Take out what has come in; what somebody else has added since stays."""
-    for group in optimizer.param_groups:
-        stay = [place for place, each in enumerate(group["params"]) if id(each) not in added]
-        for name in ("params", "param_names"):
-            if name in group:
-                group[name][:] = [group[name][place] for place in stay]
-    if last is not None:  # behind which there is a group for the gates alone
-        groups = optimizer.param_groups
-        place = next((place for place, each in enumerate(groups) if each is last), len(groups))
-        if place + 1 < len(groups) and not groups[place + 1]["params"]:
-            del groups[place + 1]
-    for parameter in [each for each in optimizer.state if id(each) in added]:
-        del optimizer.state[parameter]
