@@ -29,14 +29,13 @@ def gated_linear_residual(
     x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, dropout: float = 0.0
 ) -> Tensor:
     """Choose the product for these tensors. Shapes and formula: `rezero.functional.gated_linear_residual`."""
-    if torch.compiler.is_compiling():
-        if not dropout:
-            return _by_weight(x, h, weight, bias, alpha)
-    elif x.is_cpu and h.numel() * len(weight) < _LARGE:  # where asking more would take longer than it saves
-        return kernels.gated_residual(x, F.linear(h, weight, bias), alpha, None, dropout)
-    given = [tensor for tensor in (x, h, weight, bias, alpha) if tensor is not None]
+    if torch.compiler.is_compiling() and not dropout:
+        return _by_weight(x, h, weight, bias, alpha)
     if linear_gpu.serves(x, h, weight, bias, alpha, dropout):
         return linear_gpu.gated_linear_residual(x, h, weight, bias, alpha, dropout)
+    if x.is_cpu and h.numel() * len(weight) < _LARGE:  # where asking more would take longer than it saves
+        return kernels.gated_residual(x, F.linear(h, weight, bias), alpha, None, dropout)
+    given = [tensor for tensor in (x, h, weight, bias, alpha) if tensor is not None]
     if not dropout and all(type(tensor) in {Tensor, nn.Parameter} for tensor in given) and not is_watched():
         if not x.is_cpu and h.numel() >= weight.numel():
             return _by_weight(x, h, weight, bias, alpha)

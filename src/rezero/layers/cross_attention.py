@@ -198,10 +198,19 @@ class GatedCrossAttention(Rebuildable, nn.Module):
 
 def _readable(context: Tensor, mask: Tensor | None) -> Tensor:
     """Return a context with zeros where nobody may look: what a batch is padded with may be nan, and 0 * nan is nan."""
-    if mask is None or mask.dtype != torch.bool or mask.shape[-1] != context.shape[1]:  # of which the check will tell
+    if mask is None or not _fits(mask, context):  # of which the check will tell
         return context
     seen = mask if mask.ndim == 2 else mask.any(1)
-    return context.masked_fill(seen.logical_not()[..., None], 0.0) if seen.shape[0] == context.shape[0] else context
+    return context.masked_fill(seen.logical_not()[..., None], 0.0)
+
+
+def _fits(mask: Any, context: Tensor) -> bool:
+    return (
+        isinstance(mask, Tensor)
+        and (mask.dtype, mask.device) == (torch.bool, context.device)
+        and mask.ndim in (2, 3)
+        and (mask.shape[0], mask.shape[-1]) == context.shape[:2]
+    )
 
 
 class CrossAttention(nn.Module):
