@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import rezero
@@ -127,7 +128,9 @@ def test_training_moves_gates_only_and_the_graft_is_saved_alone(name: str, tmp_p
     assert len(gates) == len(made.sites) * (1 if name == "convnext" else 2)
     assert all(gate.gate_parameter.item() for gate in gates.values())
     size = made.save(tmp_path)
-    assert size < 4 * sum(parameter.numel() for parameter in made.parameters()) + 4000
+    assert load_file(tmp_path / "graft.safetensors").keys() == made.state_dict().keys()
+    recipe = (tmp_path / "graft.json").stat().st_size
+    assert size < 4 * sum(parameter.numel() for parameter in made.parameters()) + recipe + 4000
     loaded = rezero.load_graft_(base, tmp_path, block=pointwise if name == "convnext" else None)
     with conditioned(name, made), conditioned(name, loaded), torch.no_grad():
         assert torch.equal(output(base, inputs), output(model, inputs))

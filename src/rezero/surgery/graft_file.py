@@ -47,10 +47,10 @@ def write(graft: Graft, path: str | Path) -> int:
         "blocks": {name: _recipe_of(block, graft.widths[name]) for name, block in graft.blocks.items()},
         "base": _shapes(graft.model),
     }
-    text = json.dumps(recipe, indent=1, default=lambda number: number.item())
+    text = json.dumps(recipe, default=lambda number: number.item())
     with replacing(folder, (_TENSORS, _COPY), what="the graft") as beside:
         save_file(tensors, str(beside / _TENSORS), {_KEY: text})
-        (beside / _COPY).write_text(text, encoding="utf-8")
+        (beside / _COPY).write_text(json.dumps(json.loads(text), indent=1) + "\n", encoding="utf-8")
     return (folder / _TENSORS).stat().st_size
 
 
