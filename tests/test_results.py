@@ -96,3 +96,24 @@ def test_the_fully_connected_table(baseline: str) -> None:
 def test_the_transformer_tables(study: str, arm: str) -> None:
     """Likewise, against pre-norm."""
     assert f"{row(study, arm, 'pre-norm', BITS)} |\n" in PAGE
+
+
+def test_the_page_on_eyes_is_what_was_reproduced() -> None:
+    """Each row of its table, and the claims that are made of it."""
+    summary = json.loads((ROOT / "results" / "papers" / "flamingo" / "summary.json").read_text(encoding="utf-8"))
+    page = " ".join((ROOT / "docs" / "eyes.md").read_text(encoding="utf-8").split())
+
+    def percent(value: dict[str, float], sign: str = "+") -> str:
+        middle, low, high = (100 * value[name] for name in ("mean", "low", "high"))
+        return f"{middle:{sign}.1f} ({low:{sign}.1f} to {high:{sign}.1f})"
+
+    for arm, row in summary["found"].items():
+        start = "0, bitwise"
+        if not row["unchanged at the start"]:
+            start = percent(row["change of plain loss at the start"])
+        end, accuracy = percent(row["change of plain loss at the end"]), percent(row["accuracy at the end"], "")
+        assert f"| {arm} | {start} | {end} | {accuracy} |" in page
+    assert f"{100 * summary['eye alone']:.1f}% of unseen ones" in page
+    assert f"loss is {summary['base plain loss']:.3f} nats a byte" in page
+    assert summary["found"]["gates from 0"]["unchanged at the start"]
+    assert summary["found"]["gates from 0"]["accuracy at the end"]["low"] > 0.9
