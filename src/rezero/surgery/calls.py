@@ -44,10 +44,11 @@ def watch(
                 hooks.append(module.register_forward_hook(partial(note, name), with_kwargs=True))
             args, kwargs = copied((args, kwargs))
             model(*args, **kwargs)
-            for hook in hooks:
-                hook.remove()
     except UsageError:
         raise
     except Exception as error:
         raise UsageError(f"the model fails on the example: {error}{advice(args, kwargs)}") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
     return calls

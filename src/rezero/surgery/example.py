@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["advice", "as_example"]
+__all__ = ["advice", "as_example", "read_example"]
 
 
 def as_example(args: Any, kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -23,6 +23,18 @@ def as_example(args: Any, kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, 
         raise TypeError(f"kwargs must be a dictionary of arguments by their names: got {type(kwargs).__name__}")
     several = isinstance(args, tuple | list) and not hasattr(args, "_fields")
     return tuple(args) if several else (args,), dict(kwargs or {})
+
+
+def read_example(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Read an example that is given as one thing.
+
+    Args:
+        example: A tensor, a tuple of arguments, or a mapping of arguments by name.
+
+    Returns:
+        Arguments in order, and by name.
+    """
+    return as_example((), example) if isinstance(example, Mapping) else as_example(example, None)
 
 
 def advice(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:

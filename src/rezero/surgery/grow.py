@@ -17,7 +17,7 @@ from rezero.surgery.calls import watch
 from rezero.surgery.convert import check_optimizer, convert_
 from rezero.surgery.depth import check_config, deepen_configs_, renumber_
 from rezero.surgery.enlist import extend_, home_of_gates
-from rezero.surgery.example import advice, as_example
+from rezero.surgery.example import advice, read_example
 from rezero.surgery.fit import check_intact
 from rezero.surgery.layer_lists import choose_sites, find_layers
 from rezero.surgery.outputs import Mode, output_of, same
@@ -204,7 +204,7 @@ def _choose(
 
 def _inputs(model: nn.Module, example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if example is not None:
-        args, kwargs = as_example((), example) if isinstance(example, Mapping) else as_example(example, None)
+        args, kwargs = read_example(example)
     elif hasattr(model, "main_input_name"):
         from rezero.integrations.examples import example_inputs
 

@@ -15,7 +15,7 @@ from rezero.errors import UsageError
 from rezero.surgery.apply import check_module, check_unwrapped
 from rezero.surgery.calls import watch
 from rezero.surgery.changed import Changed, has_own_forward
-from rezero.surgery.example import as_example
+from rezero.surgery.example import read_example
 from rezero.surgery.graft import Graft, put_
 from rezero.surgery.grafted import NAME, Grafted, Position, takes_context
 from rezero.surgery.hidden import first_tensor, input_argument
@@ -87,7 +87,7 @@ def graft_(
     layers = {name: model.get_submodule(name) for name in sites}
     for name, layer in layers.items():
         check_layer(name, layer, model)
-    arguments = None if example is None else _example(example)
+    arguments = None if example is None else read_example(example)
     seen = {} if arguments is None else _widths(model, layers, position, *arguments)
     widths = {name: width or seen.get(name) or width_of(layer) for name, layer in layers.items()}
     made = {name: make_block(block, name, layer, widths[name]) for name, layer in layers.items()}
@@ -194,10 +194,6 @@ def check_layer(name: str, layer: nn.Module, model: nn.Module) -> None:
             raise UsageError(
                 f"{where} is inside of a {type(around).__name__}, which reads it without calling it: graft there"
             )
-
-
-def _example(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return as_example((), example) if isinstance(example, Mapping) else as_example(example, None)
 
 
 def _widths(
