@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Group, Parameter, Token
 from cyclopts.validators import Number
 
-from rezero.errors import TooManyError, UsageError, near
+from rezero.errors import TooManyError, UsageError
 from rezero.interrupt import STOPPED
 
 if TYPE_CHECKING:
@@ -473,6 +473,7 @@ def reproduce(
     name: str | None = None,
     /,
     *,
+    scale: Literal["laptop", "paper"] = "laptop",
     seeds: Whole = None,
     output: Annotated[Place | None, Parameter(name=["--output", "-o"])] = None,
     show: Annotated[bool, Parameter(name="--list", negative="")] = False,
@@ -483,30 +484,18 @@ def reproduce(
 
     Args:
         name: Which of those that --list shows, or all.
+        scale: laptop, for two cores, or paper, the paper's own size, for a GPU. With all: those that have it.
         seeds: Paired seeds; by default those of the published results.
-        output: Folder of the results; by default results/papers/NAME.
-        show: Show what there is, and the time it takes on two cores.
-
-    Raises:
-        UsageError: If there is none of that name, data are missing, or a folder can't be used.
+        output: Folder of the results; by default results/papers/NAME, or results/papers/NAME-paper.
+        show: Show what there is, the time it takes, and how far it has come in this folder.
     """
-    from rezero.papers import REPRODUCTIONS, reproduction
+    from rezero.papers.command import list_all, reproduce_named
 
+    results = Path("results/papers")
     if show or name is None:
-        for each in REPRODUCTIONS.values():
-            print(f"{each.name:10} {each.minutes:3} min  {each.shows}")
-        return
-    if name != "all" and name not in REPRODUCTIONS:
-        known = ", ".join(REPRODUCTIONS)
-        raise UsageError(f"nothing is called {name!r}{near(name, REPRODUCTIONS)}; choose from {known}, or all")
-    if seeds is not None and seeds < 1:
-        raise UsageError(f"seeds must be a whole number, 1 or more: got {seeds}")
-    for each in REPRODUCTIONS.values() if name == "all" else [REPRODUCTIONS[name]]:
-        folder = output or Path("results/papers")
-        folder = folder if output and name != "all" else folder / each.name
-        kept = Path("rezero-studies") / f"{each.name}-{each.version}"
-        said = each.reproduce(reproduction.Work(kept, folder, seeds or each.seeds))
-        print("\n".join([f"{each.name}: {each.source}", *(f"  {line}" for line in said), f"results in {folder}"]))
+        list_all(scale, results)
+    else:
+        reproduce_named(name, scale, seeds, results, output)
 
 
 def _open(folder: Path, study: "Study | None" = None) -> Any:

@@ -12,7 +12,7 @@ import torch
 from rezero.errors import UsageError
 from rezero.papers.captions import DIGITS, IGNORED, TEMPLATES, WORDS, Captions, Pictures
 from rezero.papers.flamingo import ARMS, FLAMINGO, PLAN, found, run
-from rezero.papers.reproduction import Work
+from rezero.papers.reproduction import Scale, Work
 
 TINY = replace(PLAN, width=16, depth=2, batch=4, reading=3, looking=3, steps=4, every=2, questions=3, plain=4)
 
@@ -72,11 +72,11 @@ def test_damaged_parts_are_named(tmp_path: Path) -> None:
         work.weights("b", torch.nn.Linear(1, 1), dict)
 
 
-def made_up() -> dict[str, Any]:
-    """Return a summary of two seeds."""
+def made_up(seeds: int = 2) -> dict[str, Any]:
+    """Return a summary of a few seeds."""
     runs: dict[str, list[Any]] = {arm: [] for arm in ARMS}
     for arm, start in ARMS.items():
-        for seed in range(2):
+        for seed in range(seeds):
             points = [
                 {
                     "step": step,
@@ -101,6 +101,13 @@ def test_the_numbers_are_means_with_intervals() -> None:
     assert FLAMINGO.lines(made_up())[1].startswith("gates from 0: plain loss bitwise unchanged at the start, +2.50%")
 
 
+def test_one_seed_has_no_interval_and_is_told_all_the_same() -> None:
+    """Lines and claims say that it is one."""
+    said = " ".join(FLAMINGO.lines(made_up(1)))
+    assert "numbers read right 50.00% (one seed)" in said
+    assert [claim.find(made_up(1)).verdict for claim in FLAMINGO.claims] == ["holds in part", "does not hold", "holds"]
+
+
 def test_it_writes_numbers_and_pictures(tmp_path: Path) -> None:
     """The same bytes each time."""
     summary = made_up()
@@ -114,10 +121,10 @@ def test_it_writes_numbers_and_pictures(tmp_path: Path) -> None:
 def test_a_reproduction_writes_how_it_came_about(tmp_path: Path) -> None:
     """Command, versions, machine and date stand in the summary; a folder that is a file is refused before."""
     (tmp_path / "file").write_text("")
-    quick = replace(FLAMINGO, run=lambda _: made_up())
+    quick = replace(FLAMINGO, scales={"laptop": Scale(minutes=1, seeds=1, run=lambda _: made_up())})
     with pytest.raises(UsageError, match=r"cannot write into .*file: it is a file, or lies in one"):
-        quick.reproduce(Work(tmp_path / "kept", tmp_path / "file", 2))
-    said = quick.reproduce(Work(tmp_path / "kept", tmp_path / "out", 2))
+        quick.reproduce("laptop", Work(tmp_path / "kept", tmp_path / "file", 2))
+    said = quick.reproduce("laptop", Work(tmp_path / "kept", tmp_path / "out", 2))
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert {"command", "versions", "machine", "date", "reproduces", "seeds", "found"} <= summary.keys()
     assert said == FLAMINGO.lines(summary)

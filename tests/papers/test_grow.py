@@ -49,9 +49,10 @@ def test_the_lab_compares_the_arms(tmp_path: Path) -> None:
     """Each at a rate of its own; the picture and the verdict are made of its study, and a second run trains nothing."""
     work = Work(tmp_path / "kept", tmp_path / "out", 2)
     summary = run(work, TINY)
-    assert list(summary["runs"]) == ["4 layers", "grown", "2 layers"]
-    assert [each["arm"] for each in summary["comparisons"]] == ["grown", "2 layers"]
-    assert run(work, TINY)["runs"] == summary["runs"]
+    assert list(summary["arms"]) == ["4 layers", "grown", "2 layers"]
+    assert [each["arm"] for each in summary["found"]] == ["grown", "2 layers"]
+    assert run(work, TINY)["arms"] == summary["arms"]
     GROW.write(summary, tmp_path)
     assert (tmp_path / "loss.svg").stat().st_size > 1000
     assert GROW.lines(summary)
+    assert "nats a byte better than 12 layers" in GROW.claims[0].find(summary).ours

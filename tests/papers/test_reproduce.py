@@ -1,15 +1,19 @@
 """The command that tries again what papers say."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import rezero.papers
 from rezero.cli import run
+from rezero.papers import command
 from rezero.papers.flamingo import FLAMINGO
-from rezero.papers.reproduction import Work
+from rezero.papers.reproduction import Scale, Work
 
 
 @pytest.fixture
@@ -25,9 +29,10 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Work]:
     def write(_: Any, folder: Path) -> None:
         (folder / "picture.svg").write_text("<svg/>")
 
-    made = replace(FLAMINGO, run=quick, write=write, lines=lambda summary: [f"found {summary['found']}"], seeds=3)
-    known = {"one": replace(made, name="one"), "two": replace(made, name="two")}
-    monkeypatch.setattr(rezero.papers, "REPRODUCTIONS", known, raising=False)
+    size = Scale(minutes=1, seeds=3, run=quick)
+    made = replace(FLAMINGO, write=write, lines=lambda summary: [f"found {summary['found']}"], scales={"laptop": size})
+    two = replace(made, name="two", scales={"laptop": size, "paper": size})
+    monkeypatch.setattr(command, "REPRODUCTIONS", {"one": replace(made, name="one"), "two": two})
     return works
 
 
@@ -38,8 +43,41 @@ def test_what_there_is_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["reproduce"]) == 0
     assert capsys.readouterr().out == shown
     names = [line.split()[0] for line in shown.splitlines()]
-    assert names == list(rezero.papers.REPRODUCTIONS) == ["flamingo", "grow"]
+    assert names == list(rezero.papers.REPRODUCTIONS)
     assert all(line.split()[2] == "min" for line in shown.splitlines())
+    assert run(["reproduce", "--list", "--scale", "paper"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
+        name for name, each in rezero.papers.REPRODUCTIONS.items() if "paper" in each.scales
+    ]
+
+
+def test_the_list_says_how_far_each_has_come(asked: list[Work], capsys: pytest.CaptureFixture[str]) -> None:
+    """Not begun, begun, or done and when; results of another version are none."""
+    Path(f"rezero-studies/two-{FLAMINGO.version}").mkdir(parents=True)
+    assert run(["reproduce", "one"]) == 0
+    capsys.readouterr()
+    assert run(["reproduce", "--list"]) == 0
+    one, two = capsys.readouterr().out.splitlines()
+    assert one.split()[3:5] == ["done", json.loads(Path("results/papers/one/summary.json").read_text())["date"][:10]]
+    assert two.split()[3] == "begun"
+    found = Path("results/papers/one/summary.json")
+    found.write_text(found.read_text().replace('"version": 1', '"version": 0'))
+    shutil.rmtree("rezero-studies")
+    assert run(["reproduce", "--list"]) == 0
+    assert [line.split()[3] for line in capsys.readouterr().out.splitlines()] == ["-", "-"]
+    assert len(asked) == 1
+
+
+def test_the_papers_size_goes_to_a_place_of_its_own(
+    asked: list[Work], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All of the paper's size are those that have it; it does not replace the results of a laptop."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert run(["reproduce", "all", "--scale", "paper"]) == 0
+    assert [work.output for work in asked] == [Path("results/papers/two-paper")]
+    assert asked[0].folder == Path(f"rezero-studies/two-paper-{FLAMINGO.version}")
+    assert run(["reproduce", "one", "--scale", "paper"]) == 2
+    assert "one has no scale 'paper', only laptop" in capsys.readouterr().err
 
 
 def test_one_is_reproduced(asked: list[Work], capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,8 +106,12 @@ def test_all_are_reproduced_with_other_seeds_elsewhere(asked: list[Work]) -> Non
         (["tow"], "nothing is called 'tow' (did you mean 'two'?); choose from one, two, or all"),
         (["one", "--seeds", "0"], "seeds must be a whole number, 1 or more: got 0"),
         (["one", "-o", "file"], "cannot write into file: it is a file, or lies in one"),
+        (
+            ["two", "--scale", "paper"],
+            "--scale paper needs a CUDA device, torch finds none; --scale laptop takes two cores",
+        ),
     ],
-    ids=["name", "seeds", "file"],
+    ids=["name", "seeds", "file", "no-gpu"],
 )
 def test_bad_requests_write_nothing(
     asked: list[Work], arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]

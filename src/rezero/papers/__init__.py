@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 __all__ = ["REPRODUCTIONS"]
 
-_NAMES = ("flamingo", "grow")
+_NAMES = ("fc", "jacobian", "flamingo", "grow")
 
 
 def __getattr__(name: str) -> Any:

@@ -19,10 +19,10 @@ from torch import nn
 
 from rezero.charts import save, story_panels
 from rezero.gate import gates
-from rezero.lab.stats import compare_pairs
 from rezero.layers import GatedCrossAttention
+from rezero.papers.claims import Claim, Finding, interval, judge, shown
 from rezero.papers.flamingo_story import FEATURES, Plan, Sight, Story, loss_of, take_step
-from rezero.papers.reproduction import Reproduction, Work
+from rezero.papers.reproduction import Reproduction, Scale, Work
 from rezero.surgery.graft import Graft
 from rezero.surgery.insert import graft_
 from rezero.waiting import share_bar
@@ -163,12 +163,6 @@ def found(base: float, runs: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     return rows
 
 
-def interval(values: Sequence[float]) -> dict[str, float]:
-    """Return mean and 95% t interval."""
-    pairs = compare_pairs(values)
-    return {"mean": pairs.mean, "low": pairs.low, "high": pairs.high}
-
-
 def write(summary: Mapping[str, Any], folder: Path) -> None:
     """Draw loss, accuracy and gates over the steps.
 
@@ -219,17 +213,40 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _percent(value: Mapping[str, float], sign: str = "+") -> str:
-    return f"{value['mean']:{sign}.2%} ({value['low']:{sign}.2%} to {value['high']:{sign}.2%})"
+    return shown(value, f"{sign}.2%")
+
+
+def _unchanged(summary: Mapping[str, Any]) -> Finding:
+    row = summary["found"]["gates from 0"]
+    end = row["change of plain loss at the end"]
+    said = f"plain loss {_percent(end)} at the end"
+    same = row["unchanged at the start"]
+    return Finding(
+        f"{'bitwise unchanged' if same else 'changed'} at the start, {said}", judge(same, end["mean"] < 0.01)
+    )
+
+
+def _reads(summary: Mapping[str, Any]) -> Finding:
+    read = summary["found"]["gates from 0"]["accuracy at the end"]
+    return Finding(f"{_percent(read, sign='')} of the numbers read right", judge(read["mean"] > 0.9))
+
+
+def _spoils(summary: Mapping[str, Any]) -> Finding:
+    start = summary["found"]["gates from 1"]["change of plain loss at the start"]
+    return Finding(f"plain loss {_percent(start)} at step 0", judge(start["mean"] > 0))
 
 
 FLAMINGO = Reproduction(
     name="flamingo",
     shows="a frozen language model comes to read numbers from pictures through gates that start at zero",
     source="Alayrac et al. (2022), arXiv:2204.14198",
-    minutes=25,
-    seeds=5,
     version=1,
-    run=run,
+    scales={"laptop": Scale(minutes=25, seeds=5, run=run)},
     write=write,
     lines=lines,
+    claims=(
+        Claim("The grafted model starts as the language model that it was, and keeps it", "sec. 2.2", "", _unchanged),
+        Claim("It learns to tell what it sees, its own weights frozen", "sec. 3", "", _reads),
+        Claim("Gates that do not start at zero disturb the language model", "sec. 3.3", "", _spoils),
+    ),
 )

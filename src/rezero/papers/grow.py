@@ -17,13 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rezero import lab
-from rezero.charts import curves, save
 from rezero.data.windows import TextData
-from rezero.lab.spreads import by_arm, compared
+from rezero.lab.spreads import compared
 from rezero.layers import LanguageModel
 from rezero.optim import param_groups
+from rezero.papers.claims import Claim, Finding, judge
 from rezero.papers.plain_text import load_plain_text
-from rezero.papers.reproduction import Reproduction, Work
+from rezero.papers.reproduction import Reproduction, Scale, Work
+from rezero.papers.studies import arms_of, draw_arms, gain_of, speed_of, told
 from rezero.surgery.grow import grow_
 
 __all__ = ["GROW", "Growing", "Plan", "train"]
@@ -166,32 +167,12 @@ def run(work: Work, plan: Plan = PLAN) -> dict[str, Any]:
         )
     finally:
         torch.set_num_threads(threads)
-    finals = compared(answer.results)
     return {
         "plan": asdict(plan),
         "text": text.name,
         "verdict": answer.verdict,
-        "rates": {arm: sorted({each.trial.lr for each in trials}) for arm, trials in by_arm(finals).items()},
-        "runs": {
-            arm: {
-                str(each.trial.seed): [[point.step, point.metrics["val_loss"]] for point in each.points]
-                for each in trials
-            }
-            for arm, trials in by_arm(finals).items()
-        },
-        "comparisons": [
-            {
-                "arm": each.arm,
-                "baseline": each.baseline,
-                "gain": None if each.gain is None else asdict(each.gain),
-                "p": each.gain_p,
-                "quality": each.quality,
-                "lead": None if each.lead is None else asdict(each.lead),
-                "lead p": each.lead_p,
-                "speed": each.speed,
-            }
-            for each in answer.comparisons
-        ],
+        "arms": arms_of(compared(answer.results)),
+        "found": [told(each) for each in answer.comparisons],
     }
 
 
@@ -207,24 +188,9 @@ def write(summary: Mapping[str, Any], folder: Path) -> None:
         summary: What `run` returned.
         folder: Where to.
     """
-    rows = []
-    for arm, seeds in summary["runs"].items():
-        for place in range(min(map(len, seeds.values()))):
-            values = sorted(points[place][1] for points in seeds.values())
-            at = next(iter(seeds.values()))[place][0]
-            middle = values[len(values) // 2]
-            rows.append({"arm": arm, "x": at, "median": middle, "low": values[0], "high": values[-1]})
     description = "Validation loss over the compute of 12 layers, of 6, and of 6 that grow to 12 on the way."
-    chart = curves(
-        rows,
-        x="compute, in steps of the deep model",
-        y="validation loss, nats a byte",
-        arms=tuple(summary["runs"]),
-        log=False,
-        percent=False,
-        description=description,
-    )
-    save(chart, folder / "loss")
+    title, x = "validation loss, nats a byte", "compute, in steps of the deep model"
+    draw_arms(summary, folder / "loss", metric="val_loss", title=title, x=x, description=description)
 
 
 def lines(summary: Mapping[str, Any]) -> list[str]:
@@ -239,14 +205,26 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
     return [line for line in summary["verdict"].splitlines() if line]
 
 
+def _saves(summary: Mapping[str, Any]) -> Finding:
+    grown = next(each for each in summary["found"] if each["arm"] == "grown")
+    said = f"{gain_of(grown)} nats a byte better than 12 layers from the start, {speed_of(grown)} times as fast"
+    return Finding(said, judge(grown["quality"] in ("more", "level"), grown["speed"] in ("more", "level")))
+
+
 GROW = Reproduction(
     name="grow",
     shows="6 layers that grow to 12 on the way, against 12 from the start, at equal compute",
     source="Wu et al. (2024), arXiv:2401.02415",
-    minutes=15,
-    seeds=5,
     version=1,
-    run=run,
+    scales={"laptop": Scale(minutes=15, seeds=5, run=run)},
     write=write,
     lines=lines,
+    claims=(
+        Claim(
+            "A trained language model that is deepened by copies of its layers goes on learning from there",
+            "LLaMA Pro; the comparison at equal compute is ours",
+            "",
+            _saves,
+        ),
+    ),
 )

@@ -1,0 +1,102 @@
+"""What a paper says, beside what was measured here."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rezero.lab.stats import compare_pairs
+
+__all__ = ["Claim", "Finding", "Verdict", "interval", "judge", "shown"]
+
+Verdict = Literal["holds", "holds in part", "does not hold"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was measured of a claim.
+
+    Attributes:
+        ours: The numbers, with their intervals.
+        verdict: Whether it holds.
+    """
+
+    ours: str
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Something that a paper says.
+
+    Attributes:
+        says: What, in a sentence.
+        source: Where it says so.
+        published: Its number.
+        find: Reads from the numbers of a reproduction what was measured of it.
+    """
+
+    says: str
+    source: str
+    published: str
+    find: Callable[[Mapping[str, Any]], Finding]
+
+
+def judge(first: bool, *others: bool) -> Verdict:
+    """Return the verdict on a claim of one or several parts.
+
+    Args:
+        first: Whether the first part holds.
+        *others: Whether each other one does.
+
+    Returns:
+        The verdict.
+
+    Example:
+        >>> judge(True, False)
+        'holds in part'
+    """
+    parts = (first, *others)
+    return "holds" if all(parts) else "holds in part" if any(parts) else "does not hold"
+
+
+def interval(values: Sequence[float]) -> dict[str, float]:
+    """Return mean and 95% interval over seeds.
+
+    Args:
+        values: A number a seed.
+
+    Returns:
+        ``mean``, ``low`` and ``high``, of Student's t; both ends are None where a single seed gives none.
+    """
+    pairs = compare_pairs(values)
+    return {name: None if math.isnan(value) else value for name, value in _ends(pairs).items()}  # type: ignore[misc]
+
+
+def _ends(pairs: Any) -> dict[str, float]:
+    return {"mean": pairs.mean, "low": pairs.low, "high": pairs.high}
+
+
+def shown(found: Mapping[str, float | None] | None, form: str = "#.3g", *, of: Callable[[float], float] = float) -> str:
+    """Write a mean and its interval.
+
+    Args:
+        found: ``mean``, ``low`` and ``high``; None where nothing could be compared.
+        form: Of each number, as `format` takes it.
+        of: Is applied to each number before, such as `math.exp` to a logarithm.
+
+    Returns:
+        Text.
+
+    Example:
+        >>> shown({"mean": 2.0, "low": 1.0, "high": 3.0})
+        '2.00 (1.00 to 3.00)'
+        >>> shown({"mean": 2.0, "low": None, "high": None})
+        '2.00 (one seed)'
+    """
+    if found is None or found["mean"] is None:
+        return "not to be told"
+    middle = format(of(found["mean"]), form)
+    if found["low"] is None or found["high"] is None:
+        return f"{middle} (one seed)"
+    return f"{middle} ({format(of(found['low']), form)} to {format(of(found['high']), form)})"

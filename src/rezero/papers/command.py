@@ -1,0 +1,56 @@
+"""What ``rezero reproduce`` does."""
+
+from pathlib import Path
+
+from rezero.errors import UsageError, near
+from rezero.papers import REPRODUCTIONS
+from rezero.papers.reproduction import Reproduction, ScaleName, Work
+
+__all__ = ["list_all", "reproduce_named"]
+
+STUDIES = Path("rezero-studies")
+
+
+def list_all(scale: ScaleName, results: Path) -> None:
+    """Print what there is: name, time, state and what it shows.
+
+    Args:
+        scale: Which size.
+        results: Where results are.
+    """
+    for each in REPRODUCTIONS.values():
+        if scale in each.scales:
+            state = each.state(scale, STUDIES, results)
+            print(f"{each.name:16} {each.scales[scale].minutes:3} min  {state:15}  {each.shows}")
+
+
+def reproduce_named(name: str, scale: ScaleName, seeds: int | None, results: Path, output: Path | None) -> None:
+    """Reproduce one, or all that have a size, and print what came out.
+
+    Args:
+        name: Which, or all.
+        scale: Which size.
+        seeds: Paired seeds; None for those of the published results.
+        results: Where results go, each into a folder of its own.
+        output: Where those of one go, or of all in the place of ``results``; None for the usual place.
+
+    Raises:
+        UsageError: If there is none of that name, data are missing, or a folder can't be used.
+    """
+    if name != "all" and name not in REPRODUCTIONS:
+        known = ", ".join(REPRODUCTIONS)
+        raise UsageError(f"nothing is called {name!r}{near(name, REPRODUCTIONS)}; choose from {known}, or all")
+    if seeds is not None and seeds < 1:
+        raise UsageError(f"seeds must be a whole number, 1 or more: got {seeds}")
+    if name != "all":
+        _reproduce(REPRODUCTIONS[name], scale, seeds, output or REPRODUCTIONS[name].results(scale, results))
+        return
+    for each in REPRODUCTIONS.values():
+        if scale in each.scales:
+            _reproduce(each, scale, seeds, each.results(scale, output or results))
+
+
+def _reproduce(each: Reproduction, scale: ScaleName, seeds: int | None, folder: Path) -> None:
+    seeds = seeds or each.at(scale).seeds
+    said = each.reproduce(scale, Work(each.kept(scale, STUDIES), folder, seeds))
+    print("\n".join([f"{each.name}: {each.source}", *(f"  {line}" for line in said), f"results in {folder}"]))

@@ -1,0 +1,310 @@
+"""Studies of the lab as parts of a reproduction: declared, run, and their numbers taken home."""
+
+import math
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from rezero.charts import curves, save
+from rezero.comparing import Request
+from rezero.lab import Question, Store
+from rezero.lab.comparison import Comparison, compare
+from rezero.lab.own import OwnSettings
+from rezero.lab.spreads import by_arm, compared
+from rezero.lab.store import TrialResult
+from rezero.lab.subject import subject_of
+from rezero.papers.claims import shown
+from rezero.papers.reproduction import Work
+
+__all__ = [
+    "Asked",
+    "Recipe",
+    "arms_of",
+    "draw_arms",
+    "gain_of",
+    "loss_of_epoch",
+    "of_pair",
+    "run_all",
+    "speed_of",
+    "told",
+]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Something that is asked of a study: every arm against one.
+
+    Attributes:
+        baseline: The arm that the others are held against.
+        metric: By which.
+        target: Value of it, as it is recorded, that speed is measured by; None for the worst end of each two.
+    """
+
+    baseline: str
+    metric: str
+    target: float | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A study of the lab, declared.
+
+    Attributes:
+        name: Among those of a reproduction.
+        task: What is trained.
+        settings: As ``rezero compare`` takes them, name to value; those left out are the task's own.
+        asks: What is asked of its numbers.
+        jobs: Trials that run at once.
+    """
+
+    name: str
+    task: str
+    settings: Mapping[str, Any]
+    asks: tuple[Asked, ...]
+    jobs: int = field(default=2, kw_only=True)
+
+    def command(self, seeds: int) -> str:
+        """Return the command that runs the same study by itself.
+
+        Args:
+            seeds: Paired seeds.
+
+        Returns:
+            The command.
+        """
+        given = {**self.settings, "seeds": seeds, "jobs": self.jobs}
+        options = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+        return shlex.join(["rezero", "compare", self.task, *options])
+
+    def run(self, work: Work) -> dict[str, Any]:
+        """Run the study, or what is left of it, and read its numbers.
+
+        Args:
+            work: Where, and on how many seeds.
+
+        Returns:
+            Its settings, rates, ends and curves by arm, and what was asked of them, as JSON can hold it.
+
+        Raises:
+            UsageError: If data are missing, or the study can't be run.
+        """
+        folder = work.folder / f"{self.name}-{work.seeds}"
+        request = Request(
+            settings={**self.settings, "seeds": work.seeds},
+            question={"baseline": None, "target": None, "resolve": None},
+            output=folder,
+            jobs=self.jobs,
+            on=None,
+            log_with=None,
+            warn=print,
+        )
+        request.compare_task(self.task, checkpoint_every=30.0, first=True)
+        with Store.open(folder) as store:
+            return {"command": self.command(work.seeds), **_read(store, self.asks)}
+
+
+def run_all(recipes: Sequence[Recipe], work: Work) -> dict[str, Any]:
+    """Run studies one after the other.
+
+    Args:
+        recipes: The studies.
+        work: Where, and on how many seeds.
+
+    Returns:
+        Under ``studies``, each one's name to its numbers.
+    """
+    return {"studies": {recipe.name: recipe.run(work) for recipe in recipes}}
+
+
+def _read(store: Store, asks: Sequence[Asked]) -> dict[str, Any]:
+    settings = store.study.settings
+    assert not isinstance(settings, OwnSettings)  # noqa: S101 - of a task
+    results = store.results()
+    finals = compared(results)
+    asked = []
+    for ask in asks:
+        subject = subject_of(replace(store.study, question=Question(metric=ask.metric)))
+        quality = subject.quality(results)
+        assert quality is not None  # noqa: S101 - a task knows its own
+        found = compare(finals, quality, ask.baseline, steps=subject.length(finals), target=ask.target)
+        asked.append({**asdict(ask), "found": [told(each) for each in found]})
+    return {
+        "task": store.study.task,
+        "data": store.study.data,
+        "settings": {**settings.decides(), "arms": list(settings.arms)},
+        "arms": arms_of(finals),
+        "tried": [
+            {"arm": each.trial.arm, "lr": each.trial.lr, "status": each.status, **_finite(each.last.metrics)}
+            for each in results
+            if each.trial.tuning and each.points
+        ],
+        "asked": asked,
+    }
+
+
+def arms_of(finals: Sequence[TrialResult]) -> dict[str, Any]:
+    """Put the trials of a study into what JSON can hold.
+
+    Args:
+        finals: Trials that are compared.
+
+    Returns:
+        Arm to its rate, and by seed how each trial ended, its seconds a step, and its points: step and metrics; a value
+        that is not finite is None.
+    """
+    return {
+        arm: {
+            "lr": trials[0].trial.lr,
+            "tuned": dict(trials[0].trial.tuned),
+            "status": {str(each.trial.seed): each.status for each in trials},
+            "points": {
+                str(each.trial.seed): [{"step": point.step, **_finite(point.metrics)} for point in each.points]
+                for each in trials
+            },
+        }
+        for arm, trials in by_arm(finals).items()
+    }
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+
+
+def told(found: Comparison) -> dict[str, Any]:
+    """Put a comparison into what JSON can hold.
+
+    Args:
+        found: An arm against another.
+
+    Returns:
+        The difference at the end, the logarithm of how many times as fast (in steps where ``censored``), each with its
+        interval and p, and what is concluded.
+    """
+    return {
+        "arm": found.arm,
+        "baseline": found.baseline,
+        "gain": _paired(found.gain),
+        "gain p": None if math.isnan(found.gain_p) else found.gain_p,
+        "quality": found.quality,
+        "lead": _paired(found.lead),
+        "lead p": None if math.isnan(found.lead_p) else found.lead_p,
+        "censored": list(found.censored),
+        "diverged": list(found.diverged),
+        "target": found.target,
+        "speed": found.speed,
+    }
+
+
+def _paired(found: Any) -> dict[str, float | None] | None:
+    if found is None:
+        return None
+    return _finite({"mean": found.mean, "low": found.low, "high": found.high, "n": found.n})
+
+
+def of_pair(study: Mapping[str, Any], arm: str, baseline: str, metric: str) -> Mapping[str, Any]:
+    """Return what was asked of two arms.
+
+    Args:
+        study: What `Recipe.run` returned.
+        arm: The one.
+        baseline: The other, which the one is held against.
+        metric: By which.
+
+    Returns:
+        What `told` made of it.
+    """
+    asked = next(each for each in study["asked"] if (each["baseline"], each["metric"]) == (baseline, metric))
+    found: Mapping[str, Any] = next(each for each in asked["found"] if each["arm"] == arm)
+    return found
+
+
+def speed_of(found: Mapping[str, Any]) -> str:
+    """Write how many times as fast an arm is as the other, with its interval.
+
+    Args:
+        found: What `told` returned.
+
+    Returns:
+        Text.
+    """
+    if found["lead"] is not None and any(found["censored"]):
+        which = found["arm"] if found["censored"][0] else found["baseline"]
+        return f"{which} never got there on {max(found['censored'])} of {found['lead']['n']} seeds"
+    return shown(found["lead"], of=math.exp)
+
+
+def gain_of(found: Mapping[str, Any], factor: float = 1.0) -> str:
+    """Write how much better an arm ends than the other, with its interval.
+
+    Args:
+        found: What `told` returned.
+        factor: What a recorded difference is multiplied by to be shown.
+
+    Returns:
+        Text.
+    """
+    if found["gain"] is None:
+        lost = [name for name, times in zip((found["arm"], found["baseline"]), found["diverged"], strict=True) if times]
+        return f"{' and '.join(lost)} diverged"
+    return shown(found["gain"], of=lambda value: factor * value)
+
+
+def loss_of_epoch(study: Mapping[str, Any], arm: str, steps: int) -> list[float | None]:
+    """Average the training loss over the first steps.
+
+    Args:
+        study: What `Recipe.run` returned; measured at equal distances, each loss a mean over what lies between.
+        arm: Which.
+        steps: How many, such as those of the first epoch.
+
+    Returns:
+        A loss a seed (nats); None where it was not finite.
+    """
+    means: list[float | None] = []
+    for points in study["arms"][arm]["points"].values():
+        losses = [point["train_loss"] for point in points if point["step"] <= steps]
+        means.append(None if None in losses or points[-1]["step"] < steps else fmean(losses))
+    return means
+
+
+def draw_arms(
+    study: Mapping[str, Any],
+    file: Path,
+    *,
+    metric: str,
+    title: str,
+    description: str,
+    factor: float = 1.0,
+    log: bool = False,
+    percent: bool = False,
+    x: str = "step",
+) -> None:
+    """Draw a metric over the steps, median and range over the seeds of each arm, as SVG and PNG.
+
+    Args:
+        study: What `Recipe.run` returned, or anything with ``arms`` as `arms_of` makes them.
+        file: Path without an ending.
+        metric: Which.
+        title: Of the vertical axis, with its unit.
+        description: What the chart shows, for readers who do not see it.
+        factor: What values are multiplied by to be shown.
+        log: Whether the vertical axis is logarithmic.
+        percent: Whether values are fractions that are shown in percent.
+        x: Title of the horizontal axis.
+    """
+    rows = list(_rows(study["arms"], metric, factor))
+    arms = tuple(study["arms"])
+    save(curves(rows, x=x, y=title, arms=arms, log=log, percent=percent, description=description), file)
+
+
+def _rows(arms: Mapping[str, Any], metric: str, factor: float) -> Iterator[dict[str, Any]]:
+    for arm, each in arms.items():
+        for place in range(max(map(len, each["points"].values()))):
+            points = [points[place] for points in each["points"].values() if place < len(points)]
+            values = [factor * point[metric] for point in points if point[metric] is not None]
+            if values:
+                ends = {"median": median(values), "low": min(values), "high": max(values)}
+                yield {"arm": arm, "x": points[0]["step"], **ends}

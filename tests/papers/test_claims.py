@@ -1,0 +1,46 @@
+"""What is said of numbers, and what is concluded."""
+
+import math
+
+import pytest
+
+from rezero.papers.claims import interval, judge, shown
+
+
+@pytest.mark.parametrize(
+    ("parts", "verdict"),
+    [
+        ((True,), "holds"),
+        ((True, True), "holds"),
+        ((True, False), "holds in part"),
+        ((False, False), "does not hold"),
+    ],
+    ids=["one", "all", "some", "none"],
+)
+def test_the_verdict_is_of_the_parts(parts: tuple[bool, *tuple[bool, ...]], verdict: str) -> None:
+    """All, some or none of them hold."""
+    assert judge(*parts) == verdict
+
+
+def test_an_interval_needs_two_seeds() -> None:
+    """Of one there is a mean and no interval, and the text says so."""
+    assert interval([3.0]) == {"mean": 3.0, "low": None, "high": None}
+    assert shown(interval([3.0])) == "3.00 (one seed)"
+
+
+def test_an_interval_is_students() -> None:
+    """Of three values it is the mean and 4.30 standard errors around it."""
+    found = interval([1.0, 2.0, 3.0])
+    assert found["mean"] == 2.0
+    assert found["high"] - 2.0 == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
+    assert shown(found) == "2.00 (-0.484 to 4.48)"
+
+
+def test_a_logarithm_is_shown_as_what_it_is_of() -> None:
+    """The interval of a ratio is that of its logarithm, and lies unevenly around it."""
+    assert shown({"mean": math.log(2), "low": 0.0, "high": math.log(4)}, of=math.exp) == "2.00 (1.00 to 4.00)"
+
+
+def test_what_was_not_compared_is_not_told() -> None:
+    """No number is made up where there is none."""
+    assert shown(None) == shown({"mean": None, "low": None, "high": None}) == "not to be told"
