@@ -1,24 +1,45 @@
 """The page of the evidence is made of the results that are there."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from rezero.papers import REPRODUCTIONS
-from rezero.papers.evidence import page
+from rezero.papers.evidence import pages
+from tests.papers.test_flamingo import made_up
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_page_is_the_one_that_the_results_make() -> None:
-    """Not a number of it was written by hand: python -m rezero.papers.evidence makes it again."""
-    assert (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8") == page(ROOT / "results" / "papers")
+def test_the_pages_are_those_that_the_results_make() -> None:
+    """Not a number of them was written by hand: python -m rezero.papers.evidence makes them again."""
+    made = pages(ROOT / "results" / "papers")
+    folder = ROOT / "docs" / "evidence"
+    there = {"evidence.md", *(f"evidence/{file.name}" for file in folder.iterdir())}
+    assert there == made.keys()
+    for path, text in made.items():
+        assert (ROOT / "docs" / path).read_text(encoding="utf-8") == text, path
 
 
 def test_what_was_not_run_is_said_to_be_so(tmp_path: Path) -> None:
     """Every claim is there, at each of its scales."""
     claims = sum(len(each.scales) * len(each.claims) for each in REPRODUCTIONS.values())
-    assert page(tmp_path).count("not yet run at") == claims > 0
+    made = pages(tmp_path)
+    assert list(made) == ["evidence.md"]
+    assert made["evidence.md"].count("not yet run at") == claims > 0
+
+
+def test_what_contradicts_the_paper_comes_first(tmp_path: Path) -> None:
+    """On the page of a reproduction and in the table, whatever the order of its claims."""
+    folder = tmp_path / "flamingo"
+    folder.mkdir()
+    summary = {**made_up(1), "seeds": 1, "pictures": {}, "scale": "laptop"}
+    about = dict.fromkeys(("command", "versions", "machine", "date", "commit"), "told")
+    (folder / "summary.json").write_text(json.dumps({**summary, **about}))
+    text = pages(tmp_path)["evidence/flamingo.md"]
+    verdicts = ["**does not hold**", "**holds in part**", "**holds**"]
+    assert sorted(verdicts, key=text.index) == verdicts
 
 
 @pytest.mark.parametrize("name", list(REPRODUCTIONS))

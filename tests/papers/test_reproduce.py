@@ -26,8 +26,9 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Work]:
         works.append(work)
         return {"found": work.part("number", lambda: 7)}
 
-    def write(_: Any, folder: Path) -> None:
+    def write(_: Any, folder: Path) -> dict[str, str]:
         (folder / "picture.svg").write_text("<svg/>")
+        return {"picture": "A picture."}
 
     size = Scale(minutes=1, seeds=3, run=quick)
     made = replace(FLAMINGO, write=write, lines=lambda summary: [f"found {summary['found']}"], scales={"laptop": size})

@@ -7,9 +7,11 @@ from typing import Any, Literal
 
 from rezero.lab.stats import compare_pairs
 
-__all__ = ["Claim", "Finding", "Verdict", "interval", "judge", "shown"]
+__all__ = ["VERDICTS", "Claim", "Finding", "Verdict", "interval", "judge", "shown", "written"]
 
-Verdict = Literal["holds", "holds in part", "does not hold"]
+Verdict = Literal["does not hold", "holds in part", "holds"]
+VERDICTS: tuple[Verdict, ...] = ("does not hold", "holds in part", "holds")
+"""All of them, the worst first."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,24 @@ def shown(found: Mapping[str, float | None] | None, form: str = "#.3g", *, of: C
     """
     if found is None or found["mean"] is None:
         return "not to be told"
-    middle = format(of(found["mean"]), form)
+    middle = written(of(found["mean"]), form)
     if found["low"] is None or found["high"] is None:
         return f"{middle} (one seed)"
-    return f"{middle} ({format(of(found['low']), form)} to {format(of(found['high']), form)})"
+    return f"{middle} ({written(of(found['low']), form)} to {written(of(found['high']), form)})"
+
+
+def written(value: float, form: str = "#.3g") -> str:
+    """Write a number, by default with three digits, zeros at the end among them.
+
+    Args:
+        value: The number.
+        form: As `format` takes it.
+
+    Returns:
+        Text.
+
+    Example:
+        >>> written(394.08), written(2.0)
+        ('394', '2.00')
+    """
+    return format(value, form).removesuffix(".")

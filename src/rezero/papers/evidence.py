@@ -1,6 +1,6 @@
-"""The page that puts every claim beside what was measured, made of the results.
+"""The pages that put every claim beside what was measured, made of the results.
 
-python -m rezero.papers.evidence    # writes docs/evidence.md
+python -m rezero.papers.evidence    # writes docs/evidence.md and docs/evidence/
 """
 
 import json
@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from rezero.papers import REPRODUCTIONS
-from rezero.papers.claims import Claim
-from rezero.papers.reproduction import Reproduction
+from rezero.papers.claims import VERDICTS, Claim
+from rezero.papers.reproduction import Reproduction, ScaleName
 
-__all__ = ["page"]
+__all__ = ["pages"]
+
+Found = Mapping[ScaleName, Mapping[str, Any]]
 
 BEGIN = """# The evidence
 
@@ -20,55 +22,92 @@ Every claim of the paper, and of those that build on it, beside what `rezero rep
 means that some of its parts do: the numbers tell which. Intervals are of 95% over paired seeds. Small networks on two
 cores say little about large ones: where the scale is *laptop*, read "in small".
 
-This page is made by `python -m rezero.papers.evidence` from the files that it names.
+This page and those that it leads to are made by `python -m rezero.papers.evidence` from the results that they name.
 """
-TITLES = ("claim", "source", "published", "measured here", "verdict")
+COLUMNS = ("claim", "source", "published", "measured here", "verdict")
+HEAD = f"| {' | '.join(COLUMNS)} |\n| {' | '.join('---' for _ in COLUMNS)} |"
 
 
-def page(results: Path) -> str:
-    """Make the page.
+def pages(results: Path) -> dict[str, str]:
+    """Make the pages.
 
     Args:
         results: Folder that holds a folder of results for each reproduction.
 
     Returns:
-        Markdown.
+        Path in ``docs`` to Markdown, and to the SVG of each picture.
     """
-    return "\n".join([BEGIN, *(line for each in REPRODUCTIONS.values() for line in _of(each, results))])
+    made = {"evidence.md": BEGIN}
+    for each in REPRODUCTIONS.values():
+        found = {name: _read(file) for name in each.scales if (file := _file(each, name, results)).exists()}
+        title = f"[{each.name}](evidence/{each.name}.md)" if found else each.name
+        made["evidence.md"] += f"\n## {title}\n\n{_about(each)}\n\n{_claims(each, found)}\n"
+        if found:
+            made[f"evidence/{each.name}.md"] = _page(each, found)
+        for name, summary in found.items():
+            for stem in summary["pictures"]:
+                picture = _file(each, name, results).with_name(f"{stem}.svg")
+                made[f"evidence/{_picture(each, name, stem)}"] = picture.read_text(encoding="utf-8")
+    return made
 
 
-def _of(each: Reproduction, results: Path) -> Iterator[str]:
-    yield f"## {each.name}\n"
-    yield f"{each.shows[0].upper()}{each.shows[1:]} ({each.source}).\n"
-    found = {name: _read(each.results(name, results) / "summary.json") for name in each.scales}
-    yield f"| {' | '.join(TITLES)} |\n| {' | '.join('---' for _ in TITLES)} |"
-    for claim in each.claims:
-        cells = [_cells(claim, f"{name} scale", summary) for name, summary in found.items()]
-        ours, verdicts = ("; ".join(text for text in column if text) for column in zip(*cells, strict=True))
-        yield f"| {claim.says} | {claim.source} | {claim.published or 'no number'} | {ours} | {verdicts} |"
-    yield ""
-    for name, summary in found.items():
-        if summary is not None:
-            own = ", the paper's own" if each.scales[name].whole else ""
-            where = each.results(name, Path("results/papers"))
-            how = f"`{summary['command']}`, {summary['machine']}, {summary['date'][:10]}; `{where}`"
-            yield f"{name.capitalize()} scale{own}, {summary['seeds']} seeds: {how}.\n"
+def _file(each: Reproduction, scale: ScaleName, results: Path) -> Path:
+    return each.results(scale, results) / "summary.json"
 
 
-def _read(file: Path) -> Mapping[str, Any] | None:
-    if not file.exists():
-        return None
+def _read(file: Path) -> Mapping[str, Any]:
     found: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return found
 
 
-def _cells(claim: Claim, scale: str, summary: Mapping[str, Any] | None) -> tuple[str, str]:
-    if summary is None:
-        return "", f"not yet run at {scale}"
-    found = claim.find(summary)
-    return found.ours, f"**{found.verdict}** ({scale})"
+def _about(each: Reproduction) -> str:
+    return f"{each.shows[0].upper()}{each.shows[1:]} ({each.source})."
+
+
+def _claims(each: Reproduction, found: Found) -> str:
+    """Make the table of the claims; those that do not hold come first."""
+    rows = sorted((_row(each, claim, found) for claim in each.claims), key=lambda row: row[0])
+    return "\n".join([HEAD, *(f"| {' | '.join(cells)} |" for _, cells in rows)])
+
+
+def _row(each: Reproduction, claim: Claim, found: Found) -> tuple[int, tuple[str, ...]]:
+    judged = {name: claim.find(summary) for name, summary in found.items()}
+    verdicts = [
+        f"**{judged[name].verdict}** ({name} scale)" if name in judged else f"not yet run at {name} scale"
+        for name in each.scales
+    ]
+    place = min((VERDICTS.index(finding.verdict) for finding in judged.values()), default=len(VERDICTS))
+    ours = "; ".join(finding.ours for finding in judged.values())
+    return place, (claim.says, claim.source, claim.published or "no number", ours, "; ".join(verdicts))
+
+
+def _page(each: Reproduction, found: Found) -> str:
+    return "\n\n".join([f"# {each.name}", _about(each), _claims(each, found), *_scales(each, found)]) + "\n"
+
+
+def _scales(each: Reproduction, found: Found) -> Iterator[str]:
+    for name, summary in found.items():
+        yield f"## {name.capitalize()} scale" + (", the paper's own" if each.scales[name].whole else "")
+        yield "```text\n" + "\n".join(each.lines(summary)) + "\n```"
+        for stem, said in summary["pictures"].items():
+            yield f"![{said}]({_picture(each, name, stem)})\n\n*{said}*"
+        where = each.results(name, Path("results/papers"))
+        yield (
+            f"Made by `{summary['command']}`, {summary['seeds']} seeds ({summary['versions']}; {summary['machine']}; "
+            f"{summary['date']}; commit {summary['commit']}). All numbers are in `{where}`."
+        )
+        commands = [study["command"] for study in summary.get("studies", {}).values()]
+        if commands:
+            yield "Its studies, each by itself:\n\n```text\n" + "\n".join(commands) + "\n```"
+
+
+def _picture(each: Reproduction, scale: ScaleName, stem: str) -> str:
+    return f"{each.results(scale, Path()).name}-{stem}.svg"
 
 
 if __name__ == "__main__":
     root = Path(__file__).parents[3]
-    (root / "docs" / "evidence.md").write_text(page(root / "results" / "papers"), encoding="utf-8")
+    for path, text in pages(root / "results" / "papers").items():
+        file = root / "docs" / path
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text, encoding="utf-8")

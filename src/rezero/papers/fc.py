@@ -47,28 +47,26 @@ LAPTOP = _recipes((1000, 400, EPOCH), 100, {"threads": 1}, 2)
 PAPER = _recipes((10 * EPOCH, 10 * EPOCH, 10 * EPOCH), 100, {"device": "cuda"}, 1)
 
 
-def write(summary: Mapping[str, Any], folder: Path) -> None:
+def write(summary: Mapping[str, Any], folder: Path) -> dict[str, str]:
     """Draw training loss and accuracy of each study.
 
     Args:
         summary: The numbers.
         folder: Where to.
+
+    Returns:
+        Name of each picture to what it shows.
     """
+    pictures = {}
     for name, study in summary["studies"].items():
         stem = name.replace(",", "").replace("'", "").replace(" ", "-")
-        about = f"of {name} of width 256 on CIFAR-10 over the steps, median and range of {summary['seeds']} seeds"
-        title = "training loss, nats"
-        draw_arms(
-            study, folder / f"{stem}-loss", metric="train_loss", title=title, description=f"Loss {about}.", log=True
-        )
-        draw_arms(
-            study,
-            folder / f"{stem}-accuracy",
-            metric="val_accuracy",
-            title="validation accuracy",
-            description=f"Accuracy {about}.",
-            percent=True,
-        )
+        about = f"of {name} of width 256 on CIFAR-10 over the steps, median and range of {summary['seeds']} seeds."
+        for metric, title, log in (("train_loss", "training loss, nats", True), ("val_accuracy", "accuracy", False)):
+            said = f"{title.partition(',')[0].capitalize()} {about}"
+            file = folder / f"{stem}-{title.partition(',')[0].replace(' ', '-')}"
+            draw_arms(study, file, metric=metric, title=title, description=said, log=log, percent=not log)
+            pictures[file.name] = said
+    return pictures
 
 
 def lines(summary: Mapping[str, Any]) -> list[str]:

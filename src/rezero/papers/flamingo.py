@@ -163,12 +163,15 @@ def found(base: float, runs: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     return rows
 
 
-def write(summary: Mapping[str, Any], folder: Path) -> None:
+def write(summary: Mapping[str, Any], folder: Path) -> dict[str, str]:
     """Draw loss, accuracy and gates over the steps.
 
     Args:
         summary: What `run` returned.
         folder: Where to.
+
+    Returns:
+        Name of each picture to what it shows.
     """
     base = summary["base plain loss"]
     panels = {
@@ -192,6 +195,7 @@ def write(summary: Mapping[str, Any], folder: Path) -> None:
     ]
     description = "Loss on plain text, accuracy of reading and gates, over the steps, for gates from 0 and from 1."
     save(story_panels(rows, x="step", arms=tuple(ARMS), description=description), folder / "story")
+    return {"story": description}
 
 
 def lines(summary: Mapping[str, Any]) -> list[str]:

@@ -181,16 +181,20 @@ def same(model: nn.Module) -> nn.Module:
     return model
 
 
-def write(summary: Mapping[str, Any], folder: Path) -> None:
+def write(summary: Mapping[str, Any], folder: Path) -> dict[str, str]:
     """Draw the loss over the compute.
 
     Args:
         summary: What `run` returned.
         folder: Where to.
+
+    Returns:
+        Name of each picture to what it shows.
     """
     description = "Validation loss over the compute of 12 layers, of 6, and of 6 that grow to 12 on the way."
     title, x = "validation loss, nats a byte", "compute, in steps of the deep model"
     draw_arms(summary, folder / "loss", metric="val_loss", title=title, x=x, description=description)
+    return {"loss": description}
 
 
 def lines(summary: Mapping[str, Any]) -> list[str]:

@@ -19,8 +19,9 @@ from rezero.charts import histogram, save
 from rezero.diagnose.jacobian import jacobian_spectrum
 from rezero.gate import gates
 from rezero.layers import TransformerEncoderLayer
-from rezero.papers.claims import Claim, Finding, judge
+from rezero.papers.claims import Claim, Finding, judge, written
 from rezero.papers.reproduction import Reproduction, Scale, Work
+from rezero.waiting import share_bar
 
 __all__ = ["ARMS", "JACOBIAN", "PUBLISHED", "build", "measure", "run"]
 
@@ -40,12 +41,12 @@ def run(work: Work, depths: Sequence[int] = DEPTHS) -> dict[str, Any]:
     Returns:
         The singular values of each, and sums of them.
     """
-    found = [
-        work.part(f"{arm}-{depth}-{seed}", partial(measure, arm, depth, seed))
-        for depth in depths
-        for arm in ARMS
-        for seed in range(work.seeds)
-    ]
+    networks = [(arm, depth, seed) for depth in depths for arm in ARMS for seed in range(work.seeds)]
+    found = []
+    with share_bar("jacobian") as tell:
+        for place, (arm, depth, seed) in enumerate(networks):
+            tell(place / len(networks), f"{arm}, {depth} layers, seed {seed}")
+            found.append(work.part(f"{arm}-{depth}-{seed}", partial(measure, arm, depth, seed)))
     return {"alpha": ALPHA, "rows": summary(found), "networks": found}
 
 
@@ -94,18 +95,22 @@ def build(arm: str, depth: int) -> nn.Module:
     return model
 
 
-def write(found: Mapping[str, Any], folder: Path) -> None:
+def write(found: Mapping[str, Any], folder: Path) -> dict[str, str]:
     """Draw the histograms of the singular values.
 
     Args:
         found: What `run` returned.
         folder: Where to.
+
+    Returns:
+        Name of each picture to what it shows.
     """
     networks = found["networks"]
     depths = sorted({each["depth"] for each in networks})
     panels = {arm: {f"{depth} layers": _values(networks, arm, depth) for depth in depths} for arm in ARMS}
     description = "Histograms of the singular values of encoders at their start, an arm in each panel, by depth."
     save(histogram(panels, description=description), folder / "singular_values")
+    return {"singular_values": description}
 
 
 def _values(networks: Sequence[Mapping[str, Any]], arm: str, depth: int) -> list[float]:
@@ -156,13 +161,13 @@ def lines(found: Mapping[str, Any]) -> list[str]:
 def _row(row: Mapping[str, Any]) -> str:
     spread = "" if row["deviation"] is None else f" ± {row['deviation']:.2g}"
     beside = "" if row["published"] is None else f", published {row['published']:g}"
-    return f"{row['mean_squared']:#.3g}{spread}{beside}"
+    return f"{written(row['mean_squared'])}{spread}{beside}"
 
 
 def _squares(found: Mapping[str, Any]) -> Finding:
     twelve = [row for row in found["rows"] if row["published"] is not None]
     within = [abs(row["mean_squared"] - row["published"]) <= (row["deviation"] or 0) for row in twelve]
-    said = "; ".join(f"{row['arm']} {row['mean_squared']:#.3g} ± {row['deviation'] or 0:.2g}" for row in twelve)
+    said = "; ".join(f"{row['arm']} {written(row['mean_squared'])} ± {row['deviation'] or 0:.2g}" for row in twelve)
     return Finding(f"{said} (mean and standard deviation of {twelve[0]['networks']} networks)", judge(*within))
 
 

@@ -110,7 +110,7 @@ class Reproduction:
         source: The paper.
         version: Changes with what is done, so that parts of another version are not taken over.
         scales: Its sizes, by name.
-        write: Makes pictures of the numbers, in a folder.
+        write: Makes pictures of the numbers, in a folder; returns their names, without endings, and what they show.
         lines: Says in lines what came out.
         claims: What the paper says of it.
     """
@@ -120,7 +120,7 @@ class Reproduction:
     source: str
     version: int
     scales: Mapping[ScaleName, Scale]
-    write: Callable[[Mapping[str, Any], Path], None]
+    write: Callable[[Mapping[str, Any], Path], Mapping[str, str]]
     lines: Callable[[Mapping[str, Any]], list[str]]
     claims: tuple[Claim, ...]
 
@@ -206,6 +206,6 @@ class Reproduction:
         about = {"reproduces": self.source, "scale": scale, "version": self.version, "seeds": work.seeds}
         found = {**provenance(), **about, **size.run(work)}
         work.output.mkdir(parents=True, exist_ok=True)
-        self.write(found, work.output)
+        found["pictures"] = dict(self.write(found, work.output))
         (work.output / "summary.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         return self.lines(found)
