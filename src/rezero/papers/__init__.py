@@ -10,10 +10,11 @@ if TYPE_CHECKING:
 
 __all__ = ["REPRODUCTIONS"]
 
-_NAMES = ("fc", "jacobian", "flamingo", "grow")
+_NAMES = ("fc", "fc-depth", "jacobian", "flamingo", "grow")
 
 
 def __getattr__(name: str) -> Any:
     if name != "REPRODUCTIONS":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return {each: getattr(import_module(f"rezero.papers.{each}"), each.upper()) for each in _NAMES}
+    modules = {each: each.replace("-", "_") for each in _NAMES}
+    return {each: getattr(import_module(f"rezero.papers.{name}"), name.upper()) for each, name in modules.items()}

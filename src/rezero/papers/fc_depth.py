@@ -1,0 +1,122 @@
+"""Speed against depth: is ReZero the more valuable the larger the network?
+
+Bachlechner et al. (2020), arXiv:2003.04887, sec. 4.1: fully connected networks on CIFAR-10. Here 8 to 512 layers, each
+arm at its own best rate.
+
+    rezero reproduce fc-depth
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rezero.charts import curves, save
+from rezero.papers.claims import Claim, Finding, judge
+from rezero.papers.reproduction import Reproduction, Scale
+from rezero.papers.studies import Asked, Recipe, gain_of, of_pair, run_all, speed_of
+
+__all__ = ["FC_DEPTH", "LAPTOP", "PAPER"]
+
+BASELINES = ("plain", "residual", "pre-norm")
+
+
+def _recipes(depths: tuple[int, ...], jobs: int, **settings: Any) -> tuple[Recipe, ...]:
+    given = {"arms": "plain,residual,pre-norm,rezero", "tune": 5, **settings}
+    asks = tuple(Asked(baseline, "train_loss") for baseline in BASELINES)
+    return tuple(
+        Recipe(f"{depth} layers", "fc-cifar10", {**given, "depth": depth}, asks, jobs=jobs) for depth in depths
+    )
+
+
+LAPTOP = _recipes((8, 32, 128, 512), 2, width=64, steps=400, measure_every=50, threads=1)
+PAPER = _recipes((8, 16, 32, 64, 128, 256, 512), 1, width=256, steps=5000, measure_every=250, device="cuda")
+
+
+def write(summary: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """Draw how many times as fast ReZero is, over the depth.
+
+    Args:
+        summary: The numbers.
+        folder: Where to.
+
+    Returns:
+        Name of each picture to what it shows.
+    """
+    description = (
+        "How many times as fast as each other arm ReZero trains, over the number of layers, with 95% intervals."
+    )
+    rows = list(_rows(summary))
+    arms = tuple(baseline for baseline in BASELINES if any(row["arm"] == baseline for row in rows))
+    y = "times as fast, by training loss"
+    chart = curves(rows, x="layers", y=y, arms=arms, log=True, percent=False, description=description)
+    save(chart, folder / "speed")
+    return {"speed": description}
+
+
+def _rows(summary: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for baseline in BASELINES:
+        for name, study in summary["studies"].items():
+            found = of_pair(study, "rezero", baseline, "train_loss")
+            if found["lead"] is not None and not any(found["censored"]):
+                ends = {"median": found["lead"]["mean"], "low": found["lead"]["low"], "high": found["lead"]["high"]}
+                known = {key: math.exp(ends["median"] if value is None else value) for key, value in ends.items()}
+                yield {"arm": baseline, "x": int(name.split()[0]), **known}
+
+
+def lines(summary: Mapping[str, Any]) -> list[str]:
+    """Say what came out.
+
+    Args:
+        summary: The numbers.
+
+    Returns:
+        Lines of text.
+    """
+    return [
+        f"{name}: rezero {speed_of(found)} times as fast as {baseline}, {gain_of(found)} nats better at the end"
+        for name, study in summary["studies"].items()
+        for baseline in BASELINES
+        for found in [of_pair(study, "rezero", baseline, "train_loss")]
+    ]
+
+
+def _grows(baseline: str, summary: Mapping[str, Any]) -> Finding:
+    """Compare the least and the largest depth: their intervals must lie apart, the deeper one above."""
+    leads = [of_pair(study, "rezero", baseline, "train_loss") for study in summary["studies"].values()]
+    said = "; ".join(f"{name}: {speed_of(lead)}" for name, lead in zip(summary["studies"], leads, strict=True))
+    first, last = leads[0], leads[-1]
+    return Finding(f"times as fast as {baseline}: {said}", judge(_above(last, first)))
+
+
+def _above(deep: Mapping[str, Any], shallow: Mapping[str, Any]) -> bool:
+    if deep["censored"][0] == 0 < deep["censored"][1] and not any(shallow["censored"]):
+        return True  # the other one never gets there any more
+    if any(deep["censored"]) or any(shallow["censored"]) or deep["lead"] is None or shallow["lead"] is None:
+        return False
+    low, high = deep["lead"]["low"], shallow["lead"]["high"]
+    return bool(low is not None and high is not None and low > high)
+
+
+FC_DEPTH = Reproduction(
+    name="fc-depth",
+    shows="how much faster ReZero trains, against the depth of a fully connected network",
+    source="Bachlechner et al. (2020), arXiv:2003.04887, sec. 4.1",
+    version=1,
+    scales={
+        "laptop": Scale(minutes=60, seeds=5, run=partial(run_all, LAPTOP)),
+        "paper": Scale(minutes=600, seeds=5, run=partial(run_all, PAPER)),
+    },
+    write=write,
+    lines=lines,
+    claims=tuple(
+        Claim(
+            f"The deeper the network, the more is gained, against {name}",
+            "v1, sec. 1",
+            "no number",
+            partial(_grows, name),
+        )
+        for name in BASELINES
+    ),
+)

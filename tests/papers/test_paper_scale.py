@@ -1,0 +1,57 @@
+"""The paper's sizes need a GPU; that they can be built and trained is known without one."""
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from rezero.data.batches import TensorData
+from rezero.lab.arms import parse_arms, read_arm
+from rezero.lab.tasks import find_task
+from rezero.papers import REPRODUCTIONS
+from rezero.papers.studies import Recipe, run_all
+
+SHAPES = {"fc-cifar10": (3072,), "resnet-cifar10": (3, 32, 32)}
+
+
+def declared() -> list[tuple[str, Recipe]]:
+    """Return every study of a reproduction at the paper's scale."""
+    runs = {name: each.scales["paper"].run for name, each in REPRODUCTIONS.items() if "paper" in each.scales}
+    found = []
+    for name, run in runs.items():
+        assert isinstance(run, partial)
+        assert run.func is run_all, f"{name} is to be tried here, too"
+        found += [(name, recipe) for recipe in run.args[0]]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"), [pytest.param(*each, id=f"{each[0]}-{each[1].name}") for each in declared()]
+)
+def test_it_is_built_and_takes_a_step(name: str, recipe: Recipe) -> None:
+    """Every arm has the parameters that its depth and width say, and each of them is reached by the gradient."""
+    assert recipe.settings["device"] == "cuda", name
+    task = find_task(recipe.task)
+    arms = parse_arms(recipe.settings["arms"], task.arms)
+    settings = task.settings({**recipe.settings, "arms": arms, "device": "cpu"})
+    shape = SHAPES[recipe.task]
+    data = TensorData(
+        "none", torch.zeros(4, *shape), torch.arange(4), torch.zeros(2, *shape), torch.arange(2), classes=10
+    )
+    for arm in arms:
+        torch.manual_seed(0)
+        model = task.build(data, read_arm(arm).formula, settings)
+        assert isinstance(model, nn.Module)
+        if recipe.task == "fc-cifar10":
+            width = settings.width
+            branches = settings.depth * (width + 1) * width
+            own = {"rezero": settings.depth, "residual": 0, "plain": 0, "plain-norm": 2 * width}
+            own |= {"pre-norm": 2 * width * (settings.depth + 1), "post-norm": 2 * width * settings.depth}
+            expected = 3073 * width + branches + (width + 1) * 10 + own[arm]
+            assert sum(each.numel() for each in model.parameters()) == expected
+        loss = F.cross_entropy(model(torch.randn(2, *shape)), torch.tensor([1, 2]))
+        loss.backward()
+        assert all(each.grad is not None for each in model.parameters())
+        torch.optim.SGD(model.parameters(), lr=1e-6).step()
