@@ -1,21 +1,15 @@
 """The gates over depth and time in real training: does the paper's description hold?
 
 Bachlechner et al. (2020), arXiv:2003.04887, sec. 5, of Transformers: the gates of deep layers rise first, then all fall
-to small values. Three studies, 3 seeds each, that any later run can be put beside:
+to small values.
 
-    rezero compare fc-cifar10 --arms rezero --depth 32 --measure-every 100 --threads 1 -o mlp-32
-    rezero compare lm-enwik8 --arms rezero --depth 12 --seeds 3 --steps 1000 --measure-every 20 --threads 1 -o lm-12
-    rezero compare lm-enwik8 --arms rezero --depth 64 --width 64 --context 64 --seeds 3 --steps 600 --measure-every 20 \
-        --threads 1 -o lm-64
-    python -m rezero.papers.alphas mlp-32 lm-12 lm-64    # writes results/alphas
+    rezero reproduce alphas
 """
 
-import argparse
-import json
-import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from statistics import mean
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -26,10 +20,69 @@ from rezero.charts import save
 from rezero.diagnose.alpha_history import AlphaHistory
 from rezero.lab import Store
 from rezero.lab.spreads import by_arm, compared
+from rezero.papers.claims import Claim, Finding, judge, written
+from rezero.papers.reproduction import Reproduction, Scale, Work
+from rezero.papers.studies import Recipe
 
-__all__ = ["describe", "read", "write"]
+__all__ = ["ALPHAS", "LAPTOP", "PAPER", "describe", "read", "run"]
 
 _FALLEN = 0.9  # of its largest size: below that a gate has fallen
+
+
+def _recipes(
+    mlp: Mapping[str, Any], shallow: Mapping[str, Any], deep: Mapping[str, Any], jobs: int
+) -> tuple[Recipe, ...]:
+    return (
+        Recipe("MLP of 32", "fc-cifar10", {"arms": "rezero", "depth": 32, **mlp}, (), jobs=jobs),
+        Recipe("Transformer of 12", "lm-enwik8", {"arms": "rezero", "depth": 12, **shallow}, (), jobs=jobs),
+        Recipe("Transformer of 48", "lm-enwik8", {"arms": "rezero", "depth": 48, **deep}, (), jobs=jobs),
+    )
+
+
+_SMALL = {"width": 64, "heads": 4, "context": 64, "batch_size": 8, "lr": 0.01, "threads": 1}
+_LARGE = {"width": 512, "heads": 8, "context": 512, "batch_size": 64, "lr": 1e-3, "steps": 20_000, "measure_every": 400}
+LAPTOP = _recipes(
+    {"steps": 3000, "measure_every": 100, "threads": 1},
+    {**_SMALL, "steps": 2000, "measure_every": 50},
+    {**_SMALL, "steps": 400, "measure_every": 20},
+    2,
+)
+PAPER = _recipes(
+    {"epochs": 10, "measure_every": 100, "device": "cuda"},
+    {**_LARGE, "device": "cuda", "precision": "bf16"},
+    {**_LARGE, "device": "cuda", "precision": "bf16"},
+    1,
+)
+
+
+def run(recipes: Sequence[Recipe], work: Work) -> dict[str, Any]:
+    """Train, and put the course of the gates into numbers.
+
+    Args:
+        recipes: Studies of ReZero alone.
+        work: Where, and on how many seeds.
+
+    Returns:
+        For each study its settings, the steps, the gates at each of them by seed, and what `describe` says of them.
+    """
+    found = {}
+    for recipe in recipes:
+        study = recipe.run(work)
+        histories = read(recipe.folder(work))
+        seeds = {str(seed): describe(history) for seed, history in histories.items()}
+        found[recipe.name] = {
+            "command": study["command"],
+            "settings": study["settings"],
+            "steps": next(iter(histories.values())).steps.tolist(),
+            "alphas": {str(seed): _rounded(history.alphas) for seed, history in histories.items()},
+            "seeds": seeds,
+            "mean": {name: fmean(each[name] for each in seeds.values()) for name in next(iter(seeds.values()))},
+        }
+    return {"studies": found}
+
+
+def _rounded(alphas: Tensor) -> list[list[float]]:
+    return [[float(f"{value:.4g}") for value in row] for row in alphas.tolist()]
 
 
 def read(folder: Path) -> dict[int, AlphaHistory]:
@@ -45,17 +98,14 @@ def read(folder: Path) -> dict[int, AlphaHistory]:
         ended = by_arm(compared(store.results())).get("rezero", [])
         found = {result.trial.seed: result.points for result in ended}
     return {
-        seed: AlphaHistory(
-            names=tuple(f"block {i + 1}" for i in range(len(points[0].alphas))),
-            steps=torch.tensor([point.step for point in points]),
-            alphas=torch.tensor([point.alphas for point in points], dtype=torch.float64),
-            lows=None,
-            highs=None,
-            gradients=None,
-            ratios=None,
-        )
+        seed: _history([point.step for point in points], [list(point.alphas) for point in points])
         for seed, points in found.items()
     }
+
+
+def _history(steps: Sequence[int], alphas: Sequence[Sequence[float]]) -> AlphaHistory:
+    names = tuple(f"block {i + 1}" for i in range(len(alphas[0])))
+    return AlphaHistory(names, torch.tensor(steps), torch.tensor(alphas, dtype=torch.float64))
 
 
 def describe(history: AlphaHistory) -> dict[str, float]:
@@ -87,49 +137,88 @@ def describe(history: AlphaHistory) -> dict[str, float]:
 
 
 def _with_depth(values: Tensor) -> float:
-    """Return Spearman's correlation of a value a gate with depth; nan where all are the same."""
+    """Return Spearman's correlation of a value a gate with depth; 0 where all are the same."""
     if bool((values == values[0]).all()):
-        return math.nan
+        return 0.0
     return float(stats.spearmanr(range(len(values)), values.tolist()).statistic)
 
 
-def write(name: str, runs: Mapping[int, AlphaHistory], facts: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Write the map of the first seed, the profile over seeds, and the numbers of all.
+def write(summary: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """Draw the map of the first seed and the profile over all, of each study.
 
     Args:
-        name: What was trained.
-        runs: Seed to history.
-        facts: How they came about.
-        folder: Where to; it is made if it is not there.
+        summary: What `run` returned.
+        folder: Where to.
 
     Returns:
-        The numbers.
+        Name of each picture to what it shows.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    seeds = {seed: describe(history) for seed, history in runs.items()}
-    means = {key: mean(each[key] for each in seeds.values()) for key in next(iter(seeds.values()))}
-    first, *others = runs.values()
-    save(first.heat_map(), folder / f"{name}-map", ("svg",))
-    save(first.profile(*others, signed=False), folder / f"{name}-profile", ("svg",))
-    summary = {**facts, "mean": means, "seeds": seeds}
-    (folder / f"{name}.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    return summary
+    pictures = {}
+    for name, study in summary["studies"].items():
+        first, *others = (_history(study["steps"], alphas) for alphas in study["alphas"].values())
+        stem = name.replace(" ", "-")
+        save(first.heat_map(), folder / f"{stem}-map")
+        pictures[f"{stem}-map"] = f"{name}: the gates over depth and time, first seed."
+        save(first.profile(*others, signed=False), folder / f"{stem}-profile")
+        pictures[f"{stem}-profile"] = f"{name}: size of the gates over depth at the end, median and range of the seeds."
+    return pictures
 
 
-def main(folders: Sequence[str]) -> None:
-    """Write what studies show.
+def lines(summary: Mapping[str, Any]) -> list[str]:
+    """Say what came out.
 
     Args:
-        folders: Their folders.
+        summary: What `run` returned.
+
+    Returns:
+        Lines of text.
     """
-    for path in map(Path, folders):
-        with Store.open(path) as store:
-            facts = dict(store.study.provenance)
-        found = write(path.name, read(path), facts, Path("results/alphas"))
-        print(path.name, {key: round(value, 3) for key, value in found["mean"].items()})
+    said = []
+    for name, study in summary["studies"].items():
+        mean = study["mean"]
+        sizes = ", ".join(written(mean[third], "#.2g") for third in ("first", "middle", "last"))
+        said.append(
+            f"{name}: correlation of depth with size early on {mean['early']:+.2f}, with the step of the rise "
+            f"{mean['rise']:+.2f}; {mean['fallen']:.0%} fallen; sizes at the end {sizes} (first, middle, last third)"
+        )
+    return said
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", help="folders of studies")
-    main(parser.parse_args().folders)
+def _rise(summary: Mapping[str, Any]) -> Finding:
+    found = _transformers(summary)
+    said = "; ".join(f"{name}: {mean['rise']:+.2f}" for name, mean in found.items())
+    return Finding(
+        f"rank correlation of a gate's depth with the step of its rise, -1 if deep ones are first: {said}",
+        judge(*(mean["rise"] < 0 for mean in found.values())),
+    )
+
+
+def _fall(summary: Mapping[str, Any]) -> Finding:
+    found = _transformers(summary)
+    said = "; ".join(f"{name}: {mean['fallen']:.0%}" for name, mean in found.items())
+    return Finding(
+        f"share of gates that end below {_FALLEN:g} of their largest size: {said}",
+        judge(*(mean["fallen"] > 0.5 for mean in found.values())),
+    )
+
+
+def _transformers(summary: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
+    return {name: study["mean"] for name, study in summary["studies"].items() if name.startswith("Transformer")}
+
+
+ALPHAS = Reproduction(
+    name="alphas",
+    shows="the gates over depth and time in real training",
+    source="Bachlechner et al. (2020), arXiv:2003.04887, sec. 5",
+    version=1,
+    scales={
+        "laptop": Scale(minutes=10, seeds=3, run=partial(run, LAPTOP)),
+        "paper": Scale(minutes=600, seeds=3, run=partial(run, PAPER)),
+    },
+    write=write,
+    lines=lines,
+    claims=(
+        Claim("In Transformers the gates of deep layers rise first", "sec. 5", "no number", _rise),
+        Claim("Later all of them fall to small values", "sec. 5", "no number", _fall),
+    ),
+)

@@ -79,6 +79,17 @@ class Recipe:
         options = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
         return shlex.join(["rezero", "compare", self.task, *options])
 
+    def folder(self, work: Work) -> Path:
+        """Return the folder of the study: another number of seeds is another study.
+
+        Args:
+            work: Where, and on how many seeds.
+
+        Returns:
+            The folder.
+        """
+        return work.folder / f"{self.name}-{work.seeds}"
+
     def run(self, work: Work) -> dict[str, Any]:
         """Run the study, or what is left of it, and read its numbers.
 
@@ -91,7 +102,7 @@ class Recipe:
         Raises:
             UsageError: If data are missing, or the study can't be run.
         """
-        folder = work.folder / f"{self.name}-{work.seeds}"
+        folder = self.folder(work)
         request = Request(
             settings={**self.settings, "seeds": work.seeds},
             question={"baseline": None, "target": None, "resolve": None},
