@@ -6,6 +6,7 @@ import math
 import os
 import pickle
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 import rezero
 from rezero.errors import UsageError
+from rezero.layers import GatedCrossAttention
 from rezero.surgery.layer_lists import find_layers
 
 WIDTH, MEDIA = 8, 6
@@ -400,6 +402,7 @@ class _Flat(nn.Module):
         (nn.Linear(2, 2), {}, 'found no list of layers: .* name the places with at=, such as at="encoder.layers'),
         (_Odd(), {}, r"several lists have 4 equal blocks, name one with at=: 'first.layers.\*' \(4 Layer\), 'second"),
         (Model(), {"at": "layer.*"}, r"at='layer.\*' names no module .*did you mean 'layers.*lists of layers are 'lay"),
+        (Model(), {"at": "*.linear"}, r"at='\*.linear' names no module: .* write 'layers.\*.linear'"),
         (Model(), {"every": 5}, "every must be at most 4, the number of layers found: got 5"),
         (Model(), {"every": 0}, "every must be a whole number from 1: got 0"),
         (Model(), {"position": "behind"}, "position must be one of before, after, parallel: got 'behind'"),
@@ -408,7 +411,19 @@ class _Flat(nn.Module):
         (_Flat(), {}, r"the width of 'blocks.0' \(Linear\) can't be read.*give width=, or example="),
         (Model(), {"example": torch.randn(2, 5, 7)}, "the model fails on the example: .*normalized_shape"),
     ],
-    ids=["no list", "two lists", "no match", "every", "zero", "position", "width", "list", "no width", "example"],
+    ids=[
+        "no list",
+        "two lists",
+        "no match",
+        "deeper",
+        "every",
+        "zero",
+        "position",
+        "width",
+        "list",
+        "no width",
+        "example",
+    ],
 )
 def test_bad_requests_leave_the_model_as_it_was(model: nn.Module, options: dict[str, Any], message: str) -> None:
     """One clear error each; keys, classes and what learns stay."""
@@ -448,8 +463,50 @@ def test_a_layer_takes_one_block() -> None:
     with pytest.raises(UsageError, match=r"'layers.1' \(GraftedLayer\) has a block already: call remove\(\)"):
         rezero.graft_(model, adapter, at="layers.1")
     rezero.graft_(model, adapter, at="layers.2")
+    with pytest.raises(UsageError, match=r"'layers.1' \(GraftedLayer\) has a block already"):
+        rezero.graft_(model, adapter, every=2)
     graft.remove()
     rezero.graft_(model, adapter, at="layers.1")
+
+
+def test_nothing_can_be_attended_to(x: Tensor, media: Tensor) -> None:
+    """Attention adds exactly zero, as to a row that may see nothing; the feed-forward of an open block stays."""
+    for block, same in ((partial(GatedCrossAttention, num_heads=2, ff_mult=0), True), (GatedCrossAttention, False)):
+        model = Model()
+        before = model(x)
+        options = {} if same else {"num_heads": 2}
+        graft = opened(rezero.graft_(model, lambda width: block(width, MEDIA, **options)))  # noqa: B023
+        with graft.condition(media, torch.zeros(2, 3, dtype=torch.bool)):
+            blind = model(x)
+        with graft.condition(media), graft.condition(None):
+            assert torch.equal(model(x), blind)
+            assert torch.equal(model(x[:1]), blind[:1])
+            with torch.no_grad(), graft.condition(media):
+                assert not torch.equal(model(x), blind)
+            with torch.no_grad():
+                assert torch.equal(model(x), blind)
+        assert torch.equal(blind, before) == same
+    with pytest.raises(UsageError, match="a mask without a context says nothing"):
+        graft.condition(None, torch.ones(2, 3, dtype=torch.bool))
+
+
+def test_a_block_that_does_not_tell_its_width_can_not_be_given_nothing(x: Tensor) -> None:
+    """It is named, with what to do."""
+    model = Model()
+    graft = rezero.graft_(model, Look, at="layers.2")
+    del graft.blocks["layers.2"].context_dim
+    with (
+        graft.condition(None),
+        pytest.raises(UsageError, match=r"'layers.2' can't be given nothing: it has no attribute"),
+    ):
+        model(x)
+
+
+def test_it_is_shown_in_a_few_words() -> None:
+    """Not the whole model."""
+    graft = rezero.graft_(Model(), adapter)
+    assert len(repr(graft)) < 300
+    assert str(graft) in repr(graft).encode().decode("unicode_escape")
 
 
 def test_contexts_are_checked() -> None:

@@ -109,7 +109,7 @@ def test_every_new_parameter_learns(x: Tensor, *, norm_first: bool) -> None:
 
 def test_the_layers_are_chosen_by_number(x: Tensor) -> None:
     """In their order, each once."""
-    growth = rezero.grow_(encoder(), layers=[3, 0, 3], example=x)
+    growth = rezero.grow_(encoder(), layers=[3, 0], example=x)
     assert growth.originals == ("layers.0", "layers.4")
     assert rezero.grow_(encoder(), every=1, example=x).layers == tuple(f"layers.{place}" for place in (1, 3, 5, 7))
 
@@ -207,13 +207,30 @@ def test_a_copy_and_a_pickle_stay_grown(x: Tensor, *, norm_first: bool) -> None:
         ({"layers": [4]}, UsageError, "layers must be numbers from 0 to 3: got 4"),
         ({"layers": ["1"]}, UsageError, "layers must be numbers from 0 to 3: got '1'"),
         ({"layers": []}, UsageError, "layers must name at least one layer"),
+        ({"layers": 1}, UsageError, r"layers must be a list of numbers, such as \[0, 3\]: got 1"),
+        ({"layers": [0, 0]}, UsageError, r"layers must name each layer once: got \[0, 0\]; .* grow again"),
+        ({"at": "layers"}, UsageError, r"'layers' is a list of layers: name its layers, at='layers.\*'"),
         ({"every": 5}, UsageError, "every must be at most 4"),
         ({"at": "layers.*.linear1"}, UsageError, "expected layers of one nn.ModuleList or nn.Sequential, got those of"),
         ({"init": "zero"}, ValueError, "init must be one of 'copy', 'fresh': got 'zero'"),
         ({"train": "old"}, ValueError, "train must be one of 'new', 'all': got 'old'"),
         ({"optimizer": 1}, TypeError, "optimizer must be a torch.optim.Optimizer: got int"),
     ],
-    ids=["no example", "bad example", "number", "text", "none", "every", "two lists", "init", "train", "optimizer"],
+    ids=[
+        "no example",
+        "bad example",
+        "number",
+        "text",
+        "none",
+        "one",
+        "twice",
+        "list",
+        "every",
+        "two lists",
+        "init",
+        "train",
+        "optimizer",
+    ],
 )
 def test_bad_requests_leave_the_model_as_it_was(options: dict[str, Any], kind: type[Exception], message: str) -> None:
     """One clear error each; keys, classes and counts stay."""
@@ -254,6 +271,63 @@ def test_a_model_that_reads_its_layers_otherwise_is_refused(x: Tensor) -> None:
         rezero.grow_(model, example=x)
     assert torch.equal(model(x), expected)
     assert [block.layer_idx for block in model.blocks] == [0, 1, 2]
+
+
+def test_a_model_that_returns_what_its_layers_did_is_told_so(x: Tensor) -> None:
+    """The deeper one would return more."""
+
+    class Telling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = encoder()
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            states = [x]
+            for layer in self.encoder.layers:
+                states.append(layer(states[-1]))
+            return states
+
+    with pytest.raises(UsageError, match="differ: 7 tensors instead of 5, as of a model that returns the hidden"):
+        rezero.grow_(Telling(), example=x)
+
+
+def made_by_rule(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(rezero.param_groups(model, lr=0.01, weight_decay=0.1))
+
+
+def test_an_optimizer_that_is_made_anew_takes_the_state_of_the_one_that_went_on(x: Tensor) -> None:
+    """A state dict tells parameters by their places: those of the grown optimizer are those of a new one."""
+    model = encoder()
+    optimizer = made_by_rule(model)
+
+    def step() -> None:
+        model(x).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()
+    rezero.grow_(model, example=x, optimizer=optimizer)
+    step()
+    again = made_by_rule(model)
+    again.load_state_dict(optimizer.state_dict())
+    for parameter in model.parameters():
+        assert torch.equal(again.state[parameter]["exp_avg"], optimizer.state[parameter]["exp_avg"])
+
+
+def test_an_order_of_ones_own_stays(x: Tensor) -> None:
+    """Where groups were not in the order of the model, new parameters come last, and names go with them."""
+    model = encoder()
+    named = list(model.named_parameters())[::-1]
+    optimizer = torch.optim.SGD(named, lr=0.1)
+    before = [id(each) for _, each in named]
+    growth = rezero.grow_(model, example=x, optimizer=optimizer)
+    [group, gates] = optimizer.param_groups
+    assert [id(each) for each in group["params"]][: len(before)] == before
+    names = {id(each): name for name, each in model.named_parameters()}
+    new = {id(each) for each in growth.parameters()}
+    for each in (group, gates):
+        there = zip(each["params"], each["param_names"], strict=True)
+        assert all(names[id(parameter)] == name for parameter, name in there if id(parameter) in new)
 
 
 def test_a_scheduler_goes_on(x: Tensor) -> None:

@@ -20,12 +20,14 @@ class Condition:
 
     Attributes:
         context: What they attend to, ``(B, M, C)``; None if there is none.
+        blank: Whether it is known that there is none, and not only that none was given.
         mask: What of it may be seen, ``(B, M)`` or ``(B, T, M)``; None for all.
         enabled: Whether the blocks run at all.
         kept: What was computed from the context, by what depends on it; None to keep nothing.
     """
 
     context: Tensor | None = None
+    blank: bool = field(default=False, kw_only=True)
     mask: Tensor | None = None
     enabled: bool = True
     kept: dict[Any, Any] | None = field(default=None, repr=False)

@@ -33,7 +33,8 @@ def home_of_gates(optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
     if undecayed is None:
         raise UsageError(
             "the optimizer has a learning-rate scheduler and no group without weight decay, which the gates could "
-            "join: make it with rezero.param_groups, or let the model grow before there is a scheduler"
+            "join: let one that was made with rezero.param_groups go on in its place (new.state.update(old.state)), "
+            "and make the scheduler after the growth"
         )
     return undecayed
 
@@ -48,6 +49,9 @@ def extend_(
 ) -> None:
     """Give an optimizer the parameters of new layers: in the groups of their originals, the gates in one without decay.
 
+    Groups that hold parameters in the order of the model do so afterwards, so that an optimizer that is made anew for
+    the deeper model, by the same rule, has them at the same places, by which a state dict tells them.
+
     Args:
         optimizer: The optimizer.
         home: The group of the gates; None for a new one.
@@ -58,12 +62,14 @@ def extend_(
     """
     groups = {id(each): group for group in optimizer.param_groups for each in group["params"]}
     added: set[int] = set()
+    order = {id(each): place for place, each in enumerate(model.parameters())}
     undo.steps.append(partial(_shrink, optimizer, added, optimizer.param_groups[-1] if home is None else None))
     if home is None:
         home = {**optimizer.param_groups[0], "params": [], "weight_decay": 0.0, "name": "gates"}
         if "param_names" in home:
             home["param_names"] = []
         optimizer.param_groups.append(home)
+    sorted_before = [group for group in optimizer.param_groups if _is_sorted(group, order)]
     for name, original in zip(names, originals, strict=True):
         twin = dict(model.get_submodule(original).named_parameters())
         for key, parameter in model.get_submodule(name).named_parameters():
@@ -76,6 +82,20 @@ def extend_(
             group["params"].append(parameter)
             if "param_names" in group:
                 group["param_names"].append(f"{name}.{key}")
+    for group in sorted_before:
+        _sort(group, order)
+
+
+def _is_sorted(group: dict[str, Any], order: dict[int, int]) -> bool:
+    places = [order.get(id(each), -1) for each in group["params"]]
+    return -1 not in places and places == sorted(places)
+
+
+def _sort(group: dict[str, Any], order: dict[int, int]) -> None:
+    places = sorted(range(len(group["params"])), key=lambda place: order[id(group["params"][place])])
+    for name in ("params", "param_names"):
+        if name in group:
+            group[name][:] = [group[name][place] for place in places]
 
 
 def _shrink(optimizer: torch.optim.Optimizer, added: set[int], last: dict[str, Any] | None) -> None:

@@ -22,7 +22,7 @@ from rezero.surgery.sites import counted
 __all__ = ["Graft", "put_"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Graft:
     """The blocks that `graft_` put into a model.
 
@@ -68,7 +68,7 @@ class Graft:
             key: value for name, block in blocks for key, value in block.state_dict(prefix=f"{_inside(name)}.").items()
         }
 
-    def condition(self, context: Tensor, mask: Tensor | None = None) -> AbstractContextManager[Condition]:
+    def condition(self, context: Tensor | None, mask: Tensor | None = None) -> AbstractContextManager[Condition]:
         """Give the blocks something to attend to, in this thread, while the context lasts.
 
         Where no gradient is asked for, as in ``generate()``, keys and values are computed once for it, and a batch of
@@ -76,7 +76,8 @@ class Graft:
         it. Inside of `disable` blocks stay left out.
 
         Args:
-            context: What the blocks attend to, ``(B, M, C)``.
+            context: What the blocks attend to, ``(B, M, C)``; None for nothing: attention then adds exactly zero, and a
+                block's feed-forward, which the base model has not, what it adds to a row that sees nothing.
             mask: What of it may be seen, True for yes: ``(B, M)``, or ``(B, T, M)`` for each position of the input. A
                 call with a cache takes the rows of its own positions; those behind the end take the last row.
 
@@ -88,7 +89,7 @@ class Graft:
             UsageError: If no block takes a context.
         """
         self._check_context(context, mask)
-        return self.conditions.held(context=context, mask=mask)
+        return self.conditions.held(context=context, blank=context is None, mask=mask)
 
     def set_context(self, context: Tensor | None, mask: Tensor | None = None) -> None:
         """Give the blocks something to attend to for good, in every thread that has no condition of its own.
@@ -159,9 +160,11 @@ class Graft:
 
     def _check_context(self, context: Any, mask: Any) -> None:
         for what, given in (("context", context), ("mask", mask)):
-            if not (isinstance(given, Tensor) or (given is None and what == "mask")):
+            if not (isinstance(given, Tensor) or given is None):
                 raise TypeError(f"the {what} must be a tensor: got {type(given).__name__}")
-        if context.ndim < 2:
+        if context is None and mask is not None:
+            raise UsageError("a mask without a context says nothing: leave it out")
+        if context is not None and context.ndim < 2:
             raise UsageError(f"the context must be (B, M, C), a row for each of the batch: got {tuple(context.shape)}")
         if mask is not None and (mask.dtype != torch.bool or mask.ndim not in (2, 3) or 0 in mask.shape[:2]):
             raise UsageError(
@@ -170,6 +173,9 @@ class Graft:
             )
         if not any(map(takes_context, self.blocks.values())):
             raise UsageError("none of the blocks takes a context: their forward has no argument of that name")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
 
     def __str__(self) -> str:
         try:

@@ -1,7 +1,7 @@
 """A layer of somebody's model, with a block of ours before, behind or beside it."""
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -111,11 +111,13 @@ class Grafted(Changed):
         assert block is not None  # noqa: S101 - put there
         if not site.attends:
             return _same_shape(site, x, block(x))
+        if condition.blank:
+            condition = replace(condition, context=_nothing(site, block, x), kept=None)
         if condition.context is None:
             raise UsageError(
                 f"the block grafted at {site.name!r} has nothing to attend to: call the model inside "
-                "`with graft.condition(media):`, give it for good by graft.set_context(media), or leave the blocks "
-                "out inside `with graft.disable():`"
+                "`with graft.condition(media):`, or condition(None) where there is nothing to attend to, give it for "
+                "good by graft.set_context(media), or leave the blocks out inside `with graft.disable():`"
             )
         condition = condition.rows(x.shape[0])
         given: dict[str, Any] = {}
@@ -128,6 +130,17 @@ class Grafted(Changed):
             return _same_shape(site, x, block(x, context=condition.context, **given))
         kept = condition.keep(_dependence(block, x), lambda: keys_values(condition.context))
         return _same_shape(site, x, block(x, context=None, kept=kept, **given))
+
+
+def _nothing(site: Site, block: nn.Module, x: Tensor) -> Tensor:
+    width: Any = getattr(block, "context_dim", None)
+    if not isinstance(width, int):
+        raise UsageError(
+            f"the block grafted at {site.name!r} can't be given nothing: it has no attribute context_dim; condition it "
+            "on a context of your own that stands for nothing"
+        )
+    near = next((each for each in block.parameters() if each.is_floating_point()), x)
+    return near.new_zeros(x.shape[0], 0, width)
 
 
 def _same_shape(site: Site, x: Tensor, y: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ __all__ = ["Growth", "grow_"]
 _QUIET = (Mode(training=False, grad=False), Mode(training=False, grad=True))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Growth:
     """What `grow_` changed.
 
@@ -77,10 +77,13 @@ class Growth:
         check_forwards(self.model, self._recipe)
         self._undo()
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
+
     def __str__(self) -> str:
         new = sum(parameter.numel() for parameter in self.parameters())
         pairs = ", ".join(f"{name} from {of}" for name, of in zip(self.layers, self.originals, strict=True))
-        kind = "of their branches" if self.gated == "branches" else "of their whole output, since they end in a norm"
+        kind = "of their branches" if self.gated == "branches" else "of the whole change that each makes"
         return "\n".join(
             (
                 f"{counted(len(self.layers), 'layer')} more: {pairs}",
@@ -183,23 +186,34 @@ def _choose(
     """Return the name of a list of layers, and the numbers of those that get one behind them."""
     found = find_layers(model) if at is None else choose_sites(model, at, 1)
     paths = {name.rpartition(".")[0] for name in found}
+    if whole := next((name for name in found if isinstance(model.get_submodule(name), nn.ModuleList)), None):
+        raise UsageError(f"{whole!r} is a list of layers: name its layers, at='{whole}.*'")
     if len(paths) > 1 or not isinstance(model.get_submodule(next(iter(paths))), nn.ModuleList | nn.Sequential):
         raise UsageError(
-            f"expected layers of one nn.ModuleList or nn.Sequential, got those of {', '.join(sorted(paths))}"
+            f"expected layers of one nn.ModuleList or nn.Sequential, got those of "
+            f"{', '.join(sorted(path or type(model).__name__ for path in paths))}"
         )
     keys = [name.rpartition(".")[2] for name in found]
     order = list(model.get_submodule(next(iter(paths)))._modules)
     if layers is None:
         chosen = [name.rpartition(".")[2] for name in choose_sites(model, at, every)]
-    elif odd := [
-        each for each in layers if isinstance(each, bool) or not isinstance(each, int) or not 0 <= each < len(keys)
-    ]:
-        raise UsageError(f"layers must be numbers from 0 to {len(keys) - 1}: got {odd[0]!r}")
     else:
-        chosen = [keys[each] for each in sorted(set(layers))]
+        chosen = [keys[each] for each in _numbers(layers, len(keys))]
     if not chosen:
         raise UsageError("layers must name at least one layer")
     return paths.pop(), [order.index(key) for key in chosen]
+
+
+def _numbers(layers: Any, count: int) -> list[int]:
+    if isinstance(layers, str) or not isinstance(layers, Iterable):
+        raise UsageError(f"layers must be a list of numbers, such as [0, {count - 1}]: got {layers!r}")
+    numbers = list(layers)
+    for each in numbers:
+        if isinstance(each, bool) or not isinstance(each, int) or not 0 <= each < count:
+            raise UsageError(f"layers must be numbers from 0 to {count - 1}: got {each!r}")
+    if len({*numbers}) < len(numbers):
+        raise UsageError(f"layers must name each layer once: got {numbers}; for more behind one, grow again")
+    return sorted(numbers)
 
 
 def _inputs(model: nn.Module, example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -330,8 +344,20 @@ def _gate(
     remember(model, recipe, undo)
     if not _stays(before, after := run(model)):
         failed = next((each for each in after if isinstance(each, Exception)), None)
-        raise UsageError(f"the deeper model fails: {failed}" if failed else "the outputs of the deeper model differ")
+        if failed is not None:
+            raise UsageError(f"the deeper model fails: {failed}")
+        raise UsageError(f"the outputs of the deeper model differ{_how(before, after)}")
     return "layers"
+
+
+def _how(before: list[Any], after: list[Any]) -> str:
+    counts = next(((len(one), len(two)) for one, two in zip(before, after, strict=True) if len(one) != len(two)), None)
+    if counts is None:
+        return ""
+    return (
+        f": {counts[1]} tensors instead of {counts[0]}, as of a model that returns the hidden states of each layer; "
+        "switch that off while it grows (output_hidden_states, output_attentions)"
+    )
 
 
 def _stays(before: list[Any], after: list[Any]) -> bool:

@@ -48,8 +48,8 @@ def graft_(
         model: The model.
         block: Makes the block of a layer from the layer's width ``D``: a module ``(*, D) -> (*, D)``. One whose
             ``forward`` has an argument ``context`` is called with ``(x, context, mask)``; see `Graft.condition`.
-        at: The layers: a pattern such as ``"transformer.h.*"``, in which ``*`` stands for one part of a name, or
-            several; by default the longest run of equal blocks in one of the model's lists.
+        at: The layers: a pattern such as ``"transformer.h.*"``, in which ``*`` stands for one part of a name,
+            from point to point, or several patterns; by default the longest run of equal blocks in one of the lists.
         every: Each how many of these layers: 2 takes the second, the fourth, and so on.
         position: ``"before"``: the layer gets ``block(x)``; ``"after"``: its output goes through the block;
             ``"parallel"``: what the block adds to the layer's input is added to the layer's output.

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from rezero.errors import UsageError, near
+from rezero.surgery.changed import Changed
 from rezero.surgery.linear import is_norm
 
 __all__ = ["choose_sites", "find_layers", "layer_lists", "width_of"]
@@ -19,8 +20,8 @@ def choose_sites(model: nn.Module, at: str | Sequence[str] | None, every: int) -
 
     Args:
         model: The model.
-        at: A pattern such as ``"transformer.h.*"``, in which ``*`` stands for one part of a name, or several; None for
-            the model's layers, as `find_layers` finds them.
+        at: A pattern such as ``"transformer.h.*"``, in which ``*`` stands for one part of a name, from point to point;
+            or several patterns; None for the model's layers, as `find_layers` finds them.
         every: Each how many of them: 2 takes the second, the fourth, and so on.
 
     Returns:
@@ -129,10 +130,14 @@ def _alike(one: nn.Module, other: nn.Module) -> bool:
 
     The first block of a T5 holds the position biases of all, and some models begin with a layer without experts.
     """
-    if type(one) is not type(other) or not any(True for _ in one.parameters()):
+    if _class_of(one) is not _class_of(other) or not any(True for _ in one.parameters()):
         return False
     shapes = {name: parameter.shape for name, parameter in one.named_parameters()}
     return all(shapes.get(name, each.shape) == each.shape for name, each in other.named_parameters())
+
+
+def _class_of(block: nn.Module) -> type[nn.Module]:
+    return block.original_class if isinstance(block, Changed) else type(block)
 
 
 def _matching(model: nn.Module, patterns: Sequence[str]) -> list[str]:
@@ -141,8 +146,19 @@ def _matching(model: nn.Module, patterns: Sequence[str]) -> list[str]:
         if not any(_matches(name, pattern) for name in names):
             lists = "".join(f", {_pattern(each)!r}" for each in layer_lists(model))
             there = f"; its lists of layers are{lists.removeprefix(',')}" if lists else ""
+            if deeper := next((name for name in names if fnmatchcase(name, pattern)), None):
+                meant = _starred(deeper, pattern)
+                raise UsageError(f"at={pattern!r} names no module: * stands for one part of a name; write {meant!r}")
             raise UsageError(f"at={pattern!r} names no module of the model{near(pattern, names, count=3)}{there}")
     return [name for name in names if any(_matches(name, pattern) for pattern in patterns)]
+
+
+def _starred(name: str, pattern: str) -> str:
+    """Return a pattern that names a module, and its like in other layers, as one with too few parts was meant to."""
+    tail = pattern.split(".")[1:]
+    parts = name.split(".")
+    parts = [*parts[: len(parts) - len(tail)], *tail]
+    return ".".join("*" if part.isdecimal() else part for part in parts)
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -28,8 +28,8 @@ def merge_(graft: "Graft") -> None:
         layer: Any = graft.model.get_submodule(name)
         if layer.original_class is not nn.Linear:
             raise UsageError(
-                f"{name!r} is a {layer.original_class.__name__}, and only an nn.Linear can take a block in: graft "
-                "at the linear layers themselves, with at="
+                f"{name!r} is a {layer.original_class.__name__}, and only an nn.Linear can take a block in: where "
+                "the model has some, graft at these, with at="
             )
         if (reason := _not_its_own(graft.model, name, layer)) is not None:
             raise UsageError(f"the weight of {name!r} {reason}: the block there stays a block")
