@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timing import bytes_kept, interleave, ratios, read_arguments, write_result
+from timing import bytes_kept, interleave, peak_bytes, ratios, read_arguments, write_result
 from torch import Tensor, nn
 
 import rezero
@@ -202,13 +202,18 @@ def main(arguments: argparse.Namespace) -> None:
     for each in hidden.values():  # something has to learn for a backward pass
         next(each.parameters()).requires_grad_(requires_grad=True)
     steps = {name: step_of(model, ids) for name, model in (models | hidden).items()}
+    peaks = {name: peak_bytes(step) for name, step in steps.items()}
     seconds = interleave(steps, rounds=arguments.rounds, device="cpu")
     timed = ratios(seconds, to="by hand")
     for name, row in timed.items():
         base_of = "torchtune's base" if "torchtune" in name else "base"
         row["over its base"] = ratios(seconds, to=base_of)[name]["ratio"]
+        row |= {"peak bytes": peaks[name], "peak over by hand": peaks[name] / peaks["by hand"]}
         spread = f"{row['ratio']:.3f} ({row['q1']:.3f} to {row['q3']:.3f})"
-        print(f"{name:22} {row['ms']:7.1f} ms, over by hand {spread}, over its base {row['over its base']:.3f}")
+        print(
+            f"{name:22} {row['ms']:7.1f} ms, over by hand {spread}, over its base {row['over its base']:.3f}, "
+            f"peak {row['peak bytes'] / 1e6:.1f} MB, {row['peak over by hand']:.3f}"
+        )
     print(write_result("graft-cpu", {"put in": rows, "step": timed}))
 
 
