@@ -35,13 +35,13 @@ class Claim:
         says: What, in a sentence.
         source: Where it says so.
         published: Its number.
-        find: Reads from the numbers of a reproduction what was measured of it.
+        find: Reads from the numbers of a reproduction what was measured of it; None where this scale does not ask.
     """
 
     says: str
     source: str
     published: str
-    find: Callable[[Mapping[str, Any]], Finding]
+    find: Callable[[Mapping[str, Any]], Finding | None]
 
 
 def judge(first: bool, *others: bool) -> Verdict:

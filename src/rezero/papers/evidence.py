@@ -71,7 +71,7 @@ def _claims(each: Reproduction, found: Found) -> str:
 
 
 def _row(each: Reproduction, claim: Claim, found: Found) -> tuple[int, tuple[str, ...]]:
-    judged = {name: claim.find(summary) for name, summary in found.items()}
+    judged = {name: finding for name, summary in found.items() if (finding := claim.find(summary)) is not None}
     verdicts = [
         f"**{judged[name].verdict}** ({name} scale)" if name in judged else f"not yet run at {name} scale"
         for name in each.scales

@@ -58,6 +58,7 @@ class Recipe:
         settings: As ``rezero compare`` takes them, name to value; those left out are the task's own.
         asks: What is asked of its numbers.
         jobs: Trials that run at once.
+        most_seeds: Paired seeds at the most, of a study that takes long; None for as many as are asked for.
     """
 
     name: str
@@ -65,17 +66,29 @@ class Recipe:
     settings: Mapping[str, Any]
     asks: tuple[Asked, ...]
     jobs: int = field(default=2, kw_only=True)
+    most_seeds: int | None = field(default=None, kw_only=True)
+
+    def seeds(self, asked: int) -> int:
+        """Return the number of paired seeds.
+
+        Args:
+            asked: What is asked for.
+
+        Returns:
+            As many, or the most that there are.
+        """
+        return asked if self.most_seeds is None else min(asked, self.most_seeds)
 
     def command(self, seeds: int) -> str:
         """Return the command that runs the same study by itself.
 
         Args:
-            seeds: Paired seeds.
+            seeds: Paired seeds that are asked for.
 
         Returns:
             The command.
         """
-        given = {**self.settings, "seeds": seeds, "jobs": self.jobs}
+        given = {**self.settings, "seeds": self.seeds(seeds), "jobs": self.jobs}
         options = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
         return shlex.join(["rezero", "compare", self.task, *options])
 
@@ -88,7 +101,7 @@ class Recipe:
         Returns:
             The folder.
         """
-        return work.folder / f"{self.name}-{work.seeds}"
+        return work.folder / f"{self.name}-{self.seeds(work.seeds)}"
 
     def run(self, work: Work) -> dict[str, Any]:
         """Run the study, or what is left of it, and read its numbers.
@@ -104,7 +117,7 @@ class Recipe:
         """
         folder = self.folder(work)
         request = Request(
-            settings={**self.settings, "seeds": work.seeds},
+            settings={**self.settings, "seeds": self.seeds(work.seeds)},
             question={"baseline": None, "target": None, "resolve": None},
             output=folder,
             jobs=self.jobs,

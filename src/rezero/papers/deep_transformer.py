@@ -1,0 +1,148 @@
+"""Transformers of 64 and 128 layers, without warm-up and without LayerNorm.
+
+Bachlechner et al. (2020), arXiv:2003.04887, sec. 5.2: they train where others do not. Here beside post-norm, with a
+warm-up and without, and pre-norm, each at its own best rate, on the bytes of enwik8.
+
+    rezero reproduce deep-transformer
+"""
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rezero.papers.claims import Claim, Finding, interval, judge, shown
+from rezero.papers.reproduction import Reproduction, Scale
+from rezero.papers.studies import Asked, Recipe, draw_arms, gain_of, of_pair, run_all, speed_of
+
+__all__ = ["DEEP_TRANSFORMER", "LAPTOP", "PAPER"]
+
+ARMS = ("post-norm", "post-norm warmup=100", "pre-norm", "rezero")
+SINGLE = 5.0
+"""Bits a byte of a model that knows how often each byte comes, and nothing of what stands before it: about 5."""
+LEARNT = 4.5
+"""Bits a byte: what lies below has learned more than how often each byte comes."""
+
+
+def _recipes(lengths: Mapping[int, int], jobs: int, every: int, **settings: Any) -> tuple[Recipe, ...]:
+    given = {"arms": ", ".join(ARMS), "warmup": 0, "tune": 4, "measure_every": every, **settings}
+    asks = (Asked("pre-norm", "val_loss"),)
+    return tuple(
+        Recipe(f"{depth} layers", "lm-enwik8", {**given, "depth": depth, "steps": steps}, asks, jobs=jobs)
+        for depth, steps in lengths.items()
+    )
+
+
+LAPTOP = _recipes(
+    {64: 300, 128: 200}, 2, 50, width=64, heads=4, context=64, batch_size=8, lr=3e-3, embedding_std=0.125, threads=1
+)
+PAPER = _recipes(
+    {64: 20_000, 128: 20_000},
+    1,
+    500,
+    width=256,
+    heads=8,
+    context=512,
+    batch_size=32,
+    lr=1e-3,
+    device="cuda",
+    precision="bf16",
+)
+
+
+def write(summary: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """Draw the validation loss of each depth.
+
+    Args:
+        summary: The numbers.
+        folder: Where to.
+
+    Returns:
+        Name of each picture to what it shows.
+    """
+    pictures = {}
+    for name, study in summary["studies"].items():
+        stem = name.replace(" ", "-")
+        pictures[stem] = (
+            f"{name}, enwik8: validation loss over the steps, median and range of {summary['seeds']} seeds."
+        )
+        draw_arms(
+            study,
+            folder / stem,
+            metric="val_loss",
+            title="validation loss, bits a byte",
+            description=pictures[stem],
+            factor=1 / math.log(2),
+        )
+    return pictures
+
+
+def lines(summary: Mapping[str, Any]) -> list[str]:
+    """Say what came out.
+
+    Args:
+        summary: The numbers.
+
+    Returns:
+        Lines of text.
+    """
+    said = []
+    for name, study in summary["studies"].items():
+        said += [
+            f"{name}: {arm} ends at {_end(study, arm)} bits a byte (rate {study['arms'][arm]['lr']:g})"
+            for arm in study["arms"]
+        ]
+        found = of_pair(study, "rezero", "pre-norm", "val_loss")
+        better = gain_of(found, 1 / math.log(2))
+        said.append(
+            f"{name}: rezero {speed_of(found)} times as fast as pre-norm, {better} bits a byte better at the end"
+        )
+    return said
+
+
+def _ends(study: Mapping[str, Any], arm: str) -> list[float | None]:
+    losses = [points[-1]["val_loss"] for points in study["arms"][arm]["points"].values()]
+    return [None if loss is None else loss / math.log(2) for loss in losses]
+
+
+def _end(study: Mapping[str, Any], arm: str) -> str:
+    ends = _ends(study, arm)
+    return "diverged" if None in ends else shown(interval([end for end in ends if end is not None]))
+
+
+def _learns(arm: str, summary: Mapping[str, Any]) -> Finding:
+    said, learnt = [], []
+    for name, study in summary["studies"].items():
+        said.append(f"{name}: {_end(study, arm)} bits a byte")
+        learnt.append(all(end is not None and end < LEARNT for end in _ends(study, arm)))
+    return Finding(f"{arm} {'; '.join(said)} (single bytes: about {SINGLE:g})", judge(*learnt))
+
+
+def _does_not(summary: Mapping[str, Any]) -> Finding:
+    """The claim is that post-norm does not learn there."""
+    found = [_learns(arm, summary) for arm in ARMS[:2]]
+    return Finding("; ".join(each.ours for each in found), judge(*(each.verdict == "does not hold" for each in found)))
+
+
+DEEP_TRANSFORMER = Reproduction(
+    name="deep-transformer",
+    shows="Transformers of 64 and 128 layers without warm-up or LayerNorm, beside those with them",
+    source="Bachlechner et al. (2020), arXiv:2003.04887, sec. 5.2",
+    version=1,
+    scales={
+        "laptop": Scale(minutes=60, seeds=3, run=partial(run_all, LAPTOP)),
+        "paper": Scale(minutes=3000, seeds=3, run=partial(run_all, PAPER)),
+    },
+    write=write,
+    lines=lines,
+    claims=(
+        Claim(
+            "64 and 128 layers train without warm-up and without LayerNorm",
+            "sec. 5.2",
+            "128 layers train",
+            partial(_learns, "rezero"),
+        ),
+        Claim("Post-norm of that depth does not, with a warm-up or without", "sec. 5.2", "no number", _does_not),
+    ),
+)

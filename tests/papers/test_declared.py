@@ -1,0 +1,107 @@
+"""Reproductions that are studies of the lab and nothing else: small ones of the same arms give lines and claims."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rezero.papers.deep_transformer import DEEP_TRANSFORMER
+from rezero.papers.deep_transformer import LAPTOP as DEEP
+from rezero.papers.reproduction import Work
+from rezero.papers.resnet import LAPTOP as RESNETS
+from rezero.papers.resnet import RESNET
+from rezero.papers.studies import Recipe, run_all
+
+
+def point(step: int, **metrics: float | None) -> dict[str, Any]:
+    return {"step": step, **metrics}
+
+
+def resnet(depth: int, epochs: int, accuracies: dict[str, list[float]]) -> dict[str, Any]:
+    """Return a study that was made up: one accuracy a seed after the first epoch, and 0.9 at the end."""
+    found = {"arm": "rezero", "baseline": "residual", "gain": None, "lead": None, "censored": [0, 0]}
+    found |= {"diverged": [1, 0], "speed": "unknown", "quality": "unknown"}
+    return {
+        "settings": {"depth": depth, "epochs": epochs, "seeds": len(accuracies["rezero"])},
+        "arms": {
+            arm: {
+                "points": {
+                    str(seed): [point(1, val_accuracy=value), *[point(2, val_accuracy=0.9)] * (epochs > 1)]
+                    for seed, value in enumerate(values)
+                }
+            }
+            for arm, values in accuracies.items()
+        },
+        "asked": [
+            {"baseline": "residual", "metric": "val_accuracy", "target": target, "found": [found]}
+            for target in (None, 0.80, 0.85)
+        ],
+    }
+
+
+def test_the_first_epoch_is_judged_by_its_interval() -> None:
+    """And by the study that has the most seeds; what a scale does not ask is not judged."""
+    far = resnet(20, 1, {"rezero": [0.50, 0.52, 0.51], "residual": [0.40, 0.43, 0.41]})
+    near = resnet(56, 1, {"rezero": [0.50, 0.42], "residual": [0.40, 0.43]})
+    summary = {
+        "studies": {"a": far, "b": near, "ResNet-20, 8 epochs": resnet(20, 8, {"rezero": [0.1], "residual": [0.2]})}
+    }
+    first, second, third, sooner, final = (claim.find(summary) for claim in RESNET.claims)
+    assert first is not None
+    assert (first.verdict, first.ours.endswith("; 3 seeds")) == ("holds", True)
+    assert second is not None
+    assert second.verdict == "does not hold"
+    assert third is None
+    assert sooner is not None
+    assert sooner.ours.startswith("ResNet-20: times as fast to 80%")
+    assert final is None
+    said = RESNET.lines(summary)
+    assert said[0].startswith("a: rezero 51.0% (48.5% to 53.5%) after the first, published 49.52%")
+    assert sum("ends at 90.0%" in line for line in said) == 2
+
+
+def test_a_study_that_takes_long_has_fewer_seeds(tmp_path: Path) -> None:
+    """At the most as many as it says; its command and folder say so."""
+    long = next(each for each in RESNETS if each.most_seeds == 2)
+    assert [long.seeds(asked) for asked in (1, 2, 5)] == [1, 2, 2]
+    assert "--seeds 2" in long.command(5)
+    assert long.folder(Work(tmp_path, tmp_path, 5)).name == "ResNet-56, 1 epoch-2"
+
+
+@pytest.mark.parametrize("recipe", RESNETS, ids=lambda each: each.name)
+def test_the_authors_rates_are_used(recipe: Recipe) -> None:
+    """0.2 for 20 layers, 0.1 for more."""
+    from rezero.lab.tasks import find_task
+
+    settings = find_task(recipe.task).settings({**recipe.settings, "arms": ("residual", "rezero")})
+    assert settings.lr == (0.2 if settings.depth == 20 else 0.1)
+    assert (settings.batch_size, settings.optimizer) == (128, "SGD momentum=0.9 weight_decay=1e-4")
+
+
+def test_deep_transformers_learn_more_than_single_bytes_or_not(tmp_path: Path) -> None:
+    """Lines, pictures and claims of small studies of the same arms."""
+    text = tmp_path / "text.txt"
+    text.write_text("so many words that are few, " * 400)
+    tiny = {
+        "width": 8,
+        "heads": 2,
+        "context": 8,
+        "batch_size": 2,
+        "steps": 110,
+        "measure_every": 55,
+        "tune": 2,
+        "depth": 1,
+    }
+    small = [
+        replace(each, task="lm-text", settings={**each.settings, **tiny, "data": str(text)}, jobs=1)
+        for each in DEEP[:1]
+    ]
+    summary = {"seeds": 1, **run_all(small, Work(tmp_path, tmp_path, 1))}
+    assert len(DEEP_TRANSFORMER.lines(summary)) == 5
+    learns, others = (claim.find(summary) for claim in DEEP_TRANSFORMER.claims)
+    assert learns is not None
+    assert others is not None
+    assert learns.ours.startswith("rezero 64 layers: ")
+    assert "post-norm warmup=100 64 layers: " in others.ours
+    assert list(DEEP_TRANSFORMER.write(summary, tmp_path)) == ["64-layers"]
