@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["TooManyError", "UsageError", "near"]
+__all__ = ["MissingDataError", "TooManyError", "UsageError", "near"]
 
 
 class UsageError(ValueError):
@@ -11,6 +11,10 @@ class UsageError(ValueError):
 
     The command line prints it without a traceback and exits with code 2; nothing has been written by then.
     """
+
+
+class MissingDataError(UsageError):
+    """A data set that is in none of the places where it is looked for."""
 
 
 class TooManyError(UsageError):

@@ -89,3 +89,22 @@ def test_a_failed_constructor_notes_nothing() -> None:
 
     with pytest.raises(ValueError, match="no width of 3"):
         Failing(3)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: GatedCrossAttention(8, num_heads=2.0), "num_heads must be a whole number: got 2.0"),
+        (lambda: GatedCrossAttention(8.0, num_heads=2), "dim must be a whole number: got 8.0"),
+        (lambda: GatedCrossAttention(8, num_heads=2, ff_mult=2.5), "ff_mult must be a whole number: got 2.5"),
+        (lambda: GatedCrossAttention(8, num_heads=2, dropout=None), "dropout must be a probability .*: got None"),
+        (lambda: GatedAdapter(8, "8"), "bottleneck must be a whole number: got '8'"),
+        (lambda: PerceiverResampler(8, depth=2.5, num_latents=2, num_heads=2), "depth must be a whole number: got 2.5"),
+        (lambda: PerceiverResampler(8, depth=True, num_latents=2, num_heads=2), "depth must be a whole .*: got True"),
+    ],
+    ids=["heads", "dim", "ff_mult", "dropout", "bottleneck", "depth", "bool"],
+)
+def test_arguments_of_the_wrong_type_are_told(build: Any, message: str) -> None:
+    """By their names, before anything is built."""
+    with pytest.raises(TypeError, match=message):
+        build()

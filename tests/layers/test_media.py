@@ -76,3 +76,11 @@ def test_refuses_what_does_not_fit(is_media: Tensor, media: int, latents: int, m
     """A wrong shape, dtype or number is an error that says what was expected and what came."""
     with pytest.raises(ValueError, match=message):
         media_mask(is_media, media, latents)
+
+
+def test_what_is_no_tensor_or_no_whole_number_is_told() -> None:
+    """Before anything is computed."""
+    with pytest.raises(TypeError, match=r"is_media must be a boolean tensor \(B, T\): got NoneType"):
+        media_mask(None, 1, 2)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"media must be a whole number: got 1.5"):
+        media_mask(torch.zeros(1, 2, dtype=torch.bool), 1.5, 2)  # type: ignore[arg-type]

@@ -227,3 +227,24 @@ def test_refuses_inputs_that_do_not_fit(given: tuple[Tensor, ...], message: str)
     """A shape or dtype that does not fit is an error that says what was expected and what came."""
     with pytest.raises(ValueError, match=message):
         PerceiverResampler(D, depth=1, num_latents=L, num_heads=H)(*given)
+
+
+def test_padding_that_is_not_a_number_leaves_no_trace() -> None:
+    """Neither in the output nor in any gradient."""
+    resampler = build()
+    x = torch.randn(B, S, D, dtype=F64)
+    mask = torch.arange(S).expand(B, S) < 3
+    padded = x.masked_fill(~mask[..., None], float("nan"))
+    y = resampler(padded, mask)
+    assert torch.equal(y, resampler(x.masked_fill(~mask[..., None], 0.0), mask))
+    y.sum().backward()
+    assert all(each.grad is None or each.grad.isfinite().all() for each in resampler.parameters())
+
+
+def test_a_mask_that_is_no_tensor_or_elsewhere_is_told() -> None:
+    """In the words of the caller."""
+    resampler, x = build(), torch.randn(B, S, D, dtype=F64)
+    with pytest.raises(TypeError, match="mask must be a boolean tensor: got list"):
+        resampler(x, [[True] * S] * B)
+    with pytest.raises(ValueError, match=r"mask is on meta, x is on cpu: move it with .to"):
+        resampler(x, torch.ones(B, S, dtype=torch.bool, device="meta"))

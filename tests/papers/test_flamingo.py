@@ -12,6 +12,7 @@ import torch
 from rezero.errors import UsageError
 from rezero.papers.captions import DIGITS, IGNORED, TEMPLATES, WORDS, Captions, Pictures
 from rezero.papers.flamingo import ARMS, FLAMINGO, PLAN, found, run
+from rezero.papers.plain_text import load_plain_text
 from rezero.papers.reproduction import Scale, Work
 
 TINY = replace(PLAN, width=16, depth=2, batch=4, reading=3, looking=3, steps=4, every=2, questions=3, plain=4)
@@ -62,14 +63,31 @@ def test_the_story_goes_on_where_it_was_stopped_and_starts_from_the_frozen_model
 
 
 def test_damaged_parts_are_named(tmp_path: Path) -> None:
-    """With what to do about them."""
+    """With what to do about them, also where they can be read."""
     work = Work(tmp_path, tmp_path, 1)
-    (tmp_path / "a.json").write_text("{")
+    assert work.part("a", lambda: [1]) == work.part("a", dict) == [1]
+    (tmp_path / "a.json").write_text("[2]")
     with pytest.raises(UsageError, match=r"a.json is damaged: .*; remove it, and it is made again"):
         work.part("a", dict)
+    first, again = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    work.weights("b", first, dict)
+    work.weights("b", again, dict)
+    assert torch.equal(again.weight, first.weight)
     (tmp_path / "b.safetensors").write_bytes(b"none")
     with pytest.raises(UsageError, match=r"b.safetensors is damaged: .*; remove it, and it is made again"):
         work.weights("b", torch.nn.Linear(1, 1), dict)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        work.part("c", lambda: float("nan"))
+
+
+def test_nothing_is_taken_over_from_another_plan_or_text(tmp_path: Path) -> None:
+    """Parts lie in a folder of what they depend on."""
+    work = Work(tmp_path, tmp_path, 1)
+    text = load_plain_text(16)
+    folders = {work.of(*each).folder for each in ((TINY, text.digest()), (PLAN, text.digest()), (TINY, "other"))}
+    assert len(folders) == 3
+    assert work.of(TINY, load_plain_text(16).digest()).folder in folders
+    assert replace(text, val=text.train).digest() != text.digest()
 
 
 def made_up(seeds: int = 2) -> dict[str, Any]:

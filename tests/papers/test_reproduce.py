@@ -123,3 +123,18 @@ def test_bad_requests_write_nothing(
     assert capsys.readouterr().err == f"rezero: {message}\n"
     assert not asked
     assert sorted(file.name for file in Path().iterdir()) == ["file"]
+
+
+def test_what_can_not_be_written_is_told_before_the_work(asked: list[Work], capsys: pytest.CaptureFixture[str]) -> None:
+    """A link to nowhere, a place without files, numbers whose name is taken."""
+    Path("link").symlink_to("nowhere")
+    Path("taken/summary.json").mkdir(parents=True)
+    for output, message in (
+        ("link", "cannot write into link: it is a file, or lies in one"),
+        ("/proc/here", "cannot write into /proc/here: No such file or directory"),
+        ("taken", "cannot write into taken: its summary.json is a folder"),
+    ):
+        assert run(["reproduce", "one", "-o", output]) == 2
+        assert capsys.readouterr().err == f"rezero: {message}\n"
+    assert not asked
+    assert sorted(file.name for file in Path().iterdir()) == ["link", "taken"]

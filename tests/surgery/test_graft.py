@@ -839,3 +839,131 @@ def test_weights_that_are_not_a_layers_own_take_no_block_in() -> None:
     graft = rezero.graft_(normed, lambda width: rezero.ReZero(nn.Linear(width, width)), "0", width=8)
     with pytest.raises(UsageError, match=r"the weight of '0' is computed from other parameters"):
         graft.merge()
+
+
+def test_a_shared_bias_a_hook_or_another_width_takes_no_block_in() -> None:
+    """Each is named, and the blocks stay."""
+
+    def block(width: int) -> nn.Module:
+        return rezero.ReZero(nn.Linear(width, width))
+
+    shared = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    shared[1].bias = shared[0].bias
+    graft = rezero.graft_(shared, block, "0", width=8)
+    with pytest.raises(
+        UsageError, match=r"the weight of '0' stands beside a bias that is used elsewhere too, as '1.bias'"
+    ):
+        graft.merge()
+    graft = rezero.graft_(nn.Sequential(nn.Linear(8, 8)), block, "0", width=8)
+    hook = graft.blocks["0"].register_forward_hook(lambda *given: given[2].relu())
+    with pytest.raises(UsageError, match="the block at '0' is not linear because of a hook on its ReZero"):
+        graft.merge()
+    hook.remove()
+    graft.merge()
+    for options, message in (
+        ({"position": "parallel", "width": 4}, "'0' turns 4 features into 6: no block is parallel"),
+        ({"position": "after", "width": 4}, "the block at '0' is 4 wide, where 6 features come through"),
+        ({"position": "before", "width": 5}, "the block at '0' is 5 wide, where 4 features come through"),
+    ):
+        graft = rezero.graft_(nn.Sequential(nn.Linear(4, 6)), block, "0", **options)  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match=message):
+            graft.merge()
+        graft.remove()
+    graft = rezero.graft_(nn.Sequential(nn.Linear(4, 4)), lambda _: rezero.ReZero(nn.Identity()), "0", width=4)
+    with pytest.raises(UsageError, match="the block at '0' has no matrix that could be written into a weight"):
+        graft.merge()
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["first", "last"])
+def test_an_encoder_nests_again_when_its_last_block_is_out(order: tuple[int, int], x: Tensor) -> None:
+    """And not before: the layers of the other block are given whole batches until then."""
+    layer = nn.TransformerEncoderLayer(WIDTH, 2, 16, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2).eval()
+    padding = torch.arange(5).expand(2, 5) > 3
+    grafts = [rezero.graft_(model, adapter, at=f"layers.{place}") for place in (0, 1)]
+    grafts[order[0]].remove()
+    assert not model.use_nested_tensor
+    with torch.no_grad():
+        assert model(x, src_key_padding_mask=padding).shape == x.shape
+    grafts[order[1]].remove()
+    assert model.use_nested_tensor
+
+
+def test_a_model_that_can_not_learn_is_refused() -> None:
+    """Of parameters that were made under inference_mode none can be frozen and thawed."""
+    with torch.inference_mode():
+        model = Model()
+    before = [each.requires_grad for each in model.parameters()]
+    with pytest.raises(UsageError, match=r"was made under torch.inference_mode and can't be trained"):
+        rezero.graft_(model, adapter)
+    assert [each.requires_grad for each in model.parameters()] == before
+
+
+def test_the_dropout_of_a_block_is_no_difference(x: Tensor) -> None:
+    """It draws nothing while the output is compared, and is there afterwards."""
+    model = nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(WIDTH, 2, 16, batch_first=True, dropout=0.1), 2, enable_nested_tensor=False
+    )
+    graft = rezero.graft_(model, lambda width: rezero.layers.GatedAdapter(width, 2, dropout=0.2), example=x)
+    probabilities = {
+        vars(each)[name]
+        for block in graft.blocks.values()
+        for each in block.modules()
+        for name in ("p", "dropout")
+        if isinstance(vars(each).get(name), float)
+    }
+    assert probabilities == {0.2}
+
+
+def test_a_file_is_loaded_into_blocks_of_their_own_and_on_a_device(tmp_path: Path) -> None:
+    """One module for all layers, a model without numbers, and what makes no block are refused."""
+    rezero.graft_(Model(), adapter).save(tmp_path)
+    one = adapter(WIDTH)
+    model = Model()
+    with pytest.raises(UsageError, match="block must make a new module at each call"):
+        rezero.load_graft_(model, tmp_path, block=lambda _: one)
+    with pytest.raises(TypeError, match=r"block must make the block of a layer .*: got str"):
+        rezero.load_graft_(model, tmp_path, block="x")  # type: ignore[arg-type]
+    assert not any("graft" in key for key in model.state_dict())
+    with pytest.raises(UsageError, match="the model is on the meta device and has no numbers"):
+        rezero.load_graft_(Model().to("meta"), tmp_path, block=adapter)
+
+
+def _edited(folder: Path, **changes: Any) -> None:
+    """Change the description of the first block in a file."""
+    file = folder / "graft.safetensors"
+    tensors = load_file(file)
+    recipe = json.loads((folder / "graft.json").read_text(encoding="utf-8"))
+    described = recipe["blocks"]["layers.0"]
+    described["class"] = changes.pop("class", described["class"])
+    described["arguments"] |= changes
+    save_file(tensors, file, {"rezero": json.dumps(recipe)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bottleneck": 10**9}, "is damaged at 'layers.0': bottleneck is 1000000000"),
+        ({"class": "media_mask"}, "is damaged at 'layers.0', or of a newer rezero: 'media_mask'"),
+        ({"class": "LanguageModel"}, "is damaged at 'layers.0', or of a newer rezero: 'LanguageModel'"),
+        ({"device": "meta"}, "is damaged at 'layers.0', or of a newer rezero: 'GatedAdapter'"),
+    ],
+    ids=["size", "function", "network", "device"],
+)
+def test_only_blocks_of_the_files_size_are_built(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """A description that was edited runs nothing else, and does not build for ever."""
+    rezero.graft_(Model(), lambda width: rezero.layers.GatedAdapter(width, 2)).save(tmp_path)
+    _edited(tmp_path, **changes)
+    with pytest.raises(UsageError, match=message):
+        rezero.load_graft_(Model(), tmp_path)
+
+
+def test_tensors_of_another_kind_are_not_cast(tmp_path: Path) -> None:
+    """Whole numbers in the place of weights are no weights."""
+    rezero.graft_(Model(), adapter).save(tmp_path)
+    file = tmp_path / "graft.safetensors"
+    tensors, recipe = load_file(file), (tmp_path / "graft.json").read_text(encoding="utf-8")
+    name = next(key for key in tensors if key.endswith("weight"))
+    save_file({**tensors, name: tensors[name].long()}, file, {"rezero": recipe})
+    with pytest.raises(UsageError, match=f"'{name}' is torch.float32 here and torch.int64 there"):
+        rezero.load_graft_(Model(), tmp_path, block=adapter)

@@ -376,7 +376,7 @@ def test_undo_is_refused_after_other_changes(change: str, x: Tensor) -> None:
         shared = Shared()
         growth = rezero.grow_(shared, layers=[1], example=x)
         graft = rezero.graft_(shared, lambda width: rezero.ReZero(nn.Linear(width, width)), "blocks.*", width=WIDTH)
-        with pytest.raises(UsageError, match=r"'blocks.2' has a grafted block: call remove\(\) of that graft first"):
+        with pytest.raises(UsageError, match=r"'blocks.\d' has a grafted block: call remove\(\) of that graft first"):
             growth.undo()
         graft.remove()
         growth.undo()
@@ -482,3 +482,64 @@ def test_drawing_anew_leaves_what_is_shared(x: Tensor) -> None:
     before = model.table.weight.clone()
     rezero.grow_(model, layers=[1], init="fresh", example=x)
     assert torch.equal(model.table.weight, before)
+
+
+def test_a_graft_on_an_old_layer_keeps_the_growth(x: Tensor) -> None:
+    """Undoing would move its layer, and let learn what is to stay frozen."""
+    model = encoder()
+    before = model(x)
+    growth = rezero.grow_(model, every=2, example=x, train="new")
+    graft = rezero.graft_(model, lambda width: rezero.ReZero(nn.Linear(width, width)), "layers.3")
+    with pytest.raises(UsageError, match=r"'layers.3' has a grafted block: call remove\(\) of that graft first"):
+        growth.undo()
+    graft.remove()
+    growth.undo()
+    assert torch.equal(model(x), before)
+    assert all(each.requires_grad for each in model.parameters())
+
+
+def test_numbers_of_numpy_are_numbers(x: Tensor) -> None:
+    """As they come out of numpy."""
+    import numpy as np
+
+    assert len(rezero.grow_(encoder(), layers=np.array([0, 2]), example=x).layers) == 2  # type: ignore[arg-type]
+
+
+def test_layers_that_are_given_their_input_by_name_alone_grow(x: Tensor) -> None:
+    """Their first argument has no place."""
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, *, x: Tensor) -> Tensor:
+            y: Tensor = x + self.linear(x)
+            return y
+
+    class Stack(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(Named() for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = layer(x=x)
+            return x
+
+    model = Stack()
+    before = model(x)
+    assert len(rezero.grow_(model, example=x).layers) == 1
+    assert torch.equal(model(x), before)
+
+
+def test_a_model_or_an_optimizer_that_can_not_take_gates_is_refused(x: Tensor) -> None:
+    """Parameters made under inference_mode, and Muon, which knows matrices alone."""
+    with torch.inference_mode():
+        model = encoder()
+    with pytest.raises(UsageError, match=r"was made under torch.inference_mode"):
+        rezero.grow_(model, example=x)
+    model = encoder()
+    matrices = [each for each in model.parameters() if each.ndim == 2]
+    with pytest.raises(UsageError, match="Muon takes matrices alone"):
+        rezero.grow_(model, example=x, optimizer=torch.optim.Muon(matrices, lr=0.1))

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from rezero.errors import UsageError
+from rezero.errors import MissingDataError, UsageError
 
 __all__ = ["cache_folder", "data_folders", "find"]
 
@@ -71,7 +71,8 @@ def find(name: str, candidates: Sequence[str], *, suffixes: Sequence[str] = ("",
         The first that is there, in the first data folder that has one.
 
     Raises:
-        UsageError: If there is none, or REZERO_DATA is no folder.
+        MissingDataError: If there is none.
+        UsageError: If REZERO_DATA is no folder.
     """
     folders = data_folders()
     is_there = Path.is_dir if is_folder else Path.is_file
@@ -82,4 +83,6 @@ def find(name: str, candidates: Sequence[str], *, suffixes: Sequence[str] = ("",
     wanted = " or ".join(candidates) + "".join(f", {suffix}" for suffix in suffixes if suffix)
     places = " and ".join(map(str, folders))
     advice = "" if os.environ.get("REZERO_DATA") else ", or set REZERO_DATA to a folder that holds it"
-    raise UsageError(f"no {name} here: looked for {wanted} in {places}; get it with `rezero download {name}`{advice}")
+    raise MissingDataError(
+        f"no {name} here: looked for {wanted} in {places}; get it with `rezero download {name}`{advice}"
+    )

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from hashlib import sha256
 from typing import ClassVar, Self
 
 import torch
@@ -41,6 +42,11 @@ class TextData:
     val: Tensor
     context: int
     classes: ClassVar[int] = 256
+
+    def digest(self) -> str:
+        """Return what tells this text from others: a checksum of both parts, and the length of a window."""
+        parts = (part.cpu().numpy().tobytes() for part in (self.train, self.val))
+        return sha256(b" ".join((f"{self.context} {len(self.train)}".encode(), *parts))).hexdigest()
 
     def __post_init__(self) -> None:
         if self.context < 1:

@@ -5,7 +5,7 @@
 import torch
 from torch import Tensor
 
-from rezero.layers.network import check_sizes
+from rezero.layers.network import check_sizes, check_whole
 
 __all__ = ["media_mask"]
 
@@ -26,6 +26,7 @@ def media_mask(is_media: Tensor, media: int, latents: int) -> Tensor:
         ``(B, T, media * latents)``, True where it may be seen: the ``mask`` of `GatedCrossAttention`.
 
     Raises:
+        TypeError: If ``is_media`` is no tensor, or a number no whole one.
         ValueError: If ``is_media`` is not boolean ``(B, T)``, a number is out of range, or a text marks more media than
             there are; under ``torch.compile`` and ``torch.export`` the last is not looked at, and positions after
             what there is see nothing.
@@ -40,6 +41,9 @@ def media_mask(is_media: Tensor, media: int, latents: int) -> Tensor:
                  [1, 1, 0, 0],
                  [0, 0, 1, 1]]], dtype=torch.int32)
     """
+    if not isinstance(is_media, Tensor):
+        raise TypeError(f"is_media must be a boolean tensor (B, T): got {type(is_media).__name__}")
+    check_whole(media=media)
     if is_media.ndim != 2 or is_media.dtype != torch.bool:
         raise ValueError(f"is_media must be boolean (B, T): got {is_media.dtype} {tuple(is_media.shape)}")
     if media < 0:

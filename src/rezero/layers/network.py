@@ -1,5 +1,7 @@
 """What layers and networks of every family have in common: checks, gates by name, and a fresh start."""
 
+from numbers import Real
+
 import torch
 from torch import Tensor, nn
 
@@ -14,10 +16,25 @@ __all__ = [
     "check_input",
     "check_residual",
     "check_sizes",
+    "check_whole",
     "is_autocast",
     "reset_children",
     "reset_xavier",
 ]
+
+
+def check_whole(**numbers: int) -> None:
+    """Refuse what is no whole number.
+
+    Args:
+        **numbers: Name of the argument to its value.
+
+    Raises:
+        TypeError: If one is no whole number.
+    """
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not (isinstance(number, int) or hasattr(number, "__index__")):
+            raise TypeError(f"{name} must be a whole number: got {number!r}")
 
 
 def check_sizes(**sizes: int) -> None:
@@ -27,8 +44,10 @@ def check_sizes(**sizes: int) -> None:
         **sizes: Name of the argument to its value.
 
     Raises:
+        TypeError: If one is no whole number.
         ValueError: If one is below 1.
     """
+    check_whole(**sizes)
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name} must be at least 1: got {size}")
@@ -42,8 +61,10 @@ def check_heads(dim: int, num_heads: int) -> None:
         num_heads: Number of heads.
 
     Raises:
+        TypeError: If one is no whole number.
         ValueError: If ``dim`` is no positive multiple of ``num_heads``.
     """
+    check_whole(dim=dim, num_heads=num_heads)
     if num_heads < 1 or dim < 1 or dim % num_heads:
         raise ValueError(f"dim must be a positive multiple of num_heads: got {dim} and {num_heads}")
 
@@ -55,8 +76,11 @@ def check_dropout(dropout: float) -> None:
         dropout: Probability of dropping an entry.
 
     Raises:
+        TypeError: If it is no number.
         ValueError: If it is not from 0 to 1.
     """
+    if not isinstance(dropout, Real) or isinstance(dropout, bool):
+        raise TypeError(f"dropout must be a probability from 0 to 1: got {dropout!r}")
     if not 0 <= dropout <= 1:
         raise ValueError(f"dropout must be a probability from 0 to 1: got {dropout}")
 
@@ -68,8 +92,10 @@ def check_ff_mult(ff_mult: int) -> None:
         ff_mult: Width inside, in units of the width outside.
 
     Raises:
+        TypeError: If it is no whole number.
         ValueError: If it is negative.
     """
+    check_whole(ff_mult=ff_mult)
     if ff_mult < 0:
         raise ValueError(f"ff_mult must be at least 0, which leaves the feed-forward branch out: got {ff_mult}")
 

@@ -97,11 +97,15 @@ class PerceiverResampler(Rebuildable, nn.Module):
             ``(*, L, D)``.
 
         Raises:
-            TypeError: If ``x`` is no tensor.
+            TypeError: If ``x`` or the mask is no tensor.
             ValueError: If a shape, dtype or device does not fit.
         """
         check_input("x", x, "(*, S, D)", self.dim, self.latents)
         outer, length = x.shape[:-2], x.shape[-2]
+        if mask is not None and not isinstance(mask, Tensor):
+            raise TypeError(f"mask must be a boolean tensor: got {type(mask).__name__}")
+        if mask is not None and mask.device != x.device:
+            raise ValueError(f"mask is on {mask.device}, x is on {x.device}: move it with .to()")
         if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:-1]):
             raise ValueError(
                 f"mask must be boolean {tuple(x.shape[:-1])}, True at the inputs that may be seen: got {mask.dtype} "
@@ -110,7 +114,9 @@ class PerceiverResampler(Rebuildable, nn.Module):
         batch = math.prod(outer)
         x = x.reshape(batch, length, self.dim)
         if mask is not None:
-            mask = F.pad(mask.reshape(batch, length), (0, len(self.latents)), value=True)
+            mask = mask.reshape(batch, length)
+            x = x.masked_fill(mask.logical_not()[..., None], 0.0)  # padding may be nan, and 0 * nan is nan
+            mask = F.pad(mask, (0, len(self.latents)), value=True)
         z = self.latents.expand(batch, -1, -1)
         for layer in self.layers:
             z = layer(z, x, mask)

@@ -22,6 +22,7 @@ from rezero.gate import gates
 from rezero.layers import GatedCrossAttention
 from rezero.papers.claims import Claim, Finding, interval, judge, shown
 from rezero.papers.flamingo_story import FEATURES, Plan, Sight, Story, loss_of, take_step
+from rezero.papers.plain_text import load_plain_text
 from rezero.papers.reproduction import Reproduction, Scale, Work
 from rezero.surgery.graft import Graft
 from rezero.surgery.insert import graft_
@@ -45,7 +46,9 @@ def run(work: Work, plan: Plan = PLAN) -> dict[str, Any]:
     """
     with share_bar("flamingo") as tell:
         tell(0.0, "the language model and the eye")
-        story = Story(plan, work)
+        text = load_plain_text(plan.length)
+        work = work.of(plan, text.digest())
+        story = Story(plan, text, work)
         pairs = [(arm, seed) for seed in range(work.seeds) for arm in ARMS]
         runs: dict[str, list[Any]] = {arm: [] for arm in ARMS}
         for place, (arm, seed) in enumerate(pairs):

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rezero.data.windows import TextData
 from rezero.layers import LanguageModel
 from rezero.papers.captions import DIGITS, Captions, Pictures
-from rezero.papers.plain_text import load_plain_text
 from rezero.papers.reproduction import Work
 
 __all__ = ["FEATURES", "Eye", "Plan", "Sight", "Story", "loss_of", "take_step"]
@@ -105,12 +105,12 @@ class Story:
 
     Args:
         plan: How large and how long.
+        text: What the language model reads.
         work: Where the trained weights are kept.
     """
 
-    def __init__(self, plan: Plan, work: Work) -> None:
-        self.plan, self.captions = plan, Captions(plan.length)
-        self.text = load_plain_text(plan.length)
+    def __init__(self, plan: Plan, text: TextData, work: Work) -> None:
+        self.plan, self.text, self.captions = plan, text, Captions(plan.length)
         self.pictures, self.unseen = Pictures.load()
         torch.manual_seed(0)
         self.model = LanguageModel(plan.width, plan.depth, 4, residual="pre-norm")

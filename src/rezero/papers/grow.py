@@ -163,7 +163,7 @@ def run(work: Work, plan: Plan = PLAN) -> dict[str, Any]:
             tune=plan.tune,
             metric="val_loss",
             jobs=2,
-            output=work.folder / "study",
+            output=work.of(plan, text.digest()).folder / "study",
         )
     finally:
         torch.set_num_threads(threads)

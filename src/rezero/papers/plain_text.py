@@ -2,7 +2,7 @@
 
 from rezero.data.text import load_tiny_shakespeare, split_text
 from rezero.data.windows import TextData
-from rezero.errors import UsageError
+from rezero.errors import MissingDataError
 
 __all__ = ["load_plain_text"]
 
@@ -17,10 +17,13 @@ def load_plain_text(context: int) -> TextData:
 
     Returns:
         The text, which says its name.
+
+    Raises:
+        UsageError: If Tiny Shakespeare is there and damaged.
     """
     try:
         return load_tiny_shakespeare(context)
-    except UsageError:
+    except MissingDataError:
         return split_text("descriptions", _descriptions().encode(), context)
 
 

@@ -1,14 +1,16 @@
 """What a reproduction is: one command, its parts kept on the way, its results in one folder."""
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import nn
 
 from rezero.errors import UsageError
@@ -36,6 +38,17 @@ class Work:
     output: Path
     seeds: int
 
+    def of(self, *decisive: Any) -> "Work":
+        """Return the same where nothing is kept of another plan or other data.
+
+        Args:
+            *decisive: What the parts depend on; its ``repr`` tells it apart.
+
+        Returns:
+            The work, with a folder of its own.
+        """
+        return replace(self, folder=self.folder / sha256(repr(decisive).encode()).hexdigest()[:8])
+
     def part(self, name: str, make: Callable[[], Any]) -> Any:
         """Return a part of the work, done now or before.
 
@@ -51,13 +64,9 @@ class Work:
         """
         file = self.folder / f"{name}.json"
         if file.exists():
-            try:
-                return json.loads(file.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise UsageError(f"{file} is damaged: {error}; remove it, and it is made again") from error
+            return json.loads(_intact(file))
         made = make()
-        with replacing(self.folder, (file.name,), what=f"the part {name!r}") as beside:
-            (beside / file.name).write_text(json.dumps(made), encoding="utf-8")
+        self._keep(file.name, json.dumps(made, allow_nan=False).encode())
         return made
 
     def weights(self, name: str, module: nn.Module, train: Callable[[], object]) -> None:
@@ -73,14 +82,23 @@ class Work:
         """
         file = self.folder / f"{name}.safetensors"
         if file.exists():
-            try:
-                module.load_state_dict(load_file(file))
-            except (SafetensorError, RuntimeError) as error:
-                raise UsageError(f"{file} is damaged: {error}; remove it, and it is made again") from error
+            module.load_state_dict(load(_intact(file)))
             return
         train()
-        with replacing(self.folder, (file.name,), what="what was trained") as beside:
-            save_file(module.state_dict(), beside / file.name)
+        self._keep(file.name, save(module.state_dict()))
+
+    def _keep(self, name: str, content: bytes) -> None:
+        with replacing(self.folder, (f"{name}.sha256", name), what=f"the part {name!r}") as beside:
+            (beside / name).write_bytes(content)
+            (beside / f"{name}.sha256").write_text(sha256(content).hexdigest(), encoding="ascii")
+
+
+def _intact(file: Path) -> bytes:
+    """Return what a file holds; it must be what was written."""
+    content, told = file.read_bytes(), file.with_name(f"{file.name}.sha256")
+    if not told.exists() or told.read_text(encoding="ascii", errors="replace") != sha256(content).hexdigest():
+        raise UsageError(f"{file} is damaged: its checksum is another; remove it, and it is made again")
+    return content
 
 
 @dataclass(frozen=True)
@@ -200,12 +218,47 @@ class Reproduction:
             UsageError: If data are missing, or a folder can't be used.
         """
         size = self.at(scale)
-        for folder in (work.folder, work.output):
-            if next(each for each in (folder, *folder.absolute().parents) if each.exists()).is_file():
-                raise UsageError(f"cannot write into {folder}: it is a file, or lies in one")
+        if (work.output / "summary.json").is_dir():
+            raise UsageError(f"cannot write into {work.output}: its summary.json is a folder")
+        with _made_first(work.folder), _made_first(work.output):
+            found = self._found(scale, size, work)
+        return self.lines(found)
+
+    def _found(self, scale: ScaleName, size: Scale, work: Work) -> dict[str, Any]:
         about = {"reproduces": self.source, "scale": scale, "version": self.version, "seeds": work.seeds}
         found = {**provenance(), **about, **size.run(work)}
-        work.output.mkdir(parents=True, exist_ok=True)
         found["pictures"] = dict(self.write(found, work.output))
-        (work.output / "summary.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        return self.lines(found)
+        text = json.dumps(found, indent=1, allow_nan=False) + "\n"
+        with replacing(work.output, ("summary.json",), what="the numbers") as beside:
+            (beside / "summary.json").write_text(text, encoding="utf-8")
+        return found
+
+
+@contextmanager
+def _made_first(folder: Path) -> Iterator[None]:
+    """Make a folder before long work, to learn that it can be made; one that stays empty goes again.
+
+    Args:
+        folder: The folder.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        UsageError: If nothing can be written there.
+    """
+    new = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder, prefix=".try-"):
+            pass
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UsageError(f"cannot write into {folder}: it is a file, or lies in one") from error
+    except OSError as error:
+        raise UsageError(f"cannot write into {folder}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # of the first that is not empty
+            for each in new:
+                each.rmdir()

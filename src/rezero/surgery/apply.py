@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from rezero.errors import UsageError
 from rezero.gate import AnyGate, gate_dtype
@@ -31,6 +32,7 @@ __all__ = [
     "check_followable",
     "check_forwards",
     "check_module",
+    "check_trainable",
     "check_unwrapped",
     "drop_",
     "silence_",
@@ -95,6 +97,20 @@ def check_module(model: Any) -> None:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
+
+
+def check_trainable(model: nn.Module) -> None:
+    """Refuse a model whose parameters can't learn, nor be frozen and thawed.
+
+    Args:
+        model: The model.
+
+    Raises:
+        UsageError: If one was made under ``torch.inference_mode``.
+    """
+    known = ((name, each) for name, each in model.named_parameters() if not isinstance(each, UninitializedParameter))
+    if made := next((name for name, each in known if each.is_inference()), None):
+        raise UsageError(f"{made!r} was made under torch.inference_mode and can't be trained: build the model outside")
 
 
 def check_unwrapped(model: nn.Module) -> None:

@@ -32,10 +32,13 @@ def watch(
     Raises:
         UsageError: If the model fails.
     """
-    calls: dict[str, tuple[Tensor, Any]] = {}
+    calls: dict[str, tuple[Any, Any]] = {}
 
     def note(name: str, module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-        calls.setdefault(name, (given[0] if given else named[input_argument(module.forward) or ""], output))
+        first: Any = (
+            given[0] if given else named.get(input_argument(module.forward) or "", next(iter(named.values()), None))
+        )
+        calls.setdefault(name, (first, output))
 
     hooks = []
     try:

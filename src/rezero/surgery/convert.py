@@ -284,6 +284,8 @@ def check_optimizer(optimizer: Any, model: nn.Module, *, scheduled: bool = False
     ours = {id(parameter) for parameter in model.parameters()}
     if not any(id(parameter) in ours for group in optimizer.param_groups for parameter in group["params"]):
         raise UsageError("the optimizer holds none of the model's parameters: give the one that trains this model")
+    if isinstance(optimizer, getattr(torch.optim, "Muon", ())):
+        raise UsageError("Muon takes matrices alone, and a gate is none: give the gates to an optimizer beside it")
     if isinstance(optimizer, torch.optim.LBFGS):
         raise UsageError("LBFGS takes no second group of parameters: make it after the conversion")
     if not scheduled and any("initial_lr" in group for group in optimizer.param_groups):

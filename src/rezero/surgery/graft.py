@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -72,8 +73,9 @@ class Graft:
         """Give the blocks something to attend to, in this thread, while the context lasts.
 
         Where no gradient is asked for, as in ``generate()``, keys and values are computed once for it, and a batch of
-        more rows, as in beam search, repeats each row of the context. It is the thread's: tasks of one event loop share
-        it. Inside of `disable` blocks stay left out.
+        more rows, as in beam search, repeats each row of the context. What is written through ``.data`` meanwhile, into
+        the context or the blocks, is not seen: condition anew after that. It is the thread's: tasks of one event loop
+        share it. Inside of `disable` blocks stay left out.
 
         Args:
             context: What the blocks attend to, ``(B, M, C)``; None for nothing: attention then adds exactly zero, and a
@@ -209,9 +211,8 @@ def put_(model: nn.Module, blocks: Mapping[str, tuple[nn.Module, int]], position
     """
     conditions = Conditions()
     for module in model.modules():
-        if isinstance(module, nn.TransformerEncoder) and getattr(module, "use_nested_tensor", False):
-            undo.steps.append(partial(setattr, module, "use_nested_tensor", True))
-            module.use_nested_tensor = False  # its layers would be given a padded batch in another form
+        if isinstance(module, nn.TransformerEncoder):
+            _keep_whole(module, undo)
     for name, (block, width) in blocks.items():
         layer = model.get_submodule(name)
         argument = input_argument(layer.forward) or ""
@@ -223,6 +224,25 @@ def put_(model: nn.Module, blocks: Mapping[str, tuple[nn.Module, int]], position
         )
         layer._modules[NAME] = block.train(layer.training)
     return Graft(model, tuple(blocks), position, conditions, undo)
+
+
+_NESTING = WeakKeyDictionary[nn.Module, set[int]]()  # encoder that nested tensors by itself to who has stopped it
+
+
+def _keep_whole(encoder: Any, undo: Undo) -> None:
+    """Let an encoder give its layers no nested tensors, which know no operations that a block needs."""
+    if getattr(encoder, "use_nested_tensor", False) or encoder in _NESTING:
+        _NESTING.setdefault(encoder, set()).add(id(undo))
+        undo.steps.append(partial(_let_nest, encoder, id(undo)))
+        encoder.use_nested_tensor = False
+
+
+def _let_nest(encoder: Any, holder: int) -> None:
+    holders = _NESTING.get(encoder, set())
+    holders.discard(holder)
+    if not holders:
+        _NESTING.pop(encoder, None)
+        encoder.use_nested_tensor = True
 
 
 def _take_out(layer: nn.Module) -> None:

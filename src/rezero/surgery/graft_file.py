@@ -11,11 +11,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rezero.errors import UsageError
-from rezero.surgery.apply import check_module, check_unwrapped
+from rezero.layers.arguments import Rebuildable
+from rezero.surgery.apply import check_module, check_trainable, check_unwrapped
 from rezero.surgery.beside import replacing
 from rezero.surgery.graft import Graft, put_
 from rezero.surgery.grafted import NAME, Position
-from rezero.surgery.insert import check_layer, freeze_, make_block
+from rezero.surgery.insert import check_factory, check_layer, check_separate, freeze_, make_block
 from rezero.surgery.recipe import Undo
 
 __all__ = ["load_graft_", "write"]
@@ -90,7 +91,12 @@ def load_graft_(
         ('0.0', '1.0')
     """
     check_module(model)
+    if block is not None:
+        check_factory(block)
     check_unwrapped(model)
+    check_trainable(model)
+    if any(each.is_meta for each in model.parameters()):
+        raise UsageError("the model is on the meta device and has no numbers: load them before the blocks")
     if torch.is_inference_mode_enabled():
         raise UsageError("torch.inference_mode is on, blocks made in it could not be trained: load outside of it")
     folder = Path(path)
@@ -121,9 +127,11 @@ def _built(
         if name not in modules:
             raise _other(folder, f"this one has no {name!r}")
         check_layer(name, modules[name], model)
-        factory = block or _factory(described, name, folder)
+        numbers = sum(each.numel() for key, each in tensors.items() if key.startswith(f"{name}.{NAME}."))
+        factory = block or _factory(described, name, folder, numbers)
         made[name] = make_block(factory, name, modules[name], described["width"])
         _load(made[name][0], f"{name}.{NAME}.", tensors, folder)
+    check_separate(made)
     if tensors:
         raise _other(folder, f"there is a {next(iter(tensors))!r}, which no block here has")
     return made
@@ -139,7 +147,8 @@ def _recipe_of(block: nn.Module, width: int) -> dict[str, Any]:
     return {"width": width, "class": kind.__name__, "arguments": arguments()}
 
 
-def _factory(recipe: Any, name: str, folder: Path) -> Callable[[int], nn.Module]:
+def _factory(recipe: Any, name: str, folder: Path, numbers: int) -> Callable[[int], nn.Module]:
+    """Return what builds a block from its class and arguments, of which none is larger than its numbers are many."""
     from rezero import layers
 
     if recipe["class"] is None:
@@ -147,10 +156,15 @@ def _factory(recipe: Any, name: str, folder: Path) -> Callable[[int], nn.Module]
             f"the block at {name!r} is of a class of your own: give what makes it, load_graft_(..., block=)"
         )
     known: Any = getattr(layers, str(recipe["class"]), None)
+    arguments = recipe["arguments"]
+    if not (isinstance(known, type) and issubclass(known, Rebuildable)) or {"device", "dtype"} & arguments.keys():
+        raise UsageError(f"{folder / _TENSORS} is damaged at {name!r}, or of a newer rezero: {recipe['class']!r}")
+    if large := [key for key, value in arguments.items() if isinstance(value, int) and value > numbers]:
+        raise UsageError(f"{folder / _TENSORS} is damaged at {name!r}: {large[0]} is {arguments[large[0]]}")
 
     def make(_: int) -> Any:
         try:
-            return known(**recipe["arguments"])
+            return known(**arguments)
         except Exception as error:  # whatever a constructor says to odd numbers
             raise UsageError(f"{folder / _TENSORS} is damaged at {name!r}, or of a newer rezero: {error!r}") from error
 
@@ -223,6 +237,8 @@ def _load(block: nn.Module, prefix: str, tensors: dict[str, Tensor], folder: Pat
         found = tensors.pop(prefix + key, None)
         if found is None:
             raise _other(folder, f"there is no {prefix + key!r}")
+        if found.is_floating_point() != value.is_floating_point() or found.is_complex() != value.is_complex():
+            raise _other(folder, f"{prefix + key!r} is {value.dtype} here and {found.dtype} there")
         if found.shape != value.shape:
             raise _other(folder, f"{prefix + key!r} is {tuple(value.shape)} here and {tuple(found.shape)} there")
         own[key] = found

@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from operator import index
 from typing import Any, Literal
 
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 
 from rezero.errors import UsageError
 from rezero.gate import gates
-from rezero.surgery.apply import apply_, check_convertible, check_forwards, check_unwrapped
+from rezero.surgery.apply import apply_, check_convertible, check_forwards, check_trainable, check_unwrapped
 from rezero.surgery.calls import watch
 from rezero.surgery.convert import check_optimizer, convert_
 from rezero.surgery.depth import check_config, deepen_configs_, renumber_
@@ -51,6 +52,7 @@ class Growth:
     gated: Literal["branches", "layers"]
     _recipe: Recipe = field(repr=False)
     _undo: Undo = field(repr=False)
+    _grafted: frozenset[str] = frozenset()
 
     def parameters(self) -> Iterable[nn.Parameter]:
         """Yield the parameters of the new layers, with their gates."""
@@ -67,10 +69,8 @@ class Growth:
         if not self._undo.steps:
             return
         check_unwrapped(self.model)
-        inside = tuple(f"{name}." for name in self.layers)
-        for name, module in self.model.named_modules(remove_duplicate=False):
-            if "rezero_graft" in vars(module) and f"{name}.".startswith(inside):
-                raise UsageError(f"{name!r} has a grafted block: call remove() of that graft first")
+        if since := sorted(_grafted(self.model) - self._grafted):  # which would move, and are to stay frozen
+            raise UsageError(f"{since[0]!r} has a grafted block: call remove() of that graft first")
         if recall(self.model) != self._recipe:
             raise UsageError("gates were folded or put in since, which undoing would take for its own: build it anew")
         check_intact(self.model, self._recipe)
@@ -145,6 +145,7 @@ def grow_(
     check_convertible(model)
     if any(each.is_meta for each in model.parameters()):
         raise UsageError("the model is on the meta device and has no numbers: load them before it grows")
+    check_trainable(model)
     check_optimizer(optimizer, model, scheduled=True)
     home = None if optimizer is None else home_of_gates(optimizer)
     path, chosen = _choose(model, every, layers, at)
@@ -171,7 +172,11 @@ def grow_(
     own = {id(gate.gate_parameter) for gate in gates(model).values()}
     new = {id(each) for name in names for each in model.get_submodule(name).parameters()}
     found = tuple(name for name, each in model.named_parameters() if id(each) in own & new)
-    return Growth(model, names, originals, found, gated, recall(model), undo)
+    return Growth(model, names, originals, found, gated, recall(model), undo, _grafted(model))
+
+
+def _grafted(model: nn.Module) -> frozenset[str]:
+    return frozenset(name for name, module in model.named_modules() if "rezero_graft" in vars(module))
 
 
 def _check_options(init: Any, train: Any) -> None:
@@ -209,11 +214,12 @@ def _numbers(layers: Any, count: int) -> list[int]:
         raise UsageError(f"layers must be a list of numbers, such as [0, {count - 1}]: got {layers!r}")
     numbers = list(layers)
     for each in numbers:
-        if isinstance(each, bool) or not isinstance(each, int) or not 0 <= each < count:
+        if isinstance(each, bool) or not hasattr(each, "__index__") or not 0 <= index(each) < count:
             raise UsageError(f"layers must be numbers from 0 to {count - 1}: got {each!r}")
-    if len({*numbers}) < len(numbers):
-        raise UsageError(f"layers must name each layer once: got {numbers}; for more behind one, grow again")
-    return sorted(numbers)
+    places = sorted(map(index, numbers))
+    if len({*places}) < len(places):
+        raise UsageError(f"layers must name each layer once: got {places}; for more behind one, grow again")
+    return places
 
 
 def _inputs(model: nn.Module, example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

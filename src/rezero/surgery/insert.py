@@ -1,8 +1,9 @@
 """Put zero-gated blocks of one's own at the layers of a trained model."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
+from operator import index
 from typing import Any, get_args
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn.utils import parametrize
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from rezero.errors import UsageError
-from rezero.surgery.apply import check_module, check_unwrapped
+from rezero.surgery.apply import check_module, check_trainable, check_unwrapped
 from rezero.surgery.calls import watch
 from rezero.surgery.changed import Changed, has_own_forward
 from rezero.surgery.example import read_example
@@ -24,7 +25,7 @@ from rezero.surgery.outputs import MODES, Outputs, all_outputs, same
 from rezero.surgery.recipe import Undo
 from rezero.surgery.undisturbed import unfused
 
-__all__ = ["check_layer", "freeze_", "graft_", "make_block"]
+__all__ = ["check_factory", "check_layer", "check_separate", "freeze_", "graft_", "make_block"]
 
 
 def graft_(
@@ -81,8 +82,9 @@ def graft_(
         layers.1.graft.branch.weight
     """
     check_module(model)
-    _check_request(block, position, width)
+    width = _check_request(block, position, width)
     check_unwrapped(model)
+    check_trainable(model)
     sites = choose_sites(model, at, every)
     layers = {name: model.get_submodule(name) for name in sites}
     for name, layer in layers.items():
@@ -91,8 +93,7 @@ def graft_(
     seen = {} if arguments is None else _widths(model, layers, position, *arguments)
     widths = {name: width or seen.get(name) or width_of(layer) for name, layer in layers.items()}
     made = {name: make_block(block, name, layer, widths[name]) for name, layer in layers.items()}
-    if len({id(each) for each, _ in made.values()}) < len(made):
-        raise UsageError("block must make a new module at each call: it gave the same one for two layers")
+    check_separate(made)
     undo = Undo()
     try:
         if freeze:
@@ -137,18 +138,44 @@ def _thaw(parameter: nn.Parameter, holder: int) -> None:
         parameter.requires_grad_(learned)
 
 
-def _check_request(block: Any, position: Any, width: Any) -> None:
+def check_factory(block: Any) -> None:
+    """Refuse what can't make a block.
+
+    Args:
+        block: What is to make the block of a layer from its width.
+
+    Raises:
+        TypeError: If it is a module itself, or can't be called.
+    """
     if isinstance(block, nn.Module) or not callable(block):
         raise TypeError(
             "block must make the block of a layer from its width, such as `lambda width: GatedAdapter(width)`: got "
             f"{type(block).__name__}"
         )
+
+
+def check_separate(made: Mapping[str, tuple[nn.Module, int]]) -> None:
+    """Refuse blocks that are one.
+
+    Args:
+        made: The blocks and the widths of their layers, by the names of these.
+
+    Raises:
+        UsageError: If two are the same module.
+    """
+    if len({id(each) for each, _ in made.values()}) < len(made):
+        raise UsageError("block must make a new module at each call: it gave the same one for two layers")
+
+
+def _check_request(block: Any, position: Any, width: Any) -> int | None:
+    check_factory(block)
     if position not in get_args(Position):
         raise UsageError(f"position must be one of {', '.join(get_args(Position))}: got {position!r}")
-    if width is not None and (isinstance(width, bool) or not isinstance(width, int) or width < 1):
+    if width is not None and (isinstance(width, bool) or not hasattr(width, "__index__") or index(width) < 1):
         raise UsageError(f"width must be a whole number from 1, or None to read it: got {width!r}")
     if torch.is_inference_mode_enabled():
         raise UsageError("torch.inference_mode is on, blocks made in it could not be trained: graft outside of it")
+    return None if width is None else index(width)
 
 
 def check_layer(name: str, layer: nn.Module, model: nn.Module) -> None:
@@ -166,7 +193,10 @@ def check_layer(name: str, layer: nn.Module, model: nn.Module) -> None:
     if isinstance(layer, Grafted):
         raise UsageError(f"{where} has a block already: call remove() of that graft first, or graft elsewhere with at=")
     if isinstance(layer, Changed):
-        raise UsageError(f"{where} was changed by rezero.convert_: graft at the layer around it")
+        raise UsageError(
+            f"{where} has gates in it, by rezero.convert_ or rezero.grow_, and takes no block: fold them first "
+            "(rezero.fold_), or graft at a module around it, or at others with at="
+        )
     if isinstance(layer, nn.Sequential | nn.ModuleList | nn.ModuleDict):
         raise UsageError(f"{where} is a container, in which a block would be one of its layers: name modules inside it")
     if isinstance(layer, torch.jit.ScriptModule):
@@ -255,7 +285,7 @@ def _outputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 def _verify(graft: Graft, expected: Outputs, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     context = _any_context(graft)
-    with nullcontext() if context is None else graft.condition(context):
+    with nullcontext() if context is None else graft.condition(context), _quiet(graft.blocks.values()):
         got = _outputs(graft.model, args, kwargs)
     for mode in MODES:
         if isinstance(expected[mode], Exception):
@@ -269,6 +299,21 @@ def _verify(graft: Graft, expected: Outputs, args: tuple[Any, ...], kwargs: dict
             )
 
 
+@contextmanager
+def _quiet(blocks: Iterable[nn.Module]) -> Iterator[None]:
+    """Let the dropout of blocks draw nothing, which would shift what that of the model draws behind it."""
+    modules = [each for block in blocks for each in block.modules()]
+    found = [(each, name, vars(each)[name]) for each in modules for name in ("p", "dropout") if name in vars(each)]
+    drawing = [(each, name, value) for each, name, value in found if isinstance(value, float)]
+    try:
+        for each, name, _ in drawing:
+            setattr(each, name, 0.0)
+        yield
+    finally:
+        for each, name, value in drawing:
+            setattr(each, name, value)
+
+
 def _any_context(graft: Graft) -> Tensor | None:
     """Return a context to try the blocks with, if they take one."""
     for name, block in graft.blocks.items():
@@ -279,6 +324,6 @@ def _any_context(graft: Graft) -> Tensor | None:
                     f"the block at {name!r} can't be tried on the example, as the width of its context is not known: "
                     "give it an attribute context_dim, or leave example= out"
                 )
-            parameter = next(block.parameters())
-            return torch.ones(1, 1, width, device=parameter.device, dtype=parameter.dtype)
+            near = next((each for each in (*block.parameters(), *graft.model.parameters())), torch.empty(0))
+            return torch.ones(1, 1, width, device=near.device, dtype=near.dtype)
     return None

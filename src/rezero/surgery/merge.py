@@ -35,6 +35,7 @@ def merge_(graft: "Graft") -> None:
             raise UsageError(f"the weight of {name!r} {reason}: the block there stays a block")
         if (culprit := _not_linear(block)) is not None:
             raise UsageError(f"the block at {name!r} is not linear because of {culprit}: it stays a block")
+        _check_fits(name, block, layer, graft.position)
         merged.append((layer, *_product(layer, graft.position, *_as_matrix(block, layer))))
     graft.remove()
     with torch.no_grad():
@@ -52,9 +53,25 @@ def _not_its_own(model: nn.Module, name: str, layer: nn.Module) -> str | None:
         return "is computed from other parameters"
     if layer._forward_pre_hooks:
         return "may be changed by a hook"
-    uses = [key for key, each in model.named_parameters(remove_duplicate=False) if each is layer.weight]
-    others = [key for key in uses if key != f"{name}.weight".lstrip(".")]
-    return f"is used elsewhere too, as {others[0]!r}" if others else None
+    own = {f"{name}.{kind}".lstrip("."): each for kind, each in layer._parameters.items() if each is not None}
+    for key, each in model.named_parameters(remove_duplicate=False):
+        for mine, parameter in own.items():
+            if each is parameter and key != mine:
+                of = "" if mine.endswith("weight") else "stands beside a bias that "
+                return f"{of}is used elsewhere too, as {key!r}"
+    return None
+
+
+def _check_fits(name: str, block: nn.Module, layer: Any, position: str) -> None:
+    """Refuse a block whose matrix is not that of the layer's input or output."""
+    matrices = [each for each in block.parameters() if each.ndim == 2]
+    if not matrices:
+        raise UsageError(f"the block at {name!r} has no matrix that could be written into a weight: it stays a block")
+    if position == "parallel" and layer.in_features != layer.out_features:
+        raise UsageError(f"{name!r} turns {layer.in_features} features into {layer.out_features}: no block is parallel")
+    width = layer.out_features if position == "after" else layer.in_features
+    if matrices[0].shape[-1] != width:
+        raise UsageError(f"the block at {name!r} is {matrices[0].shape[-1]} wide, where {width} features come through")
 
 
 def _not_linear(block: nn.Module) -> str | None:
@@ -64,7 +81,12 @@ def _not_linear(block: nn.Module) -> str | None:
     from rezero.residual import ReZero
 
     known = (nn.Linear, nn.Identity, nn.Dropout, nn.Sequential, Gate, ReZero, GatedAdapter)
-    return next((type(each).__name__ for each in block.modules() if type(each) not in known), None)
+    for each in block.modules():
+        if type(each) not in known:
+            return type(each).__name__
+        if each._forward_hooks or each._forward_pre_hooks:
+            return f"a hook on its {type(each).__name__}"
+    return None
 
 
 def _as_matrix(block: nn.Module, layer: nn.Linear) -> tuple[Tensor, Tensor]:
