@@ -5,7 +5,7 @@ import json
 import math
 from collections import defaultdict
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 import pytest
 
@@ -115,5 +115,10 @@ def test_the_page_on_eyes_is_what_was_reproduced() -> None:
         assert f"| {arm} | {start} | {end} | {accuracy} |" in page
     assert f"{100 * summary['eye alone']:.1f}% of unseen ones" in page
     assert f"loss is {summary['base plain loss']:.3f} nats a byte" in page
+    late, early = (
+        mean(point["accuracy"] for seed in summary["runs"][arm] for point in seed["points"] if point["step"] == 160)
+        for arm in ("gates from 1", "gates from 0")
+    )
+    assert f"after 160 steps they read {late:.0%} of the numbers, gates from 0 {early:.0%}" in page
     assert summary["found"]["gates from 0"]["unchanged at the start"]
     assert summary["found"]["gates from 0"]["accuracy at the end"]["low"] > 0.9
