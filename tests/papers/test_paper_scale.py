@@ -24,7 +24,7 @@ def declared() -> list[tuple[str, Recipe]]:
     found = []
     for name, run in runs.items():
         assert isinstance(run, partial)
-        if name != "memory":  # which has no studies, and a test of its own
+        if name not in ("memory", "deep"):  # which have no studies, and tests of their own
             found += [(name, recipe) for recipe in run.args[0]]
     return found
 

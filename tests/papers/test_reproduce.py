@@ -88,7 +88,7 @@ def test_one_is_reproduced(asked: list[Work], capsys: pytest.CaptureFixture[str]
     assert out.startswith("one: Alayrac et al. (2022)")
     assert "  found 7\nresults in results/papers/one" in out
     assert sorted(file.name for file in Path("results/papers/one").iterdir()) == ["picture.svg", "summary.json"]
-    assert Path(f"rezero-studies/one-{FLAMINGO.version}/number.json").read_text() == "7"
+    assert Path(f"rezero-studies/one-{FLAMINGO.version}/number.json").read_text().splitlines()[0] == "7"
     assert asked[0].seeds == 3
 
 

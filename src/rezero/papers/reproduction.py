@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors.torch import load, save
-from torch import nn
+from torch import Tensor, nn
 
 from rezero.errors import UsageError
 from rezero.papers.claims import Claim
@@ -80,23 +80,45 @@ class Work:
         Raises:
             UsageError: If what is kept of it is damaged.
         """
-        file = self.folder / f"{name}.safetensors"
-        if file.exists():
-            module.load_state_dict(load(_intact(file)))
+        if (kept := self.tensors(name)) is not None:
+            module.load_state_dict(kept)
             return
         train()
-        self._keep(file.name, save(module.state_dict()))
+        self.keep_tensors(name, module.state_dict())
+
+    def tensors(self, name: str) -> dict[str, Tensor] | None:
+        """Return tensors that are kept, by their names; None if there are none.
+
+        Args:
+            name: Of the part.
+
+        Returns:
+            The tensors, on the CPU.
+
+        Raises:
+            UsageError: If what is kept of it is damaged.
+        """
+        file = self.folder / f"{name}.safetensors"
+        return load(_intact(file)) if file.exists() else None
+
+    def keep_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep tensors, in the place of those that were kept before.
+
+        Args:
+            name: Of the part.
+            tensors: By their names.
+        """
+        self._keep(f"{name}.safetensors", save({key: value.contiguous() for key, value in tensors.items()}))
 
     def _keep(self, name: str, content: bytes) -> None:
-        with replacing(self.folder, (f"{name}.sha256", name), what=f"the part {name!r}") as beside:
-            (beside / name).write_bytes(content)
-            (beside / f"{name}.sha256").write_text(sha256(content).hexdigest(), encoding="ascii")
+        with replacing(self.folder, (name,), what=f"the part {name!r}") as beside:
+            (beside / name).write_bytes(content + b"\n" + sha256(content).hexdigest().encode())
 
 
 def _intact(file: Path) -> bytes:
-    """Return what a file holds; it must be what was written."""
-    content, told = file.read_bytes(), file.with_name(f"{file.name}.sha256")
-    if not told.exists() or told.read_text(encoding="ascii", errors="replace") != sha256(content).hexdigest():
+    """Return what a file holds before the checksum that ends it; it must be what was written."""
+    content, _, told = file.read_bytes().rpartition(b"\n")
+    if told.decode("ascii", "replace") != sha256(content).hexdigest():
         raise UsageError(f"{file} is damaged: its checksum is another; remove it, and it is made again")
     return content
 
