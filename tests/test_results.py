@@ -122,3 +122,35 @@ def test_the_page_on_eyes_is_what_was_reproduced() -> None:
     assert f"after 160 steps they read {late:.0%} of the numbers, gates from 0 {early:.0%}" in page
     assert summary["found"]["gates from 0"]["unchanged at the start"]
     assert summary["found"]["gates from 0"]["accuracy at the end"]["low"] > 0.9
+
+
+def test_the_page_on_growth_is_what_was_reproduced() -> None:
+    """Each row of its table, and how many seeds it has."""
+    summary = json.loads((ROOT / "results" / "papers" / "grow" / "summary.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "grow.md").read_text(encoding="utf-8")
+    names = {"grown": "6 that grow to 12 half way", "6 layers": "6 to the end"}
+    assert summary["seeds"] == 5
+    for found in summary["found"]:
+        times = " to ".join(f"{math.exp(found['lead'][end]):.2f}" for end in ("low", "high"))
+        better = " to ".join(f"{found['gain'][end]:.3f}" for end in ("low", "high"))
+        row = f"{math.exp(found['lead']['mean']):.2f} ({times}) | {found['gain']['mean']:.3f} ({better})"
+        assert f"| {names[found['arm']]} | {row} |" in page
+    halves = [point["val_loss"] for points in summary["arms"]["grown"]["points"].values() for point in points[:5]]
+    assert all(min(halves[place : place + 5]) < summary["found"][0]["target"] for place in range(0, 25, 5))
+
+
+def test_the_page_on_what_a_graft_costs_is_what_was_measured() -> None:
+    """Ratios of time to the same by hand, and of time and memory to the base model."""
+    tables = json.loads((ROOT / "results" / "bench" / "graft-cpu.json").read_text(encoding="utf-8"))["tables"]["step"]
+    page = " ".join((ROOT / "docs" / "forget.md").read_text(encoding="utf-8").split())
+    ours = tables["graft_"]
+    assert f"`graft_` {ours['ratio']:.3f} (quartiles {ours['q1']:.3f} to {ours['q3']:.3f}) of the time" in page
+    assert f"peak of memory, {ours['peak bytes'] / 1e6:.1f} MB" in page
+    assert ours["peak bytes"] == tables["by hand"]["peak bytes"]
+    memory = {name: row["peak bytes"] / tables["base"]["peak bytes"] for name, row in tables.items()}
+    for name, text in (
+        ("PEFT AdaptionPrompt", "PEFT's prompts {} and {},"),
+        ("torchtune FusionLayer", "fusion layers {} and {},"),
+        ("graft_", "ours {} and {};"),
+    ):
+        assert text.format(f"{tables[name]['over its base']:.2f}", f"{memory[name]:.2f}") in page

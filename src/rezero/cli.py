@@ -109,6 +109,7 @@ def compare(
     heads: Annotated[Whole, Parameter(group=SIZE)] = None,
     context: Annotated[Whole, Parameter(group=SIZE)] = None,
     embedding_std: Annotated[float | None, Parameter(group=SIZE)] = None,
+    alpha: Annotated[float | None, Parameter(group=SIZE)] = None,
     data: Annotated[Place | None, Parameter(group=SIZE)] = None,
     epochs: Annotated[Whole, Parameter(group=LENGTH)] = None,
     steps: Annotated[Whole, Parameter(group=LENGTH)] = None,
@@ -164,7 +165,8 @@ def compare(
         time_limit: Seconds that a run of the script may take.
         retry: Run trials again that crashed, took too long or logged nothing; by default they are kept as they ended.
         arms: Residual formulas to compare, separated by commas: plain, plain-norm, residual, post-norm, pre-norm,
-            rezero, skipinit, layerscale, fixup, deepnorm. Not every task has all of them. By default the task's own.
+            rezero, skipinit, layerscale, fixup, deepnorm, gpt2. Not every task has all of them. By default the task's
+            own.
             An arm can have settings of its own: "rezero lr=0.003, post-norm warmup=400". Of a script: original, rezero,
             and those that it defines itself.
         seeds: Number of paired seeds; by default the task's own, 5 for a script.
@@ -177,6 +179,7 @@ def compare(
         heads: Attention heads of a Transformer.
         context: Bytes that a Transformer sees at once.
         embedding_std: Standard deviation of a Transformer's embeddings at the start; by default each arm's own.
+        alpha: Where gates start, in the arms that have some; by default at zero.
         data: lm-text: a text file (also .xz, .gz, .zip), or a folder of .txt files.
         epochs: Passes over the training set.
         steps: Optimizer steps, instead of epochs.
@@ -222,6 +225,7 @@ def compare(
         "heads": heads,
         "context": context,
         "embedding_std": embedding_std,
+        "alpha": alpha,
         "data": None if data is None else str(data),
         "epochs": epochs,
         "steps": steps,

@@ -26,6 +26,7 @@ SMALL: dict[str, dict[str, Any]] = {
     name: {"depth": depth, "width": 8, "threads": 1} | ({"heads": 2, "context": 16} if name.startswith("lm") else {})
     for name, depth in SIZES.items()
 }
+STARTS = {"gpt2": "pre-norm"}  # arms that differ from another by their start alone
 NEEDS = {
     "fc-cifar10": ("cifar-10-batches-py/data_batch_1",),
     "resnet-cifar10": ("cifar-10-batches-py/data_batch_1",),
@@ -68,8 +69,8 @@ def test_defaults_are_settings_of_the_task(name: str) -> None:
     if task.defaults.threads > (os.cpu_count() or 1):
         pytest.skip(f"needs {task.defaults.threads} cores")
     assert task.settings({}) == task.defaults
-    assert {*task.defaults.arms} <= {*task.arms} <= {*RESIDUALS}
-    assert [*task.arms] == [arm for arm in RESIDUALS if arm in task.arms]
+    assert {*task.defaults.arms} <= {*task.arms} <= {*RESIDUALS, *STARTS}
+    assert [*task.arms] == [arm for arm in (*RESIDUALS, *STARTS) if arm in task.arms]
     assert "rezero" in task.defaults.arms
     assert "\n" not in task.summary
 
@@ -83,6 +84,9 @@ def test_formulas_are_those_of_the_family(name: str) -> None:
     """The formula of an arm is the registry's, or where the family departs from it the one that its class states."""
     documented = FAMILIES[name].__doc__ or ""
     for arm, formula in find_task(name).arms.items():
+        if arm in STARTS:
+            assert formula.startswith(RESIDUALS[STARTS[arm]])
+            continue
         assert formula == RESIDUALS[arm] or f"``{formula.partition(', ')[0]}``" in documented, arm
 
 
@@ -218,6 +222,47 @@ def test_an_arm_has_embeddings_of_its_own(name: str) -> None:
     assert spreads == pytest.approx([2.0, 0.5], rel=0.05)
     with pytest.raises(UsageError, match=r"^embedding-std must be a finite number above 0: got -1"):
         task.settings({"threads": 1, "arms": ("rezero embedding-std=-1",)})
+
+
+def test_gates_start_where_an_arm_says() -> None:
+    """All of an arm's gates, and no arm without any is asked for it."""
+    task = find_task("lm-text")
+    letters = torch.randint(256, (600,), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    arms = ("pre-norm", "rezero", "rezero alpha=1")
+    settings = task.settings(
+        {"threads": 1, "arms": arms, "depth": 2, "width": 8, "heads": 2, "context": 8, "steps": 200}
+    )
+    text = TextData("noise", letters, letters, 8)
+    task.check(text, settings)
+    started = [
+        {gate.gate_parameter.item() for gate in gates(model).values()}
+        for arm in arms
+        for model in [task.model(text, arm, settings_of(settings, Trial(arm, settings.lr, seed=0)))]
+    ]
+    assert started == [set(), {0.0}, {1.0}]
+    with pytest.raises(
+        UsageError, match="pre-norm has no gates that could start elsewhere: leave alpha out of 'pre-norm"
+    ):
+        task.check(text, replace(settings, arms=("pre-norm alpha=1",)))
+    with pytest.raises(UsageError, match="alpha must be a finite number: got nan"):
+        replace(settings, alpha=float("nan"))
+
+
+def test_gpt2_starts_as_gpt2() -> None:
+    """Normal with 0.02, the last layer of each branch smaller by the root of the number of branches, no biases."""
+    task = find_task("lm-text")
+    given = {"threads": 1, "arms": ("gpt2",), "depth": 8, "width": 64, "heads": 2, "context": 8}
+    settings = task.settings(given)
+    letters = torch.randint(256, (600,), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    torch.manual_seed(0)
+    model = task.model(TextData("noise", letters, letters, 8), "gpt2", settings)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:
+            last = name.endswith(("out.weight", "linear2.weight"))
+            assert float(parameter.detach().std()) == pytest.approx(0.02 / (4 if last else 1), rel=0.1), name
+        elif name.endswith("bias"):
+            assert not parameter.any(), name
+    assert any("norm" in name for name, _ in model.named_modules())
 
 
 def images() -> Data:

@@ -12,6 +12,8 @@ from rezero.papers.reproduction import Work
 from rezero.papers.resnet import LAPTOP as RESNETS
 from rezero.papers.resnet import RESNET
 from rezero.papers.studies import Recipe, run_all
+from rezero.papers.transformer import LAPTOP as TWELVE
+from rezero.papers.transformer import TRANSFORMER
 
 
 def point(step: int, **metrics: float | None) -> dict[str, Any]:
@@ -79,24 +81,33 @@ def test_the_authors_rates_are_used(recipe: Recipe) -> None:
     assert (settings.batch_size, settings.optimizer) == (128, "SGD momentum=0.9 weight_decay=1e-4")
 
 
-def test_deep_transformers_learn_more_than_single_bytes_or_not(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Return settings of a language model that takes no time."""
+    file = tmp_path_factory.mktemp("text") / "text.txt"
+    file.write_text("so many words that are few, " * 400)
+    return {"width": 8, "heads": 2, "context": 8, "batch_size": 2, "depth": 1, "data": str(file), "tune": 2}
+
+
+@pytest.mark.parametrize("seeds", [2, 1])
+def test_twelve_layers_are_compared_with_each_other_arm(text: dict[str, Any], tmp_path: Path, seeds: int) -> None:
+    """Lines, the picture and claims of a small study of the same arms, also of one seed."""
+    tiny = {**text, "steps": 210, "measure_every": 70}
+    small = [replace(each, task="lm-text", settings={**each.settings, **tiny}, jobs=1) for each in TWELVE]
+    summary = {"seeds": seeds, **run_all(small, Work(tmp_path, tmp_path, seeds))}
+    said = TRANSFORMER.lines(summary)
+    assert len(said) == 6 + 5
+    assert said[6].startswith("rezero embedding-std=0.125 is ")
+    ours = [finding.ours for claim in TRANSFORMER.claims if (finding := claim.find(summary))]
+    assert "times as fast as post-norm warmup=200" in ours[0]
+    assert ours[4].startswith("from 0: ")
+    assert list(TRANSFORMER.write(summary, tmp_path)) == ["loss"]
+
+
+def test_deep_transformers_learn_more_than_single_bytes_or_not(text: dict[str, Any], tmp_path: Path) -> None:
     """Lines, pictures and claims of small studies of the same arms."""
-    text = tmp_path / "text.txt"
-    text.write_text("so many words that are few, " * 400)
-    tiny = {
-        "width": 8,
-        "heads": 2,
-        "context": 8,
-        "batch_size": 2,
-        "steps": 110,
-        "measure_every": 55,
-        "tune": 2,
-        "depth": 1,
-    }
-    small = [
-        replace(each, task="lm-text", settings={**each.settings, **tiny, "data": str(text)}, jobs=1)
-        for each in DEEP[:1]
-    ]
+    tiny = {**text, "steps": 110, "measure_every": 55}
+    small = [replace(each, task="lm-text", settings={**each.settings, **tiny}, jobs=1) for each in DEEP[:1]]
     summary = {"seeds": 1, **run_all(small, Work(tmp_path, tmp_path, 1))}
     assert len(DEEP_TRANSFORMER.lines(summary)) == 5
     learns, others = (claim.find(summary) for claim in DEEP_TRANSFORMER.claims)

@@ -14,6 +14,7 @@ OWN: dict[str, type[int] | type[float]] = {
     "warmup": int,
     "weight-decay": float,
     "embedding-std": float,
+    "alpha": float,
 }
 """Settings that an arm can have of its own, as they are written, and their kinds."""
 
@@ -35,8 +36,8 @@ def read_arm(text: str) -> Arm:
     """Read an arm such as ``"post-norm warmup=400"``.
 
     Args:
-        text: The formula, then settings of this arm alone: lr, alpha-lr, warmup, weight-decay, embedding-std. A text
-            with anything else behind its first word is a name as a whole.
+        text: The formula, then settings of this arm alone: lr, alpha-lr, warmup, weight-decay, embedding-std, alpha. A
+            text with anything else behind its first word is a name as a whole.
 
     Returns:
         The formula and the settings, named as `Settings` names them.

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from rezero.data.batches import Data
 from rezero.errors import UsageError
 from rezero.gate import gates
-from rezero.lab.arms import read_arm
 from rezero.lab.checkpoint import Checkpoints
 from rezero.lab.optimize import build_optimizer, build_schedule
 from rezero.lab.processes import add_gradients_, share_
@@ -115,7 +114,7 @@ class _Run:
         self.parts = accelerator.num_processes * settings.accumulate
         check_parts(settings, data)
         torch.manual_seed(trial.seed)
-        self.model = task.build(data, read_arm(trial.arm).formula, settings).to(accelerator.device)
+        self.model = task.model(data, trial.arm, settings).to(accelerator.device)
         self.optimizer = build_optimizer(
             settings.optimizer,
             self.model,

@@ -35,6 +35,7 @@ class Settings(Design):
         heads: Attention heads; None for a network without attention.
         context: Length of the text windows (bytes); None for images.
         embedding_std: Standard deviation of a Transformer's embeddings at the start; None for the arm's own.
+        alpha: Start of every gate; None for the arm's own, which is zero.
         data: Text file or folder that is trained on; None for the task's own data.
         epochs: Passes over the training set; None if ``steps`` counts.
         steps: Optimizer steps; None if ``epochs`` counts.
@@ -58,6 +59,7 @@ class Settings(Design):
     heads: int | None = None
     context: int | None = None
     embedding_std: float | None = None
+    alpha: float | None = None
     data: str | None = None
     epochs: int | None
     steps: int | None
@@ -89,6 +91,8 @@ class Settings(Design):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise UsageError(f"{name.replace('_', '-')} must be a finite number above 0: got {value}")
+        if self.alpha is not None and not math.isfinite(self.alpha):
+            raise UsageError(f"alpha must be a finite number: got {self.alpha}")
         if self.precision not in PRECISIONS:
             raise UsageError(f"precision must be {' or '.join(PRECISIONS)}: got {self.precision!r}")
         if self.heads is not None and self.width % self.heads:

@@ -11,6 +11,7 @@ from torch import nn
 
 from rezero.data.batches import Data
 from rezero.errors import UsageError
+from rezero.gate import gates
 from rezero.lab.arms import read_arm
 from rezero.lab.memory import check_memory
 from rezero.lab.optimize import check_recipe
@@ -116,6 +117,23 @@ class Task:
         name = losses[settings.metric]
         return Quality(name, unit, settings.metric, factor, lower_is_better=True, percent=False)
 
+    def model(self, data: Data, arm: str, settings: Settings) -> nn.Module:
+        """Build the model of an arm, its gates where the settings start them.
+
+        Args:
+            data: The task's data.
+            arm: The arm, with what it has of its own.
+            settings: Those of a trial of it.
+
+        Returns:
+            The model, drawn from torch's global RNG.
+        """
+        model = self.build(data, read_arm(arm).formula, settings)
+        if settings.alpha is not None:
+            for gate in gates(model).values():
+                nn.init.constant_(gate.gate_parameter, settings.alpha)
+        return model
+
     def check(self, data: Data, settings: Settings) -> None:
         """Refuse settings that only the data and building every arm can refuse, before anything is written.
 
@@ -132,7 +150,10 @@ class Task:
         with torch.random.fork_rng(devices=[]):
             for arm in settings.arms:
                 with torch.device("meta"):
-                    model = self.build(data, read_arm(arm).formula, settings)
+                    model = self.model(data, arm, settings)
+                if "alpha" in read_arm(arm).own and not gates(model):
+                    formula = read_arm(arm).formula
+                    raise UsageError(f"{formula} has no gates that could start elsewhere: leave alpha out of {arm!r}")
                 check_memory(model, settings)
         for each in _each(settings):
             if steps <= each.warmup == self.defaults.warmup:

@@ -20,6 +20,7 @@ from rezero.layers.residuals import RESIDUALS
 __all__ = ["SAMPLE_MARK", "TASKS", "find_task"]
 
 VALIDATION_BYTES = 32_768
+GPT2_STD = 0.02
 SAMPLE_PROMPT, SAMPLE_BYTES = 64, 400
 SAMPLE_MARK = "\x1f"  # a unit separator: parts the text that was given from what the model wrote
 AUTHORS_RATE = {"rate of alpha": "that of every other parameter, as in the authors' code, unless --alpha-lr is given"}
@@ -57,17 +58,33 @@ def _build_resnet(data: Data, arm: str, settings: Settings) -> nn.Module:
 def _build_language_model(data: Data, arm: str, settings: Settings) -> nn.Module:
     share: Literal["sublayer", "layer"] = "layer" if arm in ("rezero", "skipinit") else "sublayer"
     try:
-        return LanguageModel(
+        model = LanguageModel(
             settings.width,
             settings.depth,
             settings.heads or 1,
-            residual=arm,
+            residual="pre-norm" if arm == "gpt2" else arm,
             vocab_size=data.classes,
             embedding_std=settings.embedding_std,
             share=share,
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
+    if arm == "gpt2":
+        _start_as_gpt2(model, settings)
+    return model
+
+
+def _start_as_gpt2(model: LanguageModel, settings: Settings) -> None:
+    """Draw weights as GPT-2 does: normal with 0.02, the last of each branch smaller by the root of their number."""
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:
+            last = name.endswith(("out.weight", "linear2.weight"))
+            std = GPT2_STD / (2 * settings.depth) ** 0.5 if last else GPT2_STD
+            if name.startswith("embedding"):
+                std = settings.embedding_std or std
+            nn.init.normal_(parameter, std=std)
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
 
 
 def _sample_text(model: nn.Module, data: Data, seed: int) -> str:
@@ -176,7 +193,11 @@ _RESNET_CIFAR10 = Task(
     derive=_resnet_rate,
 )
 
-_LM_ARMS = {**RESIDUALS, "fixup": "x + m * f(x + b) + c, f rescaled by depth and zero at the start"}
+_LM_ARMS = {
+    **RESIDUALS,
+    "fixup": "x + m * f(x + b) + c, f rescaled by depth and zero at the start",
+    "gpt2": "x + f(norm(x)), weights normal with 0.02, the last of each branch smaller by the root of their number",
+}
 _LM = Settings(
     arms=("post-norm", "pre-norm", "rezero"),
     depth=12,

@@ -10,7 +10,19 @@ if TYPE_CHECKING:
 
 __all__ = ["REPRODUCTIONS"]
 
-_NAMES = ("fc", "fc-depth", "deep", "resnet", "deep-transformer", "jacobian", "alphas", "memory", "flamingo", "grow")
+_NAMES = (
+    "fc",
+    "fc-depth",
+    "deep",
+    "resnet",
+    "transformer",
+    "deep-transformer",
+    "jacobian",
+    "alphas",
+    "memory",
+    "flamingo",
+    "grow",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -21,7 +21,7 @@ from rezero.data.windows import TextData
 from rezero.lab.spreads import compared
 from rezero.layers import LanguageModel
 from rezero.optim import param_groups
-from rezero.papers.claims import Claim, Finding, judge
+from rezero.papers.claims import Claim, Finding, interval, judge, shown
 from rezero.papers.plain_text import load_plain_text
 from rezero.papers.reproduction import Reproduction, Scale, Work
 from rezero.papers.studies import arms_of, draw_arms, gain_of, speed_of, told
@@ -215,6 +215,17 @@ def _saves(summary: Mapping[str, Any]) -> Finding:
     return Finding(said, judge(grown["quality"] in ("more", "level"), grown["speed"] in ("more", "level")))
 
 
+def _pays(summary: Mapping[str, Any]) -> Finding:
+    """Compare with the model that stays shallow, on the same compute and seeds."""
+    shallow = next(arm for arm in summary["arms"] if arm not in ("grown", summary["found"][0]["baseline"]))
+    ends = [
+        [points[-1]["val_loss"] for points in summary["arms"][arm]["points"].values()] for arm in (shallow, "grown")
+    ]
+    gain = interval([theirs - ours for theirs, ours in zip(*ends, strict=True)])
+    better = gain["mean"] > 0 if gain["low"] is None else gain["low"] > 0
+    return Finding(f"{shown(gain)} nats a byte better than {shallow} to the end", judge(better))
+
+
 GROW = Reproduction(
     name="grow",
     shows="6 layers that grow to 12 on the way, against 12 from the start, at equal compute",
@@ -230,5 +241,6 @@ GROW = Reproduction(
             "",
             _saves,
         ),
+        Claim("On equal compute it gets further than one that stays shallow", "what growth is for", "", _pays),
     ),
 )

@@ -1,0 +1,162 @@
+"""Transformers of 12 layers on the bytes of enwik8: how soon each is at a loss.
+
+Bachlechner et al. (2020), arXiv:2003.04887, sec. 5.1: 1.2 bits a byte 56% sooner than post-norm with a warm-up. Here
+each arm at its own best rate; post-norm without a warm-up, pre-norm with its final norm, GPT-2's start, and ReZero from
+1 are there too. Embeddings of the ReZero arms start as those of the others.
+
+    rezero reproduce transformer
+"""
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rezero.papers.claims import Claim, Finding, interval, judge, shown
+from rezero.papers.reproduction import Reproduction, Scale
+from rezero.papers.studies import Asked, Recipe, draw_arms, gain_of, of_pair, run_all, speed_of
+
+__all__ = ["LAPTOP", "PAPER", "TRANSFORMER"]
+
+NAME = "12 layers"
+BITS = 1 / math.log(2)
+SOONER = 1.56  # times as fast, by the paper
+SINGLE = 4.5  # bits a byte: above, no more is known than how often each byte comes
+
+
+def _arms(warmup: int, std: float) -> tuple[str, ...]:
+    rezero = f"rezero embedding-std={std:g}"
+    return ("post-norm warmup=0", f"post-norm warmup={warmup}", "pre-norm", "gpt2", rezero, f"{rezero} alpha=1")
+
+
+def _recipe(arms: tuple[str, ...], jobs: int, **settings: Any) -> tuple[Recipe, ...]:
+    given = {"arms": ", ".join(arms), "depth": 12, "tune": 5, **settings}
+    return (Recipe(NAME, "lm-enwik8", given, tuple(Asked(arm, "val_loss") for arm in arms), jobs=jobs),)
+
+
+LAPTOP = _recipe(
+    _arms(200, 0.125), 2, width=64, heads=4, context=64, batch_size=8, steps=800, measure_every=50, threads=1
+)
+PAPER = _recipe(
+    _arms(2000, 512**-0.5),
+    1,
+    width=512,
+    heads=8,
+    context=512,
+    batch_size=64,
+    steps=20_000,
+    measure_every=500,
+    device="cuda",
+    precision="bf16",
+)
+
+
+def write(summary: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """Draw the validation loss of each arm.
+
+    Args:
+        summary: The numbers.
+        folder: Where to.
+
+    Returns:
+        Name of each picture to what it shows.
+    """
+    said = f"Validation loss of 12 layers on enwik8 over the steps, median and range of {summary['seeds']} seeds."
+    title = "validation loss, bits a byte"
+    draw_arms(_study(summary), folder / "loss", metric="val_loss", title=title, description=said, factor=BITS)
+    return {"loss": said}
+
+
+def _study(summary: Mapping[str, Any]) -> Mapping[str, Any]:
+    study: Mapping[str, Any] = summary["studies"][NAME]
+    return study
+
+
+def lines(summary: Mapping[str, Any]) -> list[str]:
+    """Say what came out.
+
+    Args:
+        summary: The numbers.
+
+    Returns:
+        Lines of text.
+    """
+    study = _study(summary)
+    said = [f"{arm}: {_end(study, arm)} bits a byte (rate {found['lr']:g})" for arm, found in study["arms"].items()]
+    rezero = _rezero(study)
+    for arm in study["arms"]:
+        if arm != rezero:
+            found = of_pair(study, rezero, arm, "val_loss")
+            said.append(f"{rezero} is {speed_of(found)} times as fast as {arm}, {gain_of(found, BITS)} bits better")
+    return said
+
+
+def _rezero(study: Mapping[str, Any]) -> str:
+    arms: Mapping[str, Any] = study["arms"]
+    return next(arm for arm in arms if arm.startswith("rezero") and "alpha=" not in arm)
+
+
+def _ends(study: Mapping[str, Any], arm: str) -> list[float | None]:
+    losses = [points[-1]["val_loss"] for points in study["arms"][arm]["points"].values()]
+    return [None if loss is None else BITS * loss for loss in losses]
+
+
+def _end(study: Mapping[str, Any], arm: str) -> str:
+    ends = _ends(study, arm)
+    return "diverged" if None in ends else shown(interval([end for end in ends if end is not None]))
+
+
+def _faster(against: str, least: float, summary: Mapping[str, Any]) -> Finding:
+    """Compare ReZero with the arm that begins so: faster, and at least as much as is published."""
+    study = _study(summary)
+    arm = next(each for each in study["arms"] if each.startswith(against) and not each.endswith("=0"))
+    found = of_pair(study, _rezero(study), arm, "val_loss")
+    enough = any(found["censored"]) or (found["lead"] is not None and _reaches(found["lead"], least))
+    said = f"{speed_of(found)} times as fast as {arm}, {gain_of(found, BITS)} bits a byte better at the end"
+    return Finding(said, judge(found["speed"] == "more", found["speed"] == "more" and enough))
+
+
+def _reaches(lead: Mapping[str, float | None], least: float) -> bool:
+    high = lead["mean"] if lead["high"] is None else lead["high"]
+    return high is not None and math.exp(high) >= least
+
+
+def _needs_warmup(summary: Mapping[str, Any]) -> Finding:
+    study = _study(summary)
+    ends = _ends(study, "post-norm warmup=0")
+    fails = all(end is None or end > SINGLE for end in ends)
+    return Finding(f"post-norm without one ends at {_end(study, 'post-norm warmup=0')} bits a byte", judge(fails))
+
+
+def _from_zero(summary: Mapping[str, Any]) -> Finding:
+    study = _study(summary)
+    found = of_pair(study, _rezero(study), next(arm for arm in study["arms"] if "alpha=1" in arm), "val_loss")
+    said = f"from 0: {speed_of(found)} times as fast as from 1, {gain_of(found, BITS)} bits a byte better at the end"
+    return Finding(said, judge(found["quality"] == "more" or any(found["diverged"][1:])))
+
+
+TRANSFORMER = Reproduction(
+    name="transformer",
+    shows="Transformers of 12 layers on enwik8: six arms at their best rates",
+    source="Bachlechner et al. (2020), arXiv:2003.04887, sec. 5.1",
+    version=1,
+    scales={
+        "laptop": Scale(minutes=90, seeds=5, run=partial(run_all, LAPTOP)),
+        "paper": Scale(minutes=3000, seeds=5, run=partial(run_all, PAPER)),
+    },
+    write=write,
+    lines=lines,
+    claims=(
+        Claim(
+            "It is at a loss 56% sooner than post-norm with a warm-up",
+            "abstract, sec. 5.1",
+            "1.56 times as fast, to 1.2 bits a byte",
+            partial(_faster, "post-norm", SOONER),
+        ),
+        Claim("Sooner than pre-norm, too", "sec. 5.1", "no number", partial(_faster, "pre-norm", 1.0)),
+        Claim("Sooner than GPT-2's start", "sec. 5.1", "no number", partial(_faster, "gpt2", 1.0)),
+        Claim("Post-norm needs a warm-up", "sec. 5.1", "diverges without", _needs_warmup),
+        Claim("Gates have to start at zero", "sec. 5.1, alpha = 1", "no number", _from_zero),
+    ),
+)
