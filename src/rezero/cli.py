@@ -142,6 +142,8 @@ def compare(
     TASK is one of
 
     - fc-digits: a fully connected network on scikit-learn's digits; half a minute
+    - fc-table: a fully connected network on a small data set: --data breast_cancer, digits, iris, wine, cifar10-1000
+      or cifar10-5000
     - fc-cifar10: the paper's fully connected network on CIFAR-10
     - resnet-cifar10: the paper's ResNets on CIFAR-10
     - lm-text: a byte-level Transformer on Tiny Shakespeare, or on your own text with --data
@@ -180,7 +182,7 @@ def compare(
         context: Bytes that a Transformer sees at once.
         embedding_std: Standard deviation of a Transformer's embeddings at the start; by default each arm's own.
         alpha: Where gates start, in the arms that have some; by default at zero.
-        data: lm-text: a text file (also .xz, .gz, .zip), or a folder of .txt files.
+        data: fc-table: the name of a data set. lm-text: a text file (also .xz, .gz, .zip), or a folder of .txt files.
         epochs: Passes over the training set.
         steps: Optimizer steps, instead of epochs.
         batch_size: Examples a step.

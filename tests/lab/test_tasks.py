@@ -21,7 +21,14 @@ from rezero.lab.trial import Trial, settings_of
 from rezero.layers import MLP, LanguageModel, ResNet
 from rezero.layers.residuals import RESIDUALS
 
-SIZES = {"fc-digits": 2, "fc-cifar10": 2, "resnet-cifar10": 8, "lm-text": 2, "lm-enwik8": 2}  # a depth that it takes
+SIZES = {
+    "fc-digits": 2,
+    "fc-table": 2,
+    "fc-cifar10": 2,
+    "resnet-cifar10": 8,
+    "lm-text": 2,
+    "lm-enwik8": 2,
+}  # a depth that it takes
 SMALL: dict[str, dict[str, Any]] = {
     name: {"depth": depth, "width": 8, "threads": 1} | ({"heads": 2, "context": 16} if name.startswith("lm") else {})
     for name, depth in SIZES.items()
@@ -75,7 +82,7 @@ def test_defaults_are_settings_of_the_task(name: str) -> None:
     assert "\n" not in task.summary
 
 
-FAMILIES = {"fc-digits": MLP, "fc-cifar10": MLP, "resnet-cifar10": ResNet, "lm-text": LanguageModel}
+FAMILIES = {"fc-digits": MLP, "fc-table": MLP, "fc-cifar10": MLP, "resnet-cifar10": ResNet, "lm-text": LanguageModel}
 FAMILIES["lm-enwik8"] = LanguageModel
 
 
@@ -186,7 +193,7 @@ def test_the_rate_of_a_resnet_follows_its_depth(options: dict[str, Any], lr: flo
 
 
 ONLY_SOME = {"heads": 2, "context": 8, "data": "text.txt"}
-TAKES = {"lm-text": {"heads", "context", "data"}, "lm-enwik8": {"heads", "context"}}
+TAKES = {"fc-table": {"data"}, "lm-text": {"heads", "context", "data"}, "lm-enwik8": {"heads", "context"}}
 
 
 @pytest.mark.parametrize("option", ONLY_SOME)

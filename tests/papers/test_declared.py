@@ -8,6 +8,8 @@ import pytest
 
 from rezero.papers.deep_transformer import DEEP_TRANSFORMER
 from rezero.papers.deep_transformer import LAPTOP as DEEP
+from rezero.papers.generalization import GENERALIZATION
+from rezero.papers.generalization import LAPTOP as SMALL_SETS
 from rezero.papers.reproduction import Work
 from rezero.papers.resnet import LAPTOP as RESNETS
 from rezero.papers.resnet import RESNET
@@ -116,3 +118,19 @@ def test_deep_transformers_learn_more_than_single_bytes_or_not(text: dict[str, A
     assert learns.ours.startswith("rezero 64 layers: ")
     assert "post-norm warmup=100 64 layers: " in others.ours
     assert list(DEEP_TRANSFORMER.write(summary, tmp_path)) == ["64-layers"]
+
+
+def test_two_points_are_asked_of_every_interval(tmp_path: Path) -> None:
+    """Lines, the picture and claims of small studies; above zero and reaching two points is what holds."""
+    tiny = {"depth": 2, "width": 8, "steps": 4, "measure_every": 2, "tune": 2, "tune_seeds": 1}
+    small = [replace(each, settings={**each.settings, **tiny}, jobs=1) for each in SMALL_SETS[:2]]
+    summary = {"seeds": 2, **run_all(small, Work(tmp_path, tmp_path, 2))}
+    assert list(summary["studies"]) == ["breast_cancer", "wine"]
+    assert len(GENERALIZATION.lines(summary)) == 4
+    assert all(claim.find(summary) for claim in GENERALIZATION.claims)
+    assert list(GENERALIZATION.write(summary, tmp_path)) == ["points"]
+    for study, (low, high) in zip(summary["studies"].values(), ((0.01, 0.03), (-0.01, 0.03)), strict=True):
+        for asked in study["asked"]:
+            for found in asked["found"]:
+                found["gain"] = {"mean": 0.01, "low": low, "high": high}
+    assert [claim.find(summary).verdict for claim in GENERALIZATION.claims] == ["holds in part"] * 2  # type: ignore[union-attr]

@@ -9,6 +9,7 @@ from torch import nn
 from rezero.data.batches import Data, TensorData
 from rezero.data.cifar10 import load_cifar10
 from rezero.data.digits import load_digits
+from rezero.data.tables import TABLES, load_table
 from rezero.data.text import TextData, load_enwik8, load_text, load_tiny_shakespeare
 from rezero.errors import UsageError, near
 from rezero.lab.quality import ACCURACY, BITS
@@ -121,6 +122,32 @@ _FC_DIGITS = Task(
     quality=ACCURACY,
     standard="pre-norm",
     recipe=AUTHORS_RATE,
+)
+
+_FC_TABLE = Task(
+    name="fc-table",
+    summary=f"a fully connected network on a small data set, --data {', '.join(TABLES)}",
+    arms=_MLP_ARMS,
+    defaults=Settings(
+        arms=("post-norm", "pre-norm", "rezero"),
+        depth=16,
+        width=64,
+        epochs=None,
+        steps=400,
+        batch_size=32,
+        data="breast_cancer",
+        lr=0.01,
+        optimizer="Adagrad",
+        measure_every=40,
+        seeds=5,
+        threads=1,
+    ),
+    load=lambda settings: load_table(settings.data or "breast_cancer"),
+    build=_build_mlp,
+    quality=ACCURACY,
+    standard="pre-norm",
+    recipe=AUTHORS_RATE,
+    takes=frozenset({"data"}),
 )
 
 _FC_CIFAR10 = Task(
@@ -259,5 +286,7 @@ _LM_ENWIK8 = Task(
     sample=_sample_text,
 )
 
-TASKS: dict[str, Task] = {task.name: task for task in (_FC_DIGITS, _FC_CIFAR10, _RESNET_CIFAR10, _LM_TEXT, _LM_ENWIK8)}
+TASKS: dict[str, Task] = {
+    task.name: task for task in (_FC_DIGITS, _FC_TABLE, _FC_CIFAR10, _RESNET_CIFAR10, _LM_TEXT, _LM_ENWIK8)
+}
 """Every task by name."""

@@ -20,6 +20,7 @@ _NAMES = (
     "jacobian",
     "alphas",
     "memory",
+    "generalization",
     "flamingo",
     "grow",
 )
