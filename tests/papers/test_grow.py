@@ -35,14 +35,14 @@ def test_all_arms_spend_the_same_compute() -> None:
 
 def test_growth_does_not_change_the_loss() -> None:
     """The model goes on from exactly where it stands."""
-    from rezero.papers.grow import _measure
+    from rezero.papers.plain_text import measure
     from rezero.surgery.grow import grow_
 
     text = load_plain_text(TINY.context)
     model = Growing(8, 2, 4, residual="pre-norm").eval()
-    before = _measure(model, TINY, text)
+    before = measure(model, text, 4)
     grow_(model, every=1, example=text.val_batch(0, 1)[0])
-    assert _measure(model, TINY, text) == before
+    assert measure(model, text, 4) == before
 
 
 def test_the_lab_compares_the_arms(tmp_path: Path) -> None:

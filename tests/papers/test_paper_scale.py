@@ -24,7 +24,12 @@ def declared() -> list[tuple[str, Recipe]]:
     found = []
     for name, run in runs.items():
         assert isinstance(run, partial)
-        if name not in ("memory", "deep"):  # which have no studies, and tests of their own
+        if name not in (
+            "memory",
+            "deep",
+            "ablation",
+            "superconvergence",
+        ):  # which have no studies, and tests of their own
             found += [(name, recipe) for recipe in run.args[0]]
     return found
 

@@ -21,6 +21,8 @@ _NAMES = (
     "alphas",
     "memory",
     "generalization",
+    "ablation",
+    "superconvergence",
     "flamingo",
     "grow",
 )

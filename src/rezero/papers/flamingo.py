@@ -21,8 +21,8 @@ from rezero.charts import save, story_panels
 from rezero.gate import gates
 from rezero.layers import GatedCrossAttention
 from rezero.papers.claims import Claim, Finding, interval, judge, shown
-from rezero.papers.flamingo_story import FEATURES, Plan, Sight, Story, loss_of, take_step
-from rezero.papers.plain_text import load_plain_text
+from rezero.papers.flamingo_story import FEATURES, Plan, Sight, Story, take_step
+from rezero.papers.plain_text import load_plain_text, loss_of
 from rezero.papers.reproduction import Reproduction, Scale, Work
 from rezero.surgery.graft import Graft
 from rezero.surgery.insert import graft_

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from rezero.data.windows import TextData
 from rezero.layers import LanguageModel
 from rezero.papers.captions import DIGITS, Captions, Pictures
+from rezero.papers.plain_text import loss_of
 from rezero.papers.reproduction import Work
 
-__all__ = ["FEATURES", "Eye", "Plan", "Sight", "Story", "loss_of", "take_step"]
+__all__ = ["FEATURES", "Eye", "Plan", "Sight", "Story", "take_step"]
 
 FEATURES = 64  # of the eye, for each digit
 
@@ -179,8 +180,3 @@ def take_step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-
-
-def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean loss a byte, in nats."""
-    return F.cross_entropy(logits.flatten(0, -2), targets.flatten().long())

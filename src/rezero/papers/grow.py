@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from rezero import lab
 from rezero.data.windows import TextData
@@ -22,7 +21,7 @@ from rezero.lab.spreads import compared
 from rezero.layers import LanguageModel
 from rezero.optim import param_groups
 from rezero.papers.claims import Claim, Finding, interval, judge, shown
-from rezero.papers.plain_text import load_plain_text
+from rezero.papers.plain_text import load_plain_text, measure, take_step
 from rezero.papers.reproduction import Reproduction, Scale, Work
 from rezero.papers.studies import arms_of, draw_arms, gain_of, speed_of, told
 from rezero.surgery.grow import grow_
@@ -118,25 +117,11 @@ def train(model: Any, plan: Plan, text: TextData, lr: float, seed: int) -> Itera
         rate = lr * min((spent + 1) / plan.warmup, 1) * (1 - spent / plan.compute)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        inputs, targets = text.batch(seed, step, plan.batch)
-        optimizer.zero_grad()
-        _loss(model(inputs), targets).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        take_step(model, optimizer, text, seed, step, plan.batch)
         spent, step = spent + len(model.layers) / plan.deep, step + 1
         if spent >= measured + plan.every or spent >= plan.compute:
             measured = int(spent)
-            yield measured, _measure(model, plan, text)
-
-
-def _loss(logits: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(logits.flatten(0, -2), targets.flatten().long())
-
-
-@torch.no_grad()
-def _measure(model: Any, plan: Plan, text: TextData) -> float:
-    inputs, targets = text.val_batch(0, plan.windows)
-    return float(_loss(model(inputs), targets))
+            yield measured, measure(model, text, plan.windows)
 
 
 def run(work: Work, plan: Plan = PLAN) -> dict[str, Any]:
