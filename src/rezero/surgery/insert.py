@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -302,8 +303,9 @@ def _verify(graft: Graft, expected: Outputs, args: tuple[Any, ...], kwargs: dict
 @contextmanager
 def _quiet(blocks: Iterable[nn.Module]) -> Iterator[None]:
     """Let the dropout of blocks draw nothing, which would shift what that of the model draws behind it."""
-    modules = [each for block in blocks for each in block.modules()]
-    found = [(each, name, vars(each)[name]) for each in modules for name in ("p", "dropout") if name in vars(each)]
+    modules: list[Any] = [each for block in blocks for each in block.modules()]
+    names = ((each, "p" if isinstance(each, _DropoutNd) else "dropout") for each in modules)
+    found = ((each, name, vars(each).get(name)) for each, name in names)
     drawing = [(each, name, value) for each, name, value in found if isinstance(value, float)]
     try:
         for each, name, _ in drawing:
