@@ -15,7 +15,7 @@ from rezero.lab.tasks import find_task
 from rezero.papers import REPRODUCTIONS
 from rezero.papers.studies import Recipe
 
-SHAPES = {"fc-cifar10": (3072,), "resnet-cifar10": (3, 32, 32)}
+SHAPES = {"fc-table": (30,), "fc-cifar10": (3072,), "resnet-cifar10": (3, 32, 32)}
 
 
 def declared() -> list[tuple[str, Recipe]]:
