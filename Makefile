@@ -66,7 +66,7 @@ peers: setup  # what others offer, in an environment of its own beside this one
 	test -d .venv-peers || $(BIN)/python -m venv .venv-peers
 	.venv-peers/bin/pip install --quiet --constraint constraints.txt --editable .[lab] transformers timm
 	.venv-peers/bin/pip install --quiet --constraint constraints.txt --requirement benchmarks/requirements.txt
-	.venv-peers/bin/python benchmarks/graft.py --peers 1
+	PYTHONPATH=tests/shim .venv-peers/bin/python benchmarks/graft.py --peers 1  # torchvision for CUDA, torch for the CPU
 
 gpu: setup
 	$(BIN)/python -c 'import torch; assert torch.cuda.is_available(), "make gpu needs a CUDA device, torch finds none"'

@@ -4,7 +4,7 @@ python -m rezero.papers.evidence    # writes docs/evidence.md and docs/evidence/
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +38,33 @@ def pages(results: Path) -> dict[str, str]:
         Path in ``docs`` to Markdown, and to the SVG of each picture.
     """
     made = {"evidence.md": BEGIN}
+    missing = []
     for each in REPRODUCTIONS.values():
         found = {name: _read(file) for name in each.scales if (file := _file(each, name, results)).exists()}
-        title = f"[{each.name}](evidence/{each.name}.md)" if found else each.name
+        if not found:
+            missing.append(each)
+            continue
+        title = f"[{each.name}](evidence/{each.name}.md)"
         made["evidence.md"] += f"\n## {title}\n\n{_about(each)}\n\n{_claims(each, found)}\n"
-        if found:
-            made[f"evidence/{each.name}.md"] = _page(each, found)
+        made[f"evidence/{each.name}.md"] = _page(each, found)
         for name, summary in found.items():
             for stem in summary["pictures"]:
                 picture = _file(each, name, results).with_name(f"{stem}.svg")
                 made[f"evidence/{_picture(each, name, stem)}"] = picture.read_text(encoding="utf-8")
+    if missing:
+        made["evidence.md"] += f"\n## Not yet run\n\n{_missing(missing)}\n"
     return made
+
+
+def _missing(reproductions: Sequence[Reproduction]) -> str:
+    """Make the table of the claims that nothing was measured of."""
+    columns = ("`rezero reproduce`", "claim", "source", "published", "verdict")
+    rows = [f"| {' | '.join(columns)} |", f"| {' | '.join('---' for _ in columns)} |"]
+    for each in reproductions:
+        for claim in each.claims:
+            _, (says, source, published, _, verdict) = _row(each, claim, {})
+            rows.append(f"| {' | '.join((each.name, says, source, published, verdict))} |")
+    return "\n".join(rows)
 
 
 def _file(each: Reproduction, scale: ScaleName, results: Path) -> Path:
@@ -88,7 +104,7 @@ def _page(each: Reproduction, found: Found) -> str:
 def _scales(each: Reproduction, found: Found) -> Iterator[str]:
     for name, summary in found.items():
         yield f"## {name.capitalize()} scale" + (", the paper's own" if each.scales[name].whole else "")
-        yield "```text\n" + "\n".join(each.lines(summary)) + "\n```"
+        yield "\n".join(f"- {' '.join(line.split())}" for line in each.lines(summary))
         for stem, said in summary["pictures"].items():
             yield f"![{said}]({_picture(each, name, stem)})\n\n*{said}*"
         where = each.results(name, Path("results/papers"))
