@@ -154,3 +154,14 @@ def test_the_page_on_what_a_graft_costs_is_what_was_measured() -> None:
         ("graft_", "ours {} and {};"),
     ):
         assert text.format(f"{tables[name]['over its base']:.2f}", f"{memory[name]:.2f}") in page
+
+
+def test_the_page_on_alphas_is_what_was_reproduced() -> None:
+    """The share of gates that have fallen, of both Transformers."""
+    summary = json.loads((ROOT / "results" / "papers" / "alphas" / "summary.json").read_text(encoding="utf-8"))
+    page = " ".join((ROOT / "docs" / "alpha-map.md").read_text(encoding="utf-8").split())
+    for name in ("Transformer of 12", "Transformer of 48"):
+        study = summary["studies"][name]
+        assert f"{study['mean']['fallen']:.0%} of them end below 0.9 of their largest size" in page
+        assert study["mean"]["rise"] == 0
+        assert study["steps"][0] <= 50

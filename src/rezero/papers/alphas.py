@@ -188,7 +188,8 @@ def _rise(summary: Mapping[str, Any]) -> Finding:
     found = _transformers(summary)
     said = "; ".join(f"{name}: {mean['rise']:+.2f}" for name, mean in found.items())
     return Finding(
-        f"rank correlation of a gate's depth with the step of its rise, -1 if deep ones are first: {said}",
+        f"rank correlation of a gate's depth with the step of its rise, -1 if deep ones are first, 0 if all rise "
+        f"together: {said}",
         judge(*(mean["rise"] < 0 for mean in found.values())),
     )
 
