@@ -104,7 +104,7 @@ GENERALIZATION = Reproduction(
     source="a user's remark",
     version=1,
     scales={
-        "laptop": Scale(minutes=60, seeds=10, run=partial(run_all, LAPTOP)),
+        "laptop": Scale(minutes=10, seeds=10, run=partial(run_all, LAPTOP)),
         "paper": Scale(minutes=240, seeds=10, run=partial(run_all, PAPER)),
     },
     write=write,
