@@ -41,6 +41,11 @@ def test_a_logarithm_is_shown_as_what_it_is_of() -> None:
     assert shown({"mean": math.log(2), "low": 0.0, "high": math.log(4)}, of=math.exp) == "2.00 (1.00 to 4.00)"
 
 
+def test_what_rounding_leaves_is_nothing() -> None:
+    """Numbers that cancel are not told by their last bits."""
+    assert shown({"mean": 1.1e-15, "low": -0.5, "high": 0.5}) == "0.00 (-0.500 to 0.500)"
+
+
 def test_what_was_not_compared_is_not_told() -> None:
     """No number is made up where there is none."""
     assert shown(None) == shown({"mean": None, "low": None, "high": None}) == "not to be told"

@@ -9,6 +9,8 @@ from rezero.lab.stats import compare_pairs
 
 __all__ = ["VERDICTS", "Claim", "Finding", "Verdict", "interval", "judge", "shown", "written"]
 
+_ROUNDING = 1e-12  # what is smaller is left of numbers that cancel
+
 Verdict = Literal["does not hold", "holds in part", "holds"]
 VERDICTS: tuple[Verdict, ...] = ("does not hold", "holds in part", "holds")
 """All of them, the worst first."""
@@ -118,4 +120,4 @@ def written(value: float, form: str = "#.3g") -> str:
         >>> written(394.08), written(2.0)
         ('394', '2.00')
     """
-    return format(value, form).removesuffix(".")
+    return format(value if abs(value) > _ROUNDING else 0.0, form).removesuffix(".")

@@ -222,7 +222,7 @@ MEMORY = Reproduction(
     source="Bachlechner et al. (2020), arXiv:2003.04887, sec. 1",
     version=1,
     scales={
-        "laptop": Scale(minutes=10, seeds=40, run=partial(run, LAPTOP)),
+        "laptop": Scale(minutes=2, seeds=40, run=partial(run, LAPTOP)),
         "paper": Scale(minutes=10, seeds=40, run=partial(run, PAPER)),
     },
     write=write,
