@@ -19,14 +19,13 @@ from rezero import lab
 from rezero.charts import save, seed_lines
 from rezero.data.windows import TextData
 from rezero.gate import Gate, gates
-from rezero.lab.spreads import compared
 from rezero.layers import LanguageModel
 from rezero.layers.decoder import CausalAttention, FeedForward
 from rezero.optim import param_groups
 from rezero.papers.claims import Claim, Finding, judge
 from rezero.papers.plain_text import load_plain_text, measure, take_step
 from rezero.papers.reproduction import Reproduction, Scale, Work
-from rezero.papers.studies import arms_of, gain_of, told
+from rezero.papers.studies import compare_own, gain_of
 
 __all__ = ["ABLATION", "ARMS", "Plan", "run", "train"]
 
@@ -242,29 +241,18 @@ def run(plan: Plan, work: Work) -> dict[str, Any]:
     """
     text = load_plain_text(plan.context)
     task = Task(plan, text)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # of each of two processes
-    try:
-        answer = lab.compare(
-            build=task.build,
-            train=task.train,
-            arms=dict(ARMS),
-            baseline=PAPERS,
-            seeds=work.seeds,
-            tune=plan.tune,
-            metric="val_loss",
-            jobs=2 if plan.device == "cpu" else 1,
-            output=work.of(plan, text.digest()).folder / "study",
-        )
-    finally:
-        torch.set_num_threads(threads)
-    return {
-        "plan": asdict(plan),
-        "text": text.name,
-        "verdict": answer.verdict,
-        "arms": arms_of(compared(answer.results)),
-        "found": [told(each) for each in answer.comparisons],
-    }
+    found = compare_own(
+        work.of(plan, text.digest()).folder / "study",
+        device=plan.device,
+        build=task.build,
+        train=task.train,
+        arms=dict(ARMS),
+        baseline=PAPERS,
+        seeds=work.seeds,
+        tune=plan.tune,
+        metric="val_loss",
+    )
+    return {"plan": asdict(plan), "text": text.name, **found}
 
 
 def write(summary: Mapping[str, Any], folder: Path) -> dict[str, str]:

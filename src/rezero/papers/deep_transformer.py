@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rezero.papers.claims import Claim, Finding, interval, judge, shown
+from rezero.papers.claims import Claim, Finding, judge
 from rezero.papers.reproduction import Reproduction, Scale
-from rezero.papers.studies import Asked, Recipe, draw_arms, gain_of, of_pair, run_all, speed_of
+from rezero.papers.studies import Asked, Recipe, bits_at_end, draw_arms, end_of, gain_of, of_pair, run_all, speed_of
 
 __all__ = ["DEEP_TRANSFORMER", "LAPTOP", "PAPER"]
 
@@ -90,7 +90,7 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
     said = []
     for name, study in summary["studies"].items():
         said += [
-            f"{name}: {arm} ends at {_end(study, arm)} bits a byte (rate {study['arms'][arm]['lr']:g})"
+            f"{name}: {arm} ends at {end_of(study, arm)} bits a byte (rate {study['arms'][arm]['lr']:g})"
             for arm in study["arms"]
         ]
         found = of_pair(study, "rezero", "pre-norm", "val_loss")
@@ -101,21 +101,11 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
     return said
 
 
-def _ends(study: Mapping[str, Any], arm: str) -> list[float | None]:
-    losses = [points[-1]["val_loss"] for points in study["arms"][arm]["points"].values()]
-    return [None if loss is None else loss / math.log(2) for loss in losses]
-
-
-def _end(study: Mapping[str, Any], arm: str) -> str:
-    ends = _ends(study, arm)
-    return "diverged" if None in ends else shown(interval([end for end in ends if end is not None]))
-
-
 def _learns(arm: str, summary: Mapping[str, Any]) -> Finding:
     said, learnt = [], []
     for name, study in summary["studies"].items():
-        said.append(f"{name}: {_end(study, arm)} bits a byte")
-        learnt.append(all(end is not None and end < LEARNT for end in _ends(study, arm)))
+        said.append(f"{name}: {end_of(study, arm)} bits a byte")
+        learnt.append(all(end is not None and end < LEARNT for end in bits_at_end(study, arm)))
     return Finding(f"{arm} {'; '.join(said)} (single bytes: about {SINGLE:g})", judge(*learnt))
 
 

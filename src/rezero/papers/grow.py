@@ -17,13 +17,12 @@ from torch import nn
 
 from rezero import lab
 from rezero.data.windows import TextData
-from rezero.lab.spreads import compared
 from rezero.layers import LanguageModel
 from rezero.optim import param_groups
 from rezero.papers.claims import Claim, Finding, interval, judge, shown
 from rezero.papers.plain_text import load_plain_text, measure, take_step
 from rezero.papers.reproduction import Reproduction, Scale, Work
-from rezero.papers.studies import arms_of, draw_arms, gain_of, speed_of, told
+from rezero.papers.studies import compare_own, draw_arms, gain_of, speed_of
 from rezero.surgery.grow import grow_
 
 __all__ = ["GROW", "Growing", "Plan", "train"]
@@ -136,29 +135,17 @@ def run(work: Work, plan: Plan = PLAN) -> dict[str, Any]:
     """
     text = load_plain_text(plan.context)
     task = Task(plan, text)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # of each of two processes
-    try:
-        answer = lab.compare(
-            build=task.deep,
-            train=task.train,
-            arms={f"{plan.deep} layers": same, "grown": task.growing, f"{plan.deep // 2} layers": task.shallow},
-            baseline=f"{plan.deep} layers",
-            seeds=work.seeds,
-            tune=plan.tune,
-            metric="val_loss",
-            jobs=2,
-            output=work.of(plan, text.digest()).folder / "study",
-        )
-    finally:
-        torch.set_num_threads(threads)
-    return {
-        "plan": asdict(plan),
-        "text": text.name,
-        "verdict": answer.verdict,
-        "arms": arms_of(compared(answer.results)),
-        "found": [told(each) for each in answer.comparisons],
-    }
+    found = compare_own(
+        work.of(plan, text.digest()).folder / "study",
+        build=task.deep,
+        train=task.train,
+        arms={f"{plan.deep} layers": same, "grown": task.growing, f"{plan.deep // 2} layers": task.shallow},
+        baseline=f"{plan.deep} layers",
+        seeds=work.seeds,
+        tune=plan.tune,
+        metric="val_loss",
+    )
+    return {"plan": asdict(plan), "text": text.name, **found}
 
 
 def same(model: nn.Module) -> nn.Module:

@@ -8,6 +8,9 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+import torch
+
+from rezero import lab
 from rezero.charts import curves, save
 from rezero.comparing import Request
 from rezero.lab import Question, Store
@@ -16,14 +19,17 @@ from rezero.lab.own import OwnSettings
 from rezero.lab.spreads import by_arm, compared
 from rezero.lab.store import TrialResult
 from rezero.lab.subject import subject_of
-from rezero.papers.claims import shown
+from rezero.papers.claims import interval, shown
 from rezero.papers.reproduction import Work
 
 __all__ = [
     "Asked",
     "Recipe",
     "arms_of",
+    "bits_at_end",
+    "compare_own",
     "draw_arms",
+    "end_of",
     "gain_of",
     "loss_of_epoch",
     "of_pair",
@@ -167,6 +173,58 @@ def _read(store: Store, asks: Sequence[Asked]) -> dict[str, Any]:
         ],
         "asked": asked,
     }
+
+
+def compare_own(folder: Path, *, device: str = "cpu", **asked: Any) -> dict[str, Any]:
+    """Let the lab compare arms that are functions: on the CPU two trials at once, of one thread each.
+
+    Args:
+        folder: Of the study.
+        device: Where it trains.
+        **asked: As `rezero.lab.compare` takes it.
+
+    Returns:
+        The lab's verdict, the trials by arm, and each arm against the baseline, as JSON can hold it.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        answer = lab.compare(**asked, jobs=2 if device == "cpu" else 1, output=folder)
+    finally:
+        torch.set_num_threads(threads)
+    return {
+        "verdict": answer.verdict,
+        "arms": arms_of(compared(answer.results)),
+        "found": [told(each) for each in answer.comparisons],
+    }
+
+
+def bits_at_end(study: Mapping[str, Any], arm: str) -> list[float | None]:
+    """Return the validation losses that an arm ends with.
+
+    Args:
+        study: What `Recipe.run` returned.
+        arm: Which.
+
+    Returns:
+        Bits a byte, a seed each; None where it diverged.
+    """
+    losses = [points[-1]["val_loss"] for points in study["arms"][arm]["points"].values()]
+    return [None if loss is None else loss / math.log(2) for loss in losses]
+
+
+def end_of(study: Mapping[str, Any], arm: str) -> str:
+    """Write what an arm ends with, in bits a byte.
+
+    Args:
+        study: What `Recipe.run` returned.
+        arm: Which.
+
+    Returns:
+        Mean and interval, or that it diverged.
+    """
+    ends = bits_at_end(study, arm)
+    return "diverged" if None in ends else shown(interval([end for end in ends if end is not None]))
 
 
 def arms_of(finals: Sequence[TrialResult]) -> dict[str, Any]:

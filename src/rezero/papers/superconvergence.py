@@ -22,11 +22,10 @@ from rezero.data.batches import TensorData
 from rezero.data.cifar10 import load_cifar10
 from rezero.functional import gated_residual
 from rezero.gate import Gate
-from rezero.lab.spreads import compared
 from rezero.optim import param_groups
 from rezero.papers.claims import Claim, Finding, interval, judge, shown
 from rezero.papers.reproduction import Reproduction, Scale, Work
-from rezero.papers.studies import arms_of, draw_arms, gain_of, speed_of, told
+from rezero.papers.studies import compare_own, draw_arms, gain_of, speed_of
 
 __all__ = ["LAPTOP", "PAPER", "SUPERCONVERGENCE", "Plan", "PreActResNet18", "run", "train"]
 
@@ -218,27 +217,17 @@ def run(plan: Plan, work: Work, data: TensorData | None = None) -> dict[str, Any
         The plan, the lab's verdict, each arm's curve, and the comparison.
     """
     task = Task(plan, load(plan) if data is None else data)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # of each of two processes
-    try:
-        answer = lab.compare(
-            build=task.build,
-            train=task.train,
-            arms={"residual": _same, "rezero": task.gated},
-            baseline="residual",
-            seeds=work.seeds,
-            metric="val_accuracy",
-            jobs=2 if plan.device == "cpu" else 1,
-            output=work.of(plan).folder / "study",
-        )
-    finally:
-        torch.set_num_threads(threads)
-    return {
-        "plan": asdict(plan),
-        "verdict": answer.verdict,
-        "arms": arms_of(compared(answer.results)),
-        "found": [told(each) for each in answer.comparisons],
-    }
+    found = compare_own(
+        work.of(plan).folder / "study",
+        device=plan.device,
+        build=task.build,
+        train=task.train,
+        arms={"residual": _same, "rezero": task.gated},
+        baseline="residual",
+        seeds=work.seeds,
+        metric="val_accuracy",
+    )
+    return {"plan": asdict(plan), **found}
 
 
 def _same(model: nn.Module) -> nn.Module:

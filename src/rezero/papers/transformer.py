@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rezero.papers.claims import Claim, Finding, interval, judge, shown
+from rezero.papers.claims import Claim, Finding, judge
 from rezero.papers.reproduction import Reproduction, Scale
-from rezero.papers.studies import Asked, Recipe, draw_arms, gain_of, of_pair, run_all, speed_of
+from rezero.papers.studies import Asked, Recipe, bits_at_end, draw_arms, end_of, gain_of, of_pair, run_all, speed_of
 
 __all__ = ["LAPTOP", "PAPER", "TRANSFORMER"]
 
@@ -83,7 +83,7 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
         Lines of text.
     """
     study = _study(summary)
-    said = [f"{arm}: {_end(study, arm)} bits a byte (rate {found['lr']:g})" for arm, found in study["arms"].items()]
+    said = [f"{arm}: {end_of(study, arm)} bits a byte (rate {found['lr']:g})" for arm, found in study["arms"].items()]
     rezero = _rezero(study)
     for arm in study["arms"]:
         if arm != rezero:
@@ -95,16 +95,6 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
 def _rezero(study: Mapping[str, Any]) -> str:
     arms: Mapping[str, Any] = study["arms"]
     return next(arm for arm in arms if arm.startswith("rezero") and "alpha=" not in arm)
-
-
-def _ends(study: Mapping[str, Any], arm: str) -> list[float | None]:
-    losses = [points[-1]["val_loss"] for points in study["arms"][arm]["points"].values()]
-    return [None if loss is None else BITS * loss for loss in losses]
-
-
-def _end(study: Mapping[str, Any], arm: str) -> str:
-    ends = _ends(study, arm)
-    return "diverged" if None in ends else shown(interval([end for end in ends if end is not None]))
 
 
 def _faster(against: str, least: float, summary: Mapping[str, Any]) -> Finding:
@@ -124,9 +114,9 @@ def _reaches(lead: Mapping[str, float | None], least: float) -> bool:
 
 def _needs_warmup(summary: Mapping[str, Any]) -> Finding:
     study = _study(summary)
-    ends = _ends(study, "post-norm warmup=0")
+    ends = bits_at_end(study, "post-norm warmup=0")
     fails = all(end is None or end > SINGLE for end in ends)
-    return Finding(f"post-norm without one ends at {_end(study, 'post-norm warmup=0')} bits a byte", judge(fails))
+    return Finding(f"post-norm without one ends at {end_of(study, 'post-norm warmup=0')} bits a byte", judge(fails))
 
 
 def _from_zero(summary: Mapping[str, Any]) -> Finding:
