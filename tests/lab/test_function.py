@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+import rezero
 from rezero import lab
 from rezero.errors import UsageError
 from rezero.lab import Answer, Point, Store, Trial
@@ -441,3 +442,18 @@ def test_a_metric_that_is_not_logged(tmp_path: Path) -> None:
     """It is named with what is, after the first trial."""
     with pytest.raises(UsageError, match="expected the script to log 'accuracy', got val_loss"):
         compare(tmp_path, metric="accuracy", seeds=1)
+
+
+def freeze(model: nn.Module) -> nn.Module:
+    """Let the gates of a converted model stay at a half."""
+    rezero.convert_(model, X)
+    for gate in rezero.gates(model).values():
+        nn.init.constant_(gate.gate_parameter, 0.5).requires_grad_(False)
+    return model
+
+
+def test_gates_that_are_frozen_are_not_odd(tmp_path: Path) -> None:
+    """Of those that should learn and do not the lab says so; these should not."""
+    answer = compare(tmp_path, arms={"frozen": freeze}, seeds=2)
+    assert [(each.status, each.note) for each in answer.results] == [("finished", "")] * 2
+    assert {each.last.alphas for each in answer.results} == {(0.5, 0.5)}

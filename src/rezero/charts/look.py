@@ -24,7 +24,7 @@ COLOURS = {
     "fixup": "#8C6D00",
     "deepnorm": "#882255",
 }
-OTHER_COLOURS = ("#332288", "#117733", "#AA4499", "#44AA99", "#999933")
+OTHER_COLOURS = ("#332288", "#117733", "#AA4499", "#44AA99", "#999933", "#CC6677", "#88CCEE", "#DDCC77")
 DASHES = ([1, 0], [6, 3], [2, 2], [9, 3, 2, 3])
 SHAPES = ("circle", "square", "triangle-up", "diamond")
 _PADDING = {"left": 16, "top": 5, "right": 5, "bottom": 5}  # a reader's font may be wider than the renderer's

@@ -191,7 +191,8 @@ class _Run:
     def watch(self, model: "nn.Module") -> None:
         """Record the gates of a model, from their start on."""
         self._models.append(model)
-        self.tell(read="arm", alphas=[_finite(value) for value in _scales(self._models)])
+        start = [_finite(value) for value in _scales(self._models)] if _learns(model) else []
+        self.tell(read="arm", alphas=start)
 
     def tell(self, **line: Any) -> None:
         """Tell the lab, once, what the script has read or could not do."""
@@ -240,6 +241,13 @@ def _scales(models: list["nn.Module"]) -> list[float]:
     scales = [gate.gate_scale.detach().mean().float() for model in models for gate in gates(model).values()]
     numbers: list[float] = torch.stack(scales).tolist() if scales else []
     return numbers
+
+
+def _learns(model: "nn.Module") -> bool:
+    """Tell whether a gate is to learn, of which it is odd that it does not."""
+    from rezero.gate import gates
+
+    return any(gate.gate_parameter.requires_grad for gate in gates(model).values())
 
 
 def _memory() -> float | None:

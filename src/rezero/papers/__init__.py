@@ -23,6 +23,7 @@ _NAMES = (
     "generalization",
     "ablation",
     "superconvergence",
+    "depth-recipe",
     "flamingo",
     "grow",
 )
