@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 import vl_convert
 
-from rezero.charts import curves, density_line, gate_lines, gate_map, gate_profile, histogram, save
+from rezero.charts import curves, density_line, gate_lines, gate_map, gate_profile, histogram, intervals, save
 from rezero.charts.bundle import javascript
 from rezero.charts.look import COLOURS, OTHER_COLOURS, Ending
 from rezero.layers.residuals import RESIDUALS
@@ -58,7 +58,17 @@ def density_chart() -> Any:
     return density_line([0.0, 1.0, 2.0], [0.1, 0.8, 0.1], [0.2, 0.1, 0.0], description="Their density.")
 
 
+def interval_chart(names: tuple[str, ...] = ("wine", "iris")) -> Any:
+    points = [
+        {"name": name, "arm": arm, "middle": float(place), "low": place - 0.5, "high": place + 1.0}
+        for name in names
+        for place, arm in enumerate(ARMS)
+    ]
+    return intervals(points, x="points better", arms=ARMS, mark=0.0, description="Points better.")
+
+
 CHARTS = {
+    "intervals": interval_chart,
     "spectra": spectrum_chart,
     "density": density_chart,
     "log": loss_chart,
@@ -444,3 +454,16 @@ def test_the_javascript_of_a_page_is_made_once(tmp_path: Path, monkeypatch: pyte
     if damage in ("cut off", "bytes", "huge", "pipe"):
         assert javascript.__wrapped__() == first
         assert len(made) == 2
+
+
+def test_intervals_name_each_thing_in_its_place(tmp_path: Path) -> None:
+    """Things stand below each other in the order of the rows, each arm with a bar from end to end and a mark."""
+    svg = save(interval_chart(), tmp_path / "chart")[0].read_text(encoding="utf-8")
+    assert svg.index(">wine<") < svg.index(">iris<")
+    spec = interval_chart().to_dict()
+    assert [layer["mark"]["type"] for layer in spec["layer"]] == ["rule", "rule", "point"]
+    ends = {
+        (float(low), float(high))
+        for low, high in re.findall(r"low: ([-\d.]+); high: ([-\d.]+)", svg.replace("\N{MINUS SIGN}", "-"))
+    }
+    assert ends >= {(-0.5, 1.0), (0.5, 2.0)}

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rezero.charts import curves, save
+from rezero.charts import intervals, save
 from rezero.papers.claims import Claim, Finding, judge, shown
 from rezero.papers.reproduction import Reproduction, Scale
 from rezero.papers.studies import Asked, Recipe, gain_of, of_pair, run_all
@@ -53,18 +53,16 @@ def write(summary: Mapping[str, Any], folder: Path) -> dict[str, str]:
         Name of each picture to what it shows.
     """
     rows = []
-    for place, study in enumerate(summary["studies"].values(), 1):
+    for name, study in summary["studies"].items():
         for baseline in BASELINES:
             gain = of_pair(study, "rezero", baseline, "val_accuracy")["gain"]
             if gain is not None:
-                ends = {"median": gain["mean"], "low": gain["low"], "high": gain["high"]}
+                ends = {"middle": gain["mean"], "low": gain["low"], "high": gain["high"]}
                 known = {key: 100 * (gain["mean"] if value is None else value) for key, value in ends.items()}
-                rows.append({"arm": f"against {baseline}", "x": place, **known})
-    names = ", ".join(f"{place} {name}" for place, name in enumerate(summary["studies"], 1))
-    said = f"Points of validation accuracy that ReZero is better at the end, with 95% intervals: {names}."
+                rows.append({"name": name, "arm": f"against {baseline}", **known})
+    said = "Points of validation accuracy that ReZero is better at the end, with 95% intervals."
     arms = tuple(f"against {baseline}" for baseline in BASELINES)
-    chart = curves(rows, x="data set", y="points better", arms=arms, log=False, percent=False, description=said)
-    save(chart, folder / "points")
+    save(intervals(rows, x="points better", arms=arms, mark=0.0, description=said), folder / "points")
     return {"points": said}
 
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rezero.charts import curves, save
+from rezero.charts import intervals, save
 from rezero.layers import MLP, LanguageModel, TransformerEncoderLayer
 from rezero.optim import param_groups
 from rezero.papers.claims import Claim, Finding, interval, judge, shown
@@ -165,24 +165,26 @@ def write(summary: Mapping[str, Any], folder: Path) -> dict[str, str]:
     """
     pictures = {}
     for what in ("time", "memory"):
-        rows, arms = [], dict[str, None]()
-        for place, network in enumerate(summary["networks"].values(), 1):
-            for arm, found in network.items():
-                arms[arm] = None
-                ends = _ends(found["time"]) if what == "time" else dict.fromkeys(("median", "low", "high"), found[what])
-                rows.append({"arm": arm, "x": place, **ends})
-        names = "; ".join(f"{place} {name}" for place, name in enumerate(summary["networks"], 1))
-        pictures[what] = f"{what.capitalize()} over that of pre-norm: {names}."
-        y = f"{what} over that of pre-norm"
-        chart = curves(rows, x="network", y=y, arms=tuple(arms), log=False, percent=False, description=pictures[what])
-        save(chart, folder / what)
+        arms = tuple(dict.fromkeys(arm for network in summary["networks"].values() for arm in network))
+        rows = [
+            {"name": name, "arm": arm, **(_ends(found["time"]) if what == "time" else _point(found[what]))}
+            for name, network in summary["networks"].items()
+            for arm, found in network.items()
+        ]
+        pictures[what] = f"{what.capitalize()} over that of pre-norm."
+        x = f"{what} over that of pre-norm"
+        save(intervals(rows, x=x, arms=arms, mark=1.0, description=pictures[what]), folder / what)
     return pictures
 
 
 def _ends(found: Mapping[str, float | None]) -> dict[str, float]:
     middle = found["mean"] or 0.0
-    ends = {"median": middle, "low": found["low"], "high": found["high"]}
+    ends = {"middle": middle, "low": found["low"], "high": found["high"]}
     return {name: math.exp(middle if value is None else value) for name, value in ends.items()}
+
+
+def _point(value: float) -> dict[str, float]:
+    return dict.fromkeys(("middle", "low", "high"), value)
 
 
 def lines(summary: Mapping[str, Any]) -> list[str]:
