@@ -1,11 +1,12 @@
 """What does depth cost? A rezero.DeepStack against the bare products of its layers, and a loop of blocks as usual.
 
-    python benchmarks/deep_stack.py [--device cuda] [--rounds 20] [--threads 2] [--paper] [--deepest]
+    python benchmarks/deep_stack.py [--device cuda] [--dtype bfloat16] [--rounds 20] [--threads 2] [--paper] [--deepest]
 
 Forward and backward, then whole training steps with Adagrad. The floor is the three products of each layer, on as many
 weights and on buffers that are there already; the weights' gradients one by one or in one batched product, whichever is
 faster. Naive is x + alpha * relu(W x + b) layer by layer. Then the time a layer over depth, and what torch.compile
 takes. --paper instead trains the paper's 10,000 layers of width 150 for a few steps; --deepest 100,000 of width 64.
+--dtype bfloat16 instead times forward and backward of models in it, with the float32 stack beside.
 """
 
 import argparse
@@ -33,10 +34,10 @@ Call = Callable[[], object]
 Table = dict[str, dict[str, float]]
 
 
-def build_floor(depth: int, width: int, batch: int, device: str, *, batched: bool) -> Call:
+def build_floor(depth: int, width: int, batch: int, device: str, dtype: torch.dtype, *, batched: bool) -> Call:
     """Return the three products of each layer, on buffers that are there already."""
-    weight, out = (torch.randn(depth, width, width, device=device) for _ in range(2))
-    x, g, h = (torch.randn(depth, batch, width, device=device) for _ in range(3))
+    weight, out = (torch.randn(depth, width, width, device=device, dtype=dtype) for _ in range(2))
+    x, g, h = (torch.randn(depth, batch, width, device=device, dtype=dtype) for _ in range(3))
     forward = list(zip(x, weight.mT, h, strict=True))
     backward = list(zip(g, weight, h, g.mT, x, out, strict=True))[::-1]
 
@@ -55,7 +56,8 @@ def build_floor(depth: int, width: int, batch: int, device: str, *, batched: boo
 
 def build_run(model: nn.Module, width: int, batch: int, *, trains: bool) -> Call:
     """Return forward and backward, or a whole training step."""
-    x = torch.randn(batch, width, device=next(model.parameters()).device)
+    first = next(model.parameters())
+    x = torch.randn(batch, width, device=first.device, dtype=first.dtype)
     # Fused over three parameters; over thousands it has more calls than passes, so that one pass a list is faster.
     stacked = isinstance(model, rezero.DeepStack)
     groups = rezero.param_groups(model, lr=1e-3, weight_decay=0.0) if stacked else model.parameters()
@@ -71,7 +73,7 @@ def build_run(model: nn.Module, width: int, batch: int, *, trains: bool) -> Call
     return run
 
 
-def build(depth: int, width: int, batch: int, device: str, *, trains: bool) -> dict[str, Call]:
+def build(depth: int, width: int, batch: int, device: str, dtype: torch.dtype, *, trains: bool) -> dict[str, Call]:
     """Return the peers, each with parameters of its own."""
     torch.manual_seed(0)
     models: dict[str, nn.Module] = {
@@ -79,16 +81,20 @@ def build(depth: int, width: int, batch: int, device: str, *, trains: bool) -> d
         "DeepStack, sqrt": rezero.DeepStack(MLPBlock(width), depth, checkpoint="sqrt"),
         "naive": build_naive(width, depth),
     }
+    for model in models.values():
+        model.to(dtype)
+    if dtype != torch.float32:
+        models["DeepStack, float32"] = rezero.DeepStack(MLPBlock(width), depth)
     floors = {
-        "floor, one by one": build_floor(depth, width, batch, device, batched=False),
-        "floor, batched": build_floor(depth, width, batch, device, batched=True),
+        "floor, one by one": build_floor(depth, width, batch, device, dtype, batched=False),
+        "floor, batched": build_floor(depth, width, batch, device, dtype, batched=True),
     }
     return floors | {name: build_run(model.to(device), width, batch, trains=trains) for name, model in models.items()}
 
 
-def compare(depth: int, width: int, batch: int, device: str, *, trains: bool, rounds: int) -> Table:
+def compare(depth: int, width: int, batch: int, device: str, dtype: torch.dtype, *, trains: bool, rounds: int) -> Table:
     """Time the peers; ratios are to the faster floor."""
-    seconds = interleave(build(depth, width, batch, device, trains=trains), rounds=rounds, device=device)
+    seconds = interleave(build(depth, width, batch, device, dtype, trains=trains), rounds=rounds, device=device)
     floor = min(
         (name for name in seconds if name.startswith("floor")), key=lambda name: statistics.median(seconds[name])
     )
@@ -171,6 +177,7 @@ def main() -> None:
     """Run what was asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--paper", action="store_true", help="train 10,000 layers of width 150 for 5 steps")
@@ -183,11 +190,15 @@ def main() -> None:
         print("written:", write_result(f"deep-stack-long-{device}", long))
         return
     tables = {}
-    for what, trains in (("forward and backward", False), ("training step", True)):
+    half = arguments.dtype != "float32"
+    for what, trains in (("forward and backward", False), *[("training step", True)] * (not half)):
         for title, sizes in SIZES.items():
-            table = compare(*sizes, device, trains=trains, rounds=arguments.rounds)
+            table = compare(*sizes, device, getattr(torch, arguments.dtype), trains=trains, rounds=arguments.rounds)
             tables[f"{what}, {title}"] = table
             show(f"{what}, {title}", table)
+    if half:
+        print("written:", write_result(f"deep-stack-{arguments.dtype}-{device}", tables))
+        return
     few = max(3, arguments.rounds // 4)
     for width, batch in ((150, 100), (64, 128)):
         title = f"over depth, width {width}, batch {batch}"

@@ -24,9 +24,10 @@ class DeepStack(AnyGate, nn.Module):
 
     Of an `rezero.layers.MLPBlock` it makes ``x + alpha_l * relu(W_l x + b_l)`` for each layer ``l``: what
     ``nn.Sequential(*(ReZero(MLPBlock(dim)) for _ in range(depth)))`` does, without Python a layer. On the CPU, in
-    float32 and float64, a loop in C++ runs forward and backward, compiled when it is first used. The batch is split
-    over the threads; with as many threads the rounding is the same each time. Elsewhere, in half precision, under
-    autocast, ``torch.func`` and for second derivatives the layers run one after the other in torch.
+    float32, float64, and bfloat16 where the processor multiplies it, a loop in C++ runs forward and backward, compiled
+    when it is first used. The batch is split over the threads; with as many threads the rounding is the same each time.
+    In bfloat16 it sums over the layers in float32. Elsewhere, in float16, under autocast, ``torch.func`` and for second
+    derivatives the layers run one after the other in torch.
 
     Of an `rezero.layers.TransformerEncoderLayer` it makes layer after layer, each run by the layer's own code on its
     part of the parameters, with a dropout of its own.

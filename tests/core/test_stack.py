@@ -244,14 +244,63 @@ def test_is_at_most_twice_as_far_from_the_truth_as_the_plain_twin(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_half_precision_rounds_as_a_sequence_of_blocks(dtype: torch.dtype) -> None:
-    """In half precision the output is bitwise that of the blocks, and gradients are of the parameters' dtypes."""
+def test_half_precision_rounds_as_a_sequence_of_blocks(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In half precision without a loop the output is bitwise that of the blocks; gradients are of their own dtypes."""
+    monkeypatch.setattr(native, "multiplies_half", lambda: False)
     made = stack(6, 8, dtype=torch.float32).to(dtype)
     x = torch.randn(5, 8, dtype=dtype)
     assert made.alpha.dtype == torch.float32
     assert torch.equal(made(x), made.to_modules()(x))
     made(x).float().square().sum().backward()
     assert [each.grad.dtype for each in made.parameters()] == [dtype, dtype, torch.float32]
+
+
+needs_half = pytest.mark.skipif(not native.multiplies_half(), reason="the processor has no products of bfloat16")
+
+
+@needs_half
+def test_small_branches_add_up_in_bfloat16() -> None:
+    """The loop keeps the sum over the layers in float32: what is below half a bfloat16 each time is not lost."""
+    made = DeepStack(MLPBlock(8), 100, init_value=0.001).bfloat16()
+    with torch.no_grad():
+        made.weight.copy_(torch.eye(8))
+        made.bias.zero_()
+    x = torch.ones(5, 8, dtype=torch.bfloat16)
+    assert made(x).dtype == torch.bfloat16
+    torch.testing.assert_close(made(x).double(), torch.full((5, 8), 1.001**100, dtype=F64), rtol=2**-8, atol=0)
+    assert torch.equal(made.to_modules()(x), x)
+    made(x).sum().backward()
+    assert [each.grad.dtype for each in made.parameters()] == [torch.bfloat16, torch.bfloat16, torch.float32]
+
+
+@needs_half
+@pytest.mark.parametrize("segments", [False, True])
+@pytest.mark.parametrize(("depth", "rows", "dim"), [(1, 1, 1), (30, 33, 17), (3, 8, 300), (100, 2, 64), (7, 100, 150)])
+def test_bfloat16_is_no_further_from_the_truth_than_the_twin(depth: int, rows: int, dim: int, segments: bool) -> None:
+    """Output and gradients against float64, and the same bits in a second run; on more threads than rows, too."""
+    torch.manual_seed(0)
+    plain = operands(stack(depth, dim, alpha=0.05, dtype=torch.float32), rows)
+    tensors = tuple(each.detach().bfloat16().requires_grad_() for each in plain[:3]) + plain[3:]
+    assert native.Loops.serves(*tensors)
+    g = torch.randn(rows, dim).bfloat16()
+    exact = derive(reference_stack.deep_stack, tuple(each.detach().double().requires_grad_() for each in tensors), g)
+    twins = derive(reference_stack.deep_stack, tensors, g)
+    ours, again = (derive(lambda *t: deep_stack(*t, segments=segments), tensors, g) for _ in range(2))
+    for name, mine, same, twin, true in zip(("y", *NAMES), ours, again, twins, exact, strict=True):
+        assert torch.equal(mine, same)
+        least = torch.finfo(torch.bfloat16).eps / 2 * true.norm()  # a twin that errs less was lucky
+        assert (mine.double() - true).norm() <= 2 * torch.maximum((twin.double() - true).norm(), least), name
+
+
+@needs_half
+def test_not_a_number_stays_one_in_bfloat16() -> None:
+    """In x, in a weight, and in the gradient; infinity too."""
+    made, x = stack(3, 8, alpha=0.5, dtype=torch.float32).bfloat16(), torch.ones(4, 8, dtype=torch.bfloat16)
+    x[1, 2], x[2, 3] = torch.nan, torch.inf
+    y = made(x)
+    assert y[1].isnan().all()
+    assert not y[2].isfinite().any()
+    assert y[0].isfinite().all()
 
 
 def test_autocast_is_that_of_a_sequence_of_blocks() -> None:
@@ -375,8 +424,8 @@ def test_modules_survive_the_way_there_and_back(dtype: torch.dtype) -> None:
     assert (made.to_modules()[0].branch.gain, made.init_value, made.training) == (0.7, 0.25, False)
     assert not any(each.requires_grad for each in made.parameters())
     assert {each.data_ptr() for each in made.parameters()}.isdisjoint(each.data_ptr() for each in blocks.parameters())
-    x = torch.randn(2, 4, dtype=dtype)
-    torch.testing.assert_close(made(x), blocks(x))
+    x = torch.randn(2, 4, dtype=F64)
+    torch.testing.assert_close(made.double()(x), blocks.double()(x), rtol=1e-12, atol=1e-12)
 
 
 def twice(block: nn.Module) -> list[nn.Module]:
@@ -493,5 +542,5 @@ def test_runs_without_its_native_loop(monkeypatch: pytest.MonkeyPatch) -> None:
 
         with monkeypatch.context() as patch:
             expected = derive(call, tensors, torch.ones(5, 4))
-            patch.setattr(native, "find", lambda: None)
+            patch.setattr(native, "find", lambda _: None)
             torch.testing.assert_close(derive(call, tensors, torch.ones(5, 4)), expected, rtol=1e-12, atol=1e-12)

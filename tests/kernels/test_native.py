@@ -39,7 +39,7 @@ def test_two_processes_compile_at_once_and_a_third_finds_it(
     assert [each.suffix for each in (tmp_path / "rezero").iterdir()] == [".so"]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(subprocess, "run", None)
-    assert native.find.__wrapped__() is not None
+    assert native.load.__wrapped__("deep_stack") is not None
     assert capfd.readouterr().err == ""
 
 
@@ -61,18 +61,18 @@ def test_one_warning_says_what_to_install(
     """Without a compiler that works there are no loops, one warning that says why and what to do, and no litter."""
     fresh.setenv("CXX", compiler)
     with pytest.warns(UserWarning, match=f"layer by layer in Python.*{reason}; install a C\\+\\+ compiler"):
-        assert native.find.__wrapped__() is None
+        assert native.load.__wrapped__("deep_stack") is None
     assert capfd.readouterr().err.startswith("rezero: compiling")
     assert list((tmp_path / "cache/rezero").iterdir()) == []
 
 
 def test_the_compilers_own_words_are_passed_on(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What the compiler complains about is part of the warning."""
-    broken = tmp_path / "broken.cpp"
-    broken.write_text("#error out of order\n")
-    fresh.setattr(native, "SOURCE", broken)
+    (tmp_path / "deep_stack.cpp").write_text("#error out of order\n")
+    (tmp_path / "rows.h").touch()
+    fresh.setattr(native, "FOLDER", tmp_path)
     with pytest.warns(UserWarning, match="#error out of order"):
-        assert native.find.__wrapped__() is None
+        assert native.load.__wrapped__("deep_stack") is None
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(fresh: pytest.MonkeyPatch, t
     (tmp_path / "file").touch()
     fresh.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.warns(UserWarning, match="Not a directory"):
-        assert native.find.__wrapped__() is None
+        assert native.load.__wrapped__("deep_stack") is None
 
 
 def test_nothing_is_compiled_or_loaded_before_it_is_used(tmp_path: Path) -> None:

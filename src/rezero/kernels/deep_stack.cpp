@@ -2,11 +2,11 @@
 // L layers, B rows, D width, BD = B D. Arrays are contiguous and row-major: w (L,D,D), b (L,D), a (L), x and h (L,B,D).
 // The sizes of a layer's share are fixed by the number of threads, and so are all orders of summation.
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <vector>
+
+#include "rows.h"
 
 // The BLAS that torch brings along. It runs on one thread inside a parallel region.
 extern "C" void sgemm_(const char*, const char*, const int*, const int*, const int*, const float*, const float*,
@@ -27,17 +27,6 @@ inline void gemm(char op_a, char op_b, int m, int n, int k, const double* a, int
                  double* c, int ldc) {
     const double one = 1, zero = 0;
     dgemm_(&op_a, &op_b, &m, &n, &k, &one, a, &lda, b, &ldb, &zero, c, &ldc);
-}
-
-// Calls work(first row, number of rows, thread) for the rows of each thread.
-template <typename Work>
-void over_rows(int64_t rows, int64_t threads, const Work& work) {
-    at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t t = begin; t < end; ++t) {
-            const int64_t first = rows * t / threads, last = rows * (t + 1) / threads;
-            if (first < last) work(first, last - first, t);
-        }
-    });
 }
 
 // A step of 0 keeps nothing: each layer then reads and writes the same rows of x, which are y too, and of h.

@@ -129,7 +129,7 @@ _forward.register_autograd(_derive, setup_context=_save)
 
 def _loops(*tensors: Tensor) -> Any:
     if native.Loops.serves(*tensors):
-        return native.find() or reference_stack
+        return native.find(tensors[0].dtype) or reference_stack
     if can_fuse(*tensors):
         from rezero.kernels import triton_stack
 

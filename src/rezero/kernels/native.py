@@ -19,8 +19,8 @@ from rezero.errors import UsageError
 
 __all__ = ["Loops", "find"]
 
-SOURCE = Path(__file__).with_name("deep_stack.cpp")
-_NAMES = {torch.float32: "f32", torch.float64: "f64"}
+FOLDER = Path(__file__).parent
+_NAMES = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16"}
 _FLAGS = {
     "AVX2": ["-mavx2", "-mfma"],
     "AVX512": ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
@@ -40,10 +40,12 @@ class Loops:
 
     @staticmethod
     def serves(*tensors: Tensor) -> bool:
-        """Tell whether they are all on the CPU, and all float32 or all float64."""
-        return tensors[0].dtype in _NAMES and all(
-            each.device.type == "cpu" and each.dtype == tensors[0].dtype for each in tensors
-        )
+        """Tell whether x, weight, bias and alpha are on the CPU, and of dtypes that there is a loop for."""
+        dtypes = [each.dtype for each in tensors]
+        half = torch.bfloat16
+        asked = [half, half, half, torch.float32] if dtypes[0] == half else dtypes[:1] * 4
+        ours = dtypes[0] in _NAMES and dtypes == asked and (dtypes[0] != half or multiplies_half())
+        return ours and all(each.device.type == "cpu" for each in tensors)
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor, alpha: Tensor, kept: Tensor | None) -> Tensor:
         """Run the layers; see the twin."""
@@ -92,14 +94,35 @@ def _as_c(value: Tensor | int | None) -> ctypes.c_void_p | ctypes.c_int64:
 
 
 @functools.cache
-def find() -> Loops | None:
+def multiplies_half() -> bool:
+    """Tell whether the processor multiplies matrices of bfloat16: AVX512-BF16, which every AMX comes with."""
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
+
+
+def find(dtype: torch.dtype = torch.float32) -> Loops | None:
     """Load the loops, after compiling them if this machine has not done so before.
+
+    Args:
+        dtype: Of the layers: float32, float64 or bfloat16.
 
     Returns:
         The loops; None, after one warning, if they can't be compiled or loaded.
     """
+    return load("deep_stack_bf16" if dtype == torch.bfloat16 else "deep_stack")
+
+
+@functools.cache
+def load(name: str) -> Loops | None:
+    """Load the loops of one source file; see `find`.
+
+    Args:
+        name: Of the file.
+
+    Returns:
+        The loops or None.
+    """
     try:
-        return Loops(ctypes.CDLL(str(_library())))
+        return Loops(ctypes.CDLL(str(_library(name))))
     except (OSError, RuntimeError, UsageError, subprocess.SubprocessError) as error:
         reason = str(error)
         if isinstance(error, subprocess.CalledProcessError):
@@ -112,17 +135,19 @@ def find() -> Loops | None:
         return None
 
 
-def _library() -> Path:
+def _library(name: str) -> Path:
     """Return the shared library's path; compile it if it is not there."""
+    source = FOLDER / f"{name}.cpp"
     home = Path(torch.__file__).parent
     command = shlex.split(os.environ.get("CXX", "c++"))
     command += ["-shared", "-fPIC", "-std=c++20", "-O3", "-fno-math-errno", "-fno-trapping-math"]
     command += _FLAGS.get(torch.backends.cpu.get_cpu_capability(), [])
     # Compiled with OpenMP but not linked to it: torch brings its own, and a second pool of threads would be in its way.
     command += ["-Xpreprocessor", "-fopenmp"] if sys.platform == "darwin" else ["-fopenmp"]
-    command += [f"-I{home / 'include'}", str(SOURCE), f"-L{home / 'lib'}", "-ltorch_cpu", "-lc10"]
-    key = hashlib.sha256(repr((command, torch.__version__, SOURCE.read_bytes())).encode()).hexdigest()[:16]
-    path = cache_folder() / f"deep_stack-{key}.so"
+    command += [f"-I{home / 'include'}", str(source), f"-L{home / 'lib'}", "-ltorch_cpu", "-lc10"]
+    decides = command, torch.__version__, source.read_bytes(), (FOLDER / "rows.h").read_bytes()
+    key = hashlib.sha256(repr(decides).encode()).hexdigest()[:16]
+    path = cache_folder() / f"{name}-{key}.so"
     if not path.exists():
         print(f"rezero: compiling the loop of DeepStack, once for this machine: {path}", file=sys.stderr, flush=True)
         path.parent.mkdir(parents=True, exist_ok=True)
