@@ -216,7 +216,7 @@ def squared_errors(dtype: torch.dtype, depth: int, rows: int, dim: int, alpha: f
     return torch.stack([ours, of(reference_stack.deep_stack)]).square()
 
 
-@hypothesis.settings(max_examples=30, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=500, deadline=None, derandomize=True)
 @hypothesis.given(
     depth=st.integers(1, 24),
     rows=st.integers(1, 140),

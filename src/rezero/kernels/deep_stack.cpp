@@ -84,21 +84,14 @@ void backward_chain(T* g, const T* h, T* dz, const T* w, const T* a, double* sum
     });
 }
 
-// Sums the rows of dz (B,D), eight at a time in pairs.
+// Sums the rows of dz (B,D).
 template <typename T>
 void sum_rows(const T* dz, T* out, std::vector<double>& sum, int64_t B, int64_t D) {
     std::fill(sum.begin(), sum.end(), 0);
-    int64_t r = 0;
-    for (; r + 8 <= B; r += 8) {
-        const T* p = dz + r * D;
+    for (int64_t r = 0; r < B; ++r) {
 #pragma omp simd
-        for (int64_t d = 0; d < D; ++d) {
-            sum[d] += ((p[d] + p[d + D]) + (p[d + 2 * D] + p[d + 3 * D])) +
-                      ((p[d + 4 * D] + p[d + 5 * D]) + (p[d + 6 * D] + p[d + 7 * D]));
-        }
-    }
-    for (; r < B; ++r)
         for (int64_t d = 0; d < D; ++d) sum[d] += dz[r * D + d];
+    }
     for (int64_t d = 0; d < D; ++d) out[d] = sum[d];
 }
 
