@@ -52,7 +52,10 @@ bench: setup
 	$(BIN)/python benchmarks/block.py
 	$(BIN)/python benchmarks/layer.py
 	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/layer.py --compiled 1
+	$(BIN)/python benchmarks/folded.py
 	$(BIN)/python benchmarks/deep_stack.py
+	$(BIN)/python benchmarks/deep_stack.py --dtype bfloat16
 	$(BIN)/python benchmarks/graft.py
 	$(BIN)/python benchmarks/recorder.py
 	$(BIN)/python benchmarks/lab.py
@@ -66,6 +69,8 @@ peers: setup  # what others offer, in an environment of its own beside this one
 	test -d .venv-peers || $(BIN)/python -m venv .venv-peers
 	.venv-peers/bin/pip install --quiet --constraint constraints.txt --editable .[lab] transformers timm
 	.venv-peers/bin/pip install --quiet --constraint constraints.txt --requirement benchmarks/requirements.txt
+	.venv-peers/bin/pip install --quiet --no-deps --upgrade --target .venv-peers/rezero-0.1.0 rezero==0.1.0  # our name, so aside
+	PYTHONPATH=tests/shim .venv-peers/bin/python benchmarks/layer.py --peers 1
 	PYTHONPATH=tests/shim .venv-peers/bin/python benchmarks/graft.py --peers 1  # torchvision for CUDA, torch for the CPU
 
 gpu: setup

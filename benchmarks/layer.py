@@ -1,16 +1,20 @@
 """What does a whole Transformer layer cost? Ours against torch's, in training: time, and bytes kept for the gradients.
 
-    python benchmarks/layer.py [--device cuda] [--rounds 30] [--dropout 0.1] [--compiled 1]
+    python benchmarks/layer.py [--device cuda] [--rounds 30] [--dropout 0.1] [--compiled 1] [--peers 1]
 
 Forward and backward of one encoder layer, feed-forward 4 times as wide: 4 sequences in float32; on a GPU 16 in bfloat16
 and 4 passes in the queue. Peers: nn.TransformerEncoderLayer with the norm before (pre-norm) and after (post-norm),
 the pre-norm layer gated by hand with one alpha a branch (naive: x + alpha * f(x), no norms), and the same without a
-gate (ungated). With --compiled 1 the pre-norm layer, the ungated one and ours are compiled. Ratios are to pre-norm.
+gate (ungated). With --compiled 1 the pre-norm layer, the ungated one and ours are compiled. With --peers 1, in the
+environment of make peers, also the layer of x-transformers, timm's with LayerScale, and that of the package rezero
+0.1.0. Ratios are to pre-norm.
 """
 
 import argparse
 import math
+import runpy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +25,7 @@ from rezero.layers import TransformerEncoderLayer
 
 SIZES = {"cpu": ((256, 512, 1024), (128, 512)), "cuda": ((1024, 2048, 4096), (512, 2048))}  # widths, lengths
 BATCHES, DTYPES = {"cpu": 4, "cuda": 16}, {"cpu": torch.float32, "cuda": torch.bfloat16}
+OLD = Path(__file__).parents[1] / ".venv-peers" / "rezero-0.1.0" / "rezero" / "transformer" / "rztx.py"
 CALLS = {"cpu": 1, "cuda": 4}  # that wait in a GPU's queue, as those of the other layers do in training
 
 
@@ -50,6 +55,34 @@ class Ungated(Written):
     gated = False
 
 
+class OldLayer(nn.Module):
+    """The layer of the package rezero 0.1.0, whose sequences come first; its name is ours, so it is loaded by path."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.layer = runpy.run_path(str(OLD))["RZTXEncoderLayer"](width, heads, 4 * width, dropout)
+        nn.init.constant_(self.layer.resweight, 0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run it on ``(B, T, D)``."""
+        y: Tensor = self.layer(x.transpose(0, 1)).transpose(0, 1)
+        return y
+
+
+def build_peers(width: int, dropout: float) -> dict[str, nn.Module]:
+    """Return the layers of others, each as its package makes it."""
+    from timm.models.vision_transformer import Block
+    from x_transformers import Encoder
+
+    heads = width // 64
+    drops = {"attn_dropout": dropout, "ff_dropout": dropout}
+    return {
+        "x-transformers": Encoder(dim=width, depth=1, heads=heads, attn_dim_head=64, attn_flash=True, **drops),
+        "timm, LayerScale": Block(width, heads, qkv_bias=True, init_values=0.1, proj_drop=dropout, attn_drop=dropout),
+        "rezero 0.1.0": OldLayer(width, heads, dropout),
+    }
+
+
 def measure(width: int, length: int, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Measure the layers at one size."""
     device, dtype = arguments.device, DTYPES[arguments.device]
@@ -61,18 +94,20 @@ def measure(width: int, length: int, arguments: argparse.Namespace) -> dict[str,
         "dropout": arguments.dropout,
     }
     given |= {"batch_first": True, "device": device, "dtype": dtype}
-    layers: dict[str, nn.Module] = {
+    layers: dict[str, Any] = {
         "pre-norm": nn.TransformerEncoderLayer(**given, norm_first=True),
         "post-norm": nn.TransformerEncoderLayer(**given),
         "naive gate": Written(**given),
         "ungated": Ungated(**given),
         "rezero": TransformerEncoderLayer(**given, init_value=0.1),
     }
+    if arguments.peers:
+        layers |= {name: layer.to(device, dtype) for name, layer in build_peers(width, arguments.dropout).items()}
     if arguments.compiled:
         torch._dynamo.reset()
-        layers = {name: layers[name] for name in ("pre-norm", "ungated", "rezero")}
-        for layer in layers.values():
-            layer.compile(dynamic=False)
+        names = ("pre-norm", "ungated", "rezero")
+        # Not by layer.compile(), which leaves a class of torch.nn as it is.
+        layers = {name: torch.compile(layers[name], dynamic=False) for name in names}
     x = torch.randn(BATCHES[device], length, width, device=device, dtype=dtype, requires_grad=True)
     gradient = torch.randn_like(x)
 
@@ -103,7 +138,7 @@ def mean_ratio(tables: list[dict[str, dict[str, float]]], name: str) -> float:
 
 
 if __name__ == "__main__":
-    arguments = read_arguments(__doc__, rounds=30, dropout=0.0, compiled=0)
+    arguments = read_arguments(__doc__, rounds=30, dropout=0.0, compiled=0, peers=0)
     tables = {}
     widths, lengths = SIZES[arguments.device]
     for width in widths:
@@ -118,5 +153,6 @@ if __name__ == "__main__":
     means = {name: mean_ratio(list(tables.values()), name) for name in next(iter(tables.values()))}
     print("geometric means of time:", ", ".join(f"{name} {mean:.3f}" for name, mean in means.items()))
     how = (f"-dropout-{arguments.dropout:g}" if arguments.dropout else "") + ("-compiled" if arguments.compiled else "")
+    how += "-peers" if arguments.peers else ""
     record = {**tables, "geometric mean of time": means}
     print("written:", write_result(f"layer-{arguments.device}{how}", record))

@@ -72,6 +72,7 @@ def bytes_kept(layer: nn.Module, x: Tensor) -> int:
     known = {each.untyped_storage().data_ptr() for each in (x, *layer.parameters())}
     kept: dict[int, int] = {}
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in known:
