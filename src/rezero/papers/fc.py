@@ -60,7 +60,7 @@ def write(summary: Mapping[str, Any], folder: Path) -> dict[str, str]:
     pictures = {}
     for name, study in summary["studies"].items():
         stem = name.replace(",", "").replace("'", "").replace(" ", "-")
-        about = f"of {name} of width 256 on CIFAR-10 over the steps, median and range of {summary['seeds']} seeds."
+        about = f"of {name}, width 256, on CIFAR-10 over the steps, median and range of {summary['seeds']} seeds."
         for metric, title, log in (("train_loss", "training loss, nats", True), ("val_accuracy", "accuracy", False)):
             said = f"{title.partition(',')[0].capitalize()} {about}"
             file = folder / f"{stem}-{title.partition(',')[0].replace(' ', '-')}"
