@@ -117,7 +117,7 @@ class Stepper:
             if kind.muon is not None and group["name"] == "decayed":
                 matrices, own = own, []
             groups += [{**group, "params": rest}, {**group, "params": own, "lr": kind.lr * hidden}]
-        self.optimizers = [kind.make([group for group in groups if group["params"]], lr=kind.lr)]
+        self.optimizers = [kind.make([group for group in groups if group["params"]], lr=kind.lr, fused=True)]
         if matrices:
             assert kind.muon is not None  # noqa: S101 - there are none otherwise
             self.optimizers.append(torch.optim.Muon(matrices, lr=kind.muon * hidden, weight_decay=0.0))
