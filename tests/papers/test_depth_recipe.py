@@ -11,7 +11,9 @@ from torch import nn
 
 from rezero.gate import gates
 from rezero.optim import param_groups
-from rezero.papers.depth_recipe import DEFAULT, DEPTH_RECIPE, MUP, NETS, Bytes, Cell, Digits, Paced, run, tally
+from rezero.papers.depth_cells import MUP, Cell, Paced
+from rezero.papers.depth_nets import Bytes, Digits
+from rezero.papers.depth_recipe import DEFAULT, DEPTH_RECIPE, NETS, run, tally
 from rezero.papers.pace import OPTIMIZERS, RULES, Pace, Stepper
 from rezero.papers.reproduction import Work
 

@@ -7,264 +7,38 @@ rates of alpha, and against other ways to go deep.
     rezero reproduce depth-recipe
 """
 
-import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
-from functools import cache, partial
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from statistics import fmean, geometric_mean, median
+from statistics import geometric_mean, median
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from rezero import lab
 from rezero.charts import save
 from rezero.charts.depth import Panel, depth_panels
-from rezero.data.batches import TensorData
-from rezero.data.digits import load_digits
-from rezero.data.windows import TextData
-from rezero.gate import gates
-from rezero.layers import MLP, LanguageModel, MLPBlock
-from rezero.optim import count_branches
 from rezero.papers.claims import Claim, Finding, judge, written
-from rezero.papers.pace import FIXED, OPTIMIZERS, RULES, Pace, Stepper
-from rezero.papers.plain_text import load_plain_text, loss_of
+from rezero.papers.depth_cells import EARLY, MUP, STEPS, Cell
+from rezero.papers.depth_nets import Bytes, Digits, Net
+from rezero.papers.pace import FIXED, RULES, Pace
 from rezero.papers.reproduction import Reproduction, Scale, Work
 from rezero.papers.studies import compare_own
-from rezero.stack import DeepStack
 
-__all__ = ["DEFAULT", "DEPTH_RECIPE", "NETS", "Bytes", "Digits", "Paced", "run", "train"]
+__all__ = ["DEFAULT", "DEPTH_RECIPE", "NETS", "run"]
 
 DEFAULT = "min(lr, 1 / L)"
 """The rule of `rezero.param_groups`."""
-STEPS, EVERY, EARLY = 300, 20, 100
 STEADY = 1.05
 """Largest loss of the first 100 steps, over that of the untrained model on the same batch."""
 ALIKE = 1.1
 """Final loss over that of the best fixed rate."""
-MUP = "branches / sqrt(L)"
 
 
-class Stack(nn.Module):
-    """The fully connected network, its layers in one stack.
-
-    Args:
-        width: Of the layers.
-        depth: Their number.
-    """
-
-    def __init__(self, width: int, depth: int) -> None:
-        super().__init__()
-        self.input, self.output = nn.Linear(64, width), nn.Linear(width, 10)
-        self.blocks = DeepStack(MLPBlock(width), depth)
-        nn.init.kaiming_normal_(self.input.weight, nonlinearity="relu")
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits of digits ``(B, 64)``, ``(B, 10)``."""
-        y: Tensor = self.output(self.blocks(F.relu(self.input(x))))
-        return y
-
-
-@cache
-def _digits() -> TensorData:
-    return load_digits()
-
-
-_text: Callable[[int], TextData] = cache(load_plain_text)
-
-
-@dataclass(frozen=True)
-class Digits:
-    """Fully connected networks that read digits.
-
-    Attributes:
-        depths: Optimizer to the numbers of layers.
-        width: Of the layers.
-        batch: Digits a step.
-        rivals: Residual formulas beside, where layers are modules.
-    """
-
-    depths: Mapping[str, tuple[int, ...]]
-    width: int = 16
-    batch: int = 64
-    rivals: tuple[str, ...] = ("pre-norm", "layerscale", "deepnorm")
-
-    def build(self, depth: int, *, stacked: bool) -> nn.Module:
-        """Make a network with gates."""
-        return Stack(self.width, depth) if stacked else self.rival("rezero", depth)
-
-    def rival(self, formula: str, depth: int) -> nn.Module:
-        """Make one of another formula."""
-        return MLP(64, self.width, depth, 10, residual=formula)
-
-    def blocks(self, model: nn.Module) -> nn.Module:
-        """Return what holds the layers."""
-        return model.get_submodule("blocks")
-
-    def loss(self, model: nn.Module, seed: int, step: int) -> Tensor:
-        """Return the loss on a batch, in nats."""
-        inputs, targets = _digits().batch(seed, step, self.batch)
-        return F.cross_entropy(model(inputs), targets)
-
-    def digest(self) -> str:
-        """Return what tells the data apart from others."""
-        return "scikit-learn's digits"
-
-
-@dataclass(frozen=True)
-class Bytes:
-    """Transformers that read English text.
-
-    Attributes:
-        depths: Optimizer to the numbers of layers.
-        width: Of the layers.
-        context: Bytes of a row.
-        batch: Rows a step.
-        rivals: Residual formulas beside.
-    """
-
-    depths: Mapping[str, tuple[int, ...]]
-    width: int = 32
-    context: int = 32
-    batch: int = 8
-    rivals: tuple[str, ...] = ("pre-norm", "layerscale", "deepnorm", "fixup")
-
-    def build(self, depth: int, *, stacked: bool) -> nn.Module:
-        """Make a network with gates; its layers are modules."""
-        del stacked
-        return self.rival("rezero", depth)
-
-    def rival(self, formula: str, depth: int) -> nn.Module:
-        """Make one of another formula; embeddings start alike in all."""
-        return LanguageModel(self.width, depth, 4, residual=formula, embedding_std=self.width**-0.5)
-
-    def blocks(self, model: nn.Module) -> nn.Module:
-        """Return what holds the layers."""
-        return model.get_submodule("layers")
-
-    def loss(self, model: nn.Module, seed: int, step: int) -> Tensor:
-        """Return the loss on a batch, in nats a byte."""
-        inputs, targets = _text(self.context).batch(seed, step, self.batch)
-        return loss_of(model(inputs), targets)
-
-    def digest(self) -> str:
-        """Return what tells the data apart from others."""
-        return _text(self.context).digest()
-
-
-Net = Digits | Bytes
 _DEEP, _LAYERED, _TALL = (8, 64, 512, 10_000), (8, 64), (6, 24, 128)
 NETS: Mapping[str, Net] = {
     "MLP": Digits({"SGD": _DEEP, "Adagrad": _DEEP, "AdamW": _DEEP, "Muon": _LAYERED}),
     "Transformer": Bytes({"SGD": _TALL, "Adagrad": _TALL, "AdamW": _TALL, "Muon": _TALL[:2]}),
 }
-MANY = 512
-"""Layers up to which those of other formulas, which are modules, are trained."""
-
-
-class Paced(nn.Module):
-    """A model that knows how its gates and blocks learn.
-
-    Args:
-        model: The model.
-        pace: Of the gates; None for a model without.
-        hidden: What the rate of the blocks is multiplied by.
-    """
-
-    def __init__(self, model: nn.Module, pace: Pace | None, hidden: float = 1.0) -> None:
-        super().__init__()
-        self.model, self.pace, self.hidden = model, pace, hidden
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Networks of one depth and their optimizer.
-
-    Attributes:
-        net: What is trained.
-        optimizer: By which.
-        depth: Layers.
-        steps: Of each training.
-    """
-
-    net: Net
-    optimizer: str
-    depth: int
-    steps: int = STEPS
-
-    @property
-    def lr(self) -> float:
-        """Return the rate of everything but alpha."""
-        return OPTIMIZERS[self.optimizer].lr
-
-    def build(self) -> nn.Module:
-        """Make a network with gates; Muon takes matrices, no stacks of them."""
-        return self.net.build(self.depth, stacked=OPTIMIZERS[self.optimizer].muon is None)
-
-    def branches(self) -> int:
-        """Return the number of gated branches."""
-        with torch.device("meta"):
-            return self.depth if isinstance(self.net, Digits) else count_branches(self.build())
-
-    def paces(self) -> dict[str, Pace]:
-        """Return what the rules come to here."""
-        return {name: rule(self.lr, self.branches()) for name, rule in RULES.items()}
-
-    def arms(self) -> dict[str, Callable[[nn.Module], nn.Module]]:
-        """Return what is compared: each pace once, however many rules come to it, and the rivals."""
-        paces = {str(pace): pace for pace in (*self.paces().values(), *FIXED)}
-        arms: dict[str, Callable[[nn.Module], nn.Module]] = {
-            name: partial(Paced, pace=pace) for name, pace in paces.items()
-        }
-        rivals = self.net.rivals if self.depth <= MANY else ()
-        return {**arms, MUP: self.divided, **{name: partial(self.rival, name) for name in rivals}}
-
-    def divided(self, model: nn.Module) -> nn.Module:
-        """Let every branch count 1 / sqrt(L), for good (depth-muP: so does the rate of sign-like optimizers)."""
-        share = self.branches() ** -0.5
-        for gate in gates(model).values():
-            nn.init.constant_(gate.gate_parameter, share).requires_grad_(False)
-        return Paced(model, None, 1.0 if self.optimizer == "SGD" else share)
-
-    def rival(self, formula: str, _: nn.Module) -> nn.Module:
-        """Take another residual formula."""
-        return Paced(self.net.rival(formula, self.depth), None)
-
-    def train(self, model: Any) -> None:
-        """Train a model, and log."""
-        train(model, self)
-
-
-def train(paced: Paced, cell: Cell) -> None:
-    """Train a model, and log its loss.
-
-    Each point has ``train_loss``, the mean of the last 20 steps, and ``jump``, the largest of the losses of the first
-    100 steps, each over that of the untrained model on the same batch.
-
-    Args:
-        paced: The model.
-        cell: What it is trained on, and how.
-    """
-    net = cell.net
-    stepper = Stepper(paced.model, OPTIMIZERS[cell.optimizer], paced.pace, paced.hidden, net.blocks(paced.model))
-    untrained, jump = copy.deepcopy(paced.model), 1.0
-    losses: list[float] = []
-    for step in range(1, cell.steps + 1):
-        loss = net.loss(paced.model, lab.seed(), step - 1)
-        losses.append(loss.item())
-        lost = not math.isfinite(losses[-1])
-        if step <= EARLY + 1:
-            with torch.no_grad():
-                start = net.loss(untrained, lab.seed(), step - 1).item()
-            jump = math.inf if lost else max(jump, losses[-1] / start)
-        if step % EVERY == 0 or lost:
-            lab.log(step, train_loss=fmean(losses[-EVERY:]), jump=jump)
-        if lost:
-            return
-        stepper.step(loss)
 
 
 def run(nets: Mapping[str, Net], work: Work, steps: int = STEPS) -> dict[str, Any]:
