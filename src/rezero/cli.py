@@ -491,15 +491,18 @@ def reproduce(
     Args:
         name: Which of those that --list shows, or all.
         scale: laptop, for two cores, or paper, the paper's own size, for a GPU. With all: those that have it.
-        seeds: Paired seeds; by default those of the published results.
+        seeds: Paired seeds, or rounds of what is timed; by default those of the published results.
         output: Folder of the results; by default results/papers/NAME, or results/papers/NAME-paper.
         show: Show what there is, the time it takes, and how far it has come in this folder.
     """
+    from rezero.papers import check_name
+
+    check_name(name or "all")
     from rezero.papers.command import list_all, reproduce_named
 
     results = Path("results/papers")
     if show or name is None:
-        list_all(scale, results)
+        list_all(name or "all", scale, results)
     else:
         reproduce_named(name, scale, seeds, results, output)
 

@@ -54,9 +54,33 @@ def test_the_lab_compares_the_arms(tmp_path: Path) -> None:
     assert run(work, TINY)["arms"] == summary["arms"]
     GROW.write(summary, tmp_path)
     assert (tmp_path / "loss.svg").stat().st_size > 1000
-    assert GROW.lines(summary)
-    saves, pays = (claim.find(summary) for claim in GROW.claims)
+    assert [line.partition(":")[0] for line in GROW.lines(summary)] == list(summary["arms"])
+    goes_on, saves, pays = (claim.find(summary) for claim in GROW.claims)
+    assert goes_on is not None
+    assert goes_on.ours.startswith("its loss falls by ")
     assert saves is not None
-    assert "nats a byte better than 12 layers" in saves.ours
+    assert saves.ours.endswith("at equal compute")
     assert pays is not None
-    assert pays.ours.endswith("nats a byte better than 2 layers to the end")
+    assert pays.ours.endswith("than 2 layers to the end")
+
+
+def test_growth_is_held_against_its_own_beginning() -> None:
+    """The loss at the measurement when it grew, and at the end; what was gained before does not count."""
+    points = {
+        "grown": [(1, 9.0), (3, 4.0), (6, 3.0)],
+        "2 layers": [(3, 4.0), (6, 2.0)],
+        "4 layers": [(3, 5.0), (6, 4.0)],
+    }
+    arms = {
+        arm: {"points": {str(seed): [{"step": at, "val_loss": loss} for at, loss in each] for seed in range(2)}}
+        for arm, each in points.items()
+    }
+    gain = {"mean": 1.0, "low": 0.9, "high": 1.1, "n": 2}
+    found = [{"arm": "grown", "baseline": "4 layers", "gain": gain, "quality": "more"}]
+    summary = {"plan": {"growth": 3, "compute": 6}, "arms": arms, "found": found}
+    goes_on, saves, pays = (claim.find(summary) for claim in GROW.claims)
+    assert goes_on is not None
+    assert goes_on.ours.startswith("its loss falls by 1.00 (1.00 to 1.00)")
+    assert [each.verdict for each in (goes_on, saves, pays) if each is not None] == ["holds", "holds", "does not hold"]
+    assert pays is not None
+    assert pays.ours == "1.00 (1.00 to 1.00) nats a byte worse than 2 layers to the end"

@@ -30,7 +30,7 @@ def test_networks_are_measured_told_and_drawn(tmp_path: Path) -> None:
     assert len(MEMORY.lines(summary)) == 6
     assert set(MEMORY.write(summary, tmp_path)) == {"time", "memory"}
     time, memory = (claim.find(summary) for claim in MEMORY.claims)
-    assert time.ours.startswith("of pre-norm's time: layer of width 64 ")
+    assert time.ours.startswith("of pre-norm's time, asked is an interval below 1: layer of width 64 ")
     assert memory.ours.count(";") == 2
 
 
@@ -38,6 +38,8 @@ def test_a_claim_on_time_needs_its_interval_below_one() -> None:
     """A mean alone does not do."""
     network = {"rezero": {"time": {"mean": -0.1, "low": -0.3, "high": 0.1}, "memory": 0.9}}
     assert [claim.find({"networks": {"one": network}}).verdict for claim in MEMORY.claims] == ["does not hold", "holds"]
+    network["rezero"] |= {"memory": 0.96}
+    assert MEMORY.claims[1].find({"networks": {"one": network}}).verdict == "does not hold"
 
 
 def test_the_papers_size_runs_where_it_is_made_small(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Work]:
     made = replace(FLAMINGO, write=write, lines=lambda summary: [f"found {summary['found']}"], scales={"laptop": size})
     two = replace(made, name="two", scales={"laptop": size, "paper": size})
     monkeypatch.setattr(command, "REPRODUCTIONS", {"one": replace(made, name="one"), "two": two})
+    monkeypatch.setattr(rezero.papers, "_NAMES", ("one", "two"))
     return works
 
 
@@ -43,11 +44,14 @@ def test_what_there_is_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert run(["reproduce"]) == 0
     assert capsys.readouterr().out == shown
-    names = [line.split()[0] for line in shown.splitlines()]
-    assert names == list(rezero.papers.REPRODUCTIONS)
-    assert all(line.split()[2] == "min" for line in shown.splitlines())
+    head, *rows = shown.splitlines()
+    assert head.split()[:4] == ["name", "time", "on", "two"]
+    assert [line.split()[0] for line in rows] == list(rezero.papers.REPRODUCTIONS)
+    assert all(line.split()[2] == "min" for line in rows)
+    assert run(["reproduce", "grow", "--list"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["name", "grow"]
     assert run(["reproduce", "--list", "--scale", "paper"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == [
         name for name, each in rezero.papers.REPRODUCTIONS.items() if "paper" in each.scales
     ]
 
@@ -58,14 +62,14 @@ def test_the_list_says_how_far_each_has_come(asked: list[Work], capsys: pytest.C
     assert run(["reproduce", "one"]) == 0
     capsys.readouterr()
     assert run(["reproduce", "--list"]) == 0
-    one, two = capsys.readouterr().out.splitlines()
+    _, one, two = capsys.readouterr().out.splitlines()
     assert one.split()[3:5] == ["done", json.loads(Path("results/papers/one/summary.json").read_text())["date"][:10]]
     assert two.split()[3] == "begun"
     found = Path("results/papers/one/summary.json")
     found.write_text(found.read_text().replace('"version": 1', '"version": 0'))
     shutil.rmtree("rezero-studies")
     assert run(["reproduce", "--list"]) == 0
-    assert [line.split()[3] for line in capsys.readouterr().out.splitlines()] == ["-", "-"]
+    assert [line.split()[3] for line in capsys.readouterr().out.splitlines()[1:]] == ["-", "-"]
     assert len(asked) == 1
 
 

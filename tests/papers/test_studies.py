@@ -51,7 +51,7 @@ def test_what_was_asked_is_answered_of_the_two_arms(work: Work) -> None:
     }
     gains = [theirs - ours for ours, theirs in zip(ends[FAST], ends["plain"], strict=True)]
     assert answer["gain"]["mean"] == pytest.approx(sum(gains) / 2)
-    assert gain_of(answer, 100).startswith(f"{50 * sum(gains):#.3g} (")
+    assert gain_of(answer, "points", 100).startswith(f"{50 * sum(gains):#.3g} (")
     assert speed_of(answer).startswith(f"{math.exp(answer['lead']['mean']):#.3g} (")
     assert of_pair(found, "plain", FAST, "val_accuracy")["arm"] == "plain"
 
@@ -67,9 +67,38 @@ def test_the_loss_of_an_epoch_is_the_mean_of_what_lies_in_it(work: Work) -> None
 def test_what_diverged_or_never_got_there_is_said() -> None:
     """In words, in the place of a number."""
     found = {"arm": "a", "baseline": "b", "gain": None, "diverged": [0, 2], "lead": {"mean": 3.0, "n": 5}}
-    assert gain_of(found) == "b diverged"
+    assert gain_of(found, "points") == "b diverged"
     assert speed_of({**found, "censored": [0, 4]}) == "b never got there on 4 of 5 seeds"
     assert speed_of({**found, "censored": [1, 0]}) == "a never got there on 1 of 5 seeds"
+
+
+def test_losses_are_told_as_losses() -> None:
+    """With the interval of the loss, and in words of one's own."""
+    found = {"gain": {"mean": -2.0, "low": -3.0, "high": 1.0, "n": 5}}
+    assert gain_of(found, "nats") == "2.00 (-1.00 to 3.00) nats worse"
+    assert gain_of(found, "points", 100, ("lower", "higher")) == "200 (-100 to 300) points higher"
+    assert gain_of({"gain": {"mean": -2.0, "low": None, "high": None, "n": 1}}, "nats") == "2.00 (one seed) nats worse"
+
+
+def test_who_was_there_at_the_first_measurement_may_have_been_sooner() -> None:
+    """Then the ratio is a bound; where both were, it is neither."""
+    points = {"a": [0.5, 0.6], "b": [0.1, 0.5]}
+    arms = {
+        arm: {"points": {"0": [{"step": step, "val_accuracy": value} for step, value in enumerate(values, 1)]}}
+        for arm, values in points.items()
+    }
+    lead = {"mean": 0.0, "low": -1.0, "high": 1.0, "n": 1}
+    pairs = [
+        {"arm": one, "baseline": other, "target": 0.4, "lead": lead, "censored": [0, 0]} for one, other in ("ab", "ba")
+    ]
+    study = {
+        "arms": arms,
+        "asked": [{"baseline": each["baseline"], "metric": "val_accuracy", "found": [each]} for each in pairs],
+    }
+    first, second = (of_pair(study, one, other, "val_accuracy") for one, other in ("ab", "ba"))
+    assert (first["early"], second["early"]) == ([1, 0], [0, 1])
+    assert (speed_of(first), speed_of(second)) == ("at least 1.00 (0.368 to 2.72)", "at most 1.00 (0.368 to 2.72)")
+    assert speed_of({**first, "early": [1, 1]}) == "1.00 (0.368 to 2.72)"
 
 
 def test_curves_are_drawn_where_there_are_numbers(work: Work, tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from rezero.errors import UsageError, near
+
 if TYPE_CHECKING:
     from rezero.papers.reproduction import Reproduction
 
     REPRODUCTIONS: dict[str, Reproduction]
 
-__all__ = ["REPRODUCTIONS"]
+__all__ = ["REPRODUCTIONS", "check_name"]
 
 _NAMES = (
     "fc",
@@ -27,6 +29,19 @@ _NAMES = (
     "flamingo",
     "grow",
 )
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that there is none of, before anything large is loaded.
+
+    Args:
+        name: Of a reproduction, or all.
+
+    Raises:
+        UsageError: If that is so.
+    """
+    if name != "all" and name not in _NAMES:
+        raise UsageError(f"nothing is called {name!r}{near(name, _NAMES)}; choose from {', '.join(_NAMES)}, or all")
 
 
 def __getattr__(name: str) -> Any:

@@ -291,7 +291,7 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
     rates = {arm: found["lr"] for arm, found in summary["arms"].items()}
     words = {"more": "better", "less": "worse", "level": "no difference that the seeds can see", "unknown": "not told"}
     return [
-        f"{each['arm']}: {gain_of(each)} nats a byte better ({words[each['quality']]}; rate "
+        f"{each['arm']}: {gain_of(each, 'nats a byte')} ({words[each['quality']]}; rate "
         f"{rates[each['arm']] * summary['plan']['lr']:.3g})"
         for each in summary["found"]
     ]
@@ -300,18 +300,16 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
 def _worse(arms: tuple[str, ...], summary: Mapping[str, Any]) -> Finding:
     """Ask whether the paper's choice is better than each of these."""
     found = {each["arm"]: each for each in summary["found"]}
-    said = "; ".join(f"{arm} {gain_of(found[arm])}" for arm in arms)
+    said = "; ".join(f"{arm} {gain_of(found[arm], 'nats a byte')}" for arm in arms)
     lost = (found[arm]["quality"] == "less" or found[arm]["diverged"][0] > 0 for arm in arms)
-    return Finding(f"nats a byte better than the paper's: {said}", judge(*lost))
+    return Finding(f"beside the paper's choice: {said}", judge(*lost))
 
 
 def _no_better(arms: tuple[str, ...], summary: Mapping[str, Any]) -> Finding:
     """Ask whether none of these is better than the paper's choice."""
     found = {each["arm"]: each for each in summary["found"]}
-    said = "; ".join(f"{arm} {gain_of(found[arm])}" for arm in arms)
-    return Finding(
-        f"nats a byte better than the paper's: {said}", judge(*(found[arm]["quality"] != "more" for arm in arms))
-    )
+    said = "; ".join(f"{arm} {gain_of(found[arm], 'nats a byte')}" for arm in arms)
+    return Finding(f"beside the paper's choice: {said}", judge(*(found[arm]["quality"] != "more" for arm in arms)))
 
 
 ABLATION = Reproduction(

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from rezero.errors import UsageError, near
-from rezero.papers import REPRODUCTIONS
+from rezero.errors import UsageError
+from rezero.papers import REPRODUCTIONS, check_name
 from rezero.papers.reproduction import Reproduction, ScaleName, Work
 
 __all__ = ["list_all", "reproduce_named"]
@@ -11,17 +11,20 @@ __all__ = ["list_all", "reproduce_named"]
 STUDIES = Path("rezero-studies")
 
 
-def list_all(scale: ScaleName, results: Path) -> None:
+def list_all(name: str, scale: ScaleName, results: Path) -> None:
     """Print what there is: name, time, state and what it shows.
 
     Args:
+        name: Which, or all.
         scale: Which size.
         results: Where results are.
     """
+    machine = "two cores" if scale == "laptop" else "one H200"
+    print(f"{'name':16} {'time on ' + machine:18}  {'state':15}  what it shows")
     for each in REPRODUCTIONS.values():
-        if scale in each.scales:
+        if scale in each.scales and name in ("all", each.name):
             state = each.state(scale, STUDIES, results)
-            print(f"{each.name:16} {each.scales[scale].minutes:3} min  {state:15}  {each.shows}")
+            print(f"{each.name:16} {each.scales[scale].minutes:5} min {'':8}  {state:15}  {each.shows}")
 
 
 def reproduce_named(name: str, scale: ScaleName, seeds: int | None, results: Path, output: Path | None) -> None:
@@ -37,9 +40,7 @@ def reproduce_named(name: str, scale: ScaleName, seeds: int | None, results: Pat
     Raises:
         UsageError: If there is none of that name, data are missing, or a folder can't be used.
     """
-    if name != "all" and name not in REPRODUCTIONS:
-        known = ", ".join(REPRODUCTIONS)
-        raise UsageError(f"nothing is called {name!r}{near(name, REPRODUCTIONS)}; choose from {known}, or all")
+    check_name(name)
     if seeds is not None and seeds < 1:
         raise UsageError(f"seeds must be a whole number, 1 or more: got {seeds}")
     if name != "all":

@@ -94,10 +94,8 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
             for arm in study["arms"]
         ]
         found = of_pair(study, "rezero", "pre-norm", "val_loss")
-        better = gain_of(found, 1 / math.log(2))
-        said.append(
-            f"{name}: rezero {speed_of(found)} times as fast as pre-norm, {better} bits a byte better at the end"
-        )
+        better = gain_of(found, "bits a byte", 1 / math.log(2))
+        said.append(f"{name}: rezero {speed_of(found)} times as fast as pre-norm, {better} at the end")
     return said
 
 

@@ -18,9 +18,9 @@ Found = Mapping[ScaleName, Mapping[str, Any]]
 
 BEGIN = """# The evidence
 
-Every claim of the paper, and of those that build on it, beside what `rezero reproduce NAME` measured. *Holds in part*
-means that some of its parts do: the numbers tell which. Intervals are of 95% over paired seeds. Small networks on two
-cores say little about large ones: where the scale is *laptop*, read "in small".
+Claims of the paper, and of those that build on it, beside what `rezero reproduce NAME` measured. {state} *Holds in
+part* means that some of its parts do: the numbers tell which. Intervals are of 95% over paired seeds. Small networks on
+two cores say little about large ones: where the scale is *laptop*, read "in small".
 
 This page and those that it leads to are made by `python -m rezero.papers.evidence` from the results that they name.
 """
@@ -37,7 +37,7 @@ def pages(results: Path) -> dict[str, str]:
     Returns:
         Path in ``docs`` to Markdown, and to the SVG of each picture.
     """
-    made = {"evidence.md": BEGIN}
+    made = {"evidence.md": ""}
     missing = []
     for each in REPRODUCTIONS.values():
         found = {name: _read(file) for name in each.scales if (file := _file(each, name, results)).exists()}
@@ -53,7 +53,18 @@ def pages(results: Path) -> dict[str, str]:
                 made[f"evidence/{_picture(each, name, stem)}"] = picture.read_text(encoding="utf-8")
     if missing:
         made["evidence.md"] += f"\n## Not yet run\n\n{_missing(missing)}\n"
+    made["evidence.md"] = BEGIN.replace("{state}", _state(missing)) + made["evidence.md"]
     return made
+
+
+def _state(missing: Sequence[Reproduction]) -> str:
+    """Say how many of the claims something was measured of."""
+    all_claims = sum(len(each.claims) for each in REPRODUCTIONS.values())
+    open_claims = sum(len(each.claims) for each in missing)
+    if not missing:
+        return f"All {all_claims} were measured."
+    names = ", ".join(each.name for each in missing)
+    return f"Of {all_claims} claims {all_claims - open_claims} were measured; those of {names} wait at the end."
 
 
 def _missing(reproductions: Sequence[Reproduction]) -> str:

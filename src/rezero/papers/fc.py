@@ -25,6 +25,9 @@ PUBLISHED: Mapping[str, float] = {"rezero": 1.68, "plain-norm": 2.23, "plain": 5
 EPOCH = 500  # steps
 EXPLODED = 100.0  # nats
 LEAST, MOST = 7.0, 15.0  # times as fast, by the paper
+SEVERAL = 2.0  # times, where the paper has no number
+CHANCE = math.log(10)  # nats: the loss of a model that knows nothing
+HIGH = 10.0  # nats: curves beyond it would flatten the others
 
 _ASKS = tuple(
     Asked(baseline, metric) for baseline in ("plain", "pre-norm") for metric in ("train_loss", "val_accuracy")
@@ -62,11 +65,30 @@ def write(summary: Mapping[str, Any], folder: Path) -> dict[str, str]:
         stem = name.replace(",", "").replace("'", "").replace(" ", "-")
         about = f"of {name}, width 256, on CIFAR-10 over the steps, median and range of {summary['seeds']} seeds."
         for metric, title, log in (("train_loss", "training loss, nats", True), ("val_accuracy", "accuracy", False)):
+            out = [arm for arm in study["arms"] if log and _highest(study, arm) > HIGH]
             said = f"{title.partition(',')[0].capitalize()} {about}"
+            said += f" Left out, for losses above {HIGH:g}: {', '.join(out)}." if out else ""
+            kept = {"arms": {arm: found for arm, found in study["arms"].items() if arm not in out}}
             file = folder / f"{stem}-{title.partition(',')[0].replace(' ', '-')}"
-            draw_arms(study, file, metric=metric, title=title, description=said, log=log, percent=not log)
+            draw_arms(kept, file, metric=metric, title=title, description=said, log=log, percent=not log)
             pictures[file.name] = said
     return pictures
+
+
+def _highest(study: Mapping[str, Any], arm: str) -> float:
+    """Return the largest training loss that was measured of an arm."""
+    losses = (point["train_loss"] for points in study["arms"][arm]["points"].values() for point in points)
+    return max(math.inf if loss is None else loss for loss in losses)
+
+
+def _learned_nothing(study: Mapping[str, Any]) -> list[str]:
+    """Return the arms whose training loss ends above chance, at the best of their rates."""
+    found = []
+    for arm, each in study["arms"].items():
+        ends = (points[-1]["train_loss"] for points in each["points"].values())
+        if median(math.inf if end is None else end for end in ends) > CHANCE:
+            found.append(arm)
+    return found
 
 
 def lines(summary: Mapping[str, Any]) -> list[str]:
@@ -85,8 +107,9 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
             loss, accuracy = (of_pair(study, "rezero", baseline, each) for each in ("train_loss", "val_accuracy"))
             said.append(
                 f"{name}, tuned: rezero {speed_of(loss)} times as fast as {baseline} by training loss, "
-                f"{speed_of(accuracy)} by accuracy; {gain_of(accuracy, 100)} points better at the end"
+                f"{speed_of(accuracy)} by accuracy; {gain_of(accuracy, 'points', 100)} at the end"
             )
+        said += [f"{name}, tuned: {arm} learns nothing at any rate that was tried" for arm in _learned_nothing(study)]
     epoch = (f"{arm} {_epoch(summary, arm)}, published {published:,g}" for arm, published in PUBLISHED.items())
     return [*said, *(f"64 layers, 0.01, training loss of the first epoch: {each}" for each in epoch)]
 
@@ -101,24 +124,25 @@ def _epoch(summary: Mapping[str, Any], arm: str) -> str:
     return shown(interval(known))
 
 
-def _times(name: str, summary: Mapping[str, Any]) -> Finding:
+def _times(name: str, least: float, most: float, summary: Mapping[str, Any]) -> Finding:
     study = summary["studies"][name]
     said, within = [], []
     for metric, by in (("train_loss", "training loss"), ("val_accuracy", "accuracy")):
         found = of_pair(study, "rezero", "plain", metric)
-        said.append(f"{speed_of(found)} by {by}")
-        within.append(_reaches(found))
-    return Finding(f"{'; '.join(said)} (plain at its own best rate)", judge(*within))
+        reaches = _reaches(found, least, most)
+        said.append(f"{speed_of(found)} by {by} ({'reaches' if reaches else 'short of'} {least:g} times)")
+        within.append(reaches)
+    return Finding(f"{'; '.join(said)}; plain at its own best rate", judge(*within))
 
 
-def _reaches(found: Mapping[str, Any]) -> bool:
-    """Tell whether the published range and the interval meet; a plain network that never gets there is slower yet."""
+def _reaches(found: Mapping[str, Any], least: float, most: float) -> bool:
+    """Tell whether a range and the interval meet; a plain network that never gets there is slower yet."""
     lead = found["lead"]
     if lead is None or any(found["censored"]):
         ours, theirs = found["censored"]
         return bool(ours == 0 < theirs)
     low, high = (lead["mean"] if lead[end] is None else lead[end] for end in ("low", "high"))
-    return math.exp(high) >= LEAST and math.exp(low) <= MOST
+    return math.exp(lead["mean"] if found["early"][0] else high) >= least and math.exp(low) <= most
 
 
 def _first_epoch(summary: Mapping[str, Any]) -> Finding:
@@ -163,13 +187,13 @@ FC = Reproduction(
             "A network of 32 layers trains many times faster",
             "v1, abstract and figure",
             "7 to 15 times",
-            partial(_times, "32 layers"),
+            partial(_times, "32 layers", LEAST, MOST),
         ),
         Claim(
-            "One of 64 layers, too",
+            "A network of 64 layers trains several times faster",
             "authors' notebook",
-            "no number; 7 to 15 times at 32 layers",
-            partial(_times, "64 layers"),
+            f"no number; {SEVERAL:g} times is asked for here",
+            partial(_times, "64 layers", SEVERAL, math.inf),
         ),
         Claim(
             "At a rate of 0.01, 64 layers: ReZero learns in the first epoch, the others hardly or not",

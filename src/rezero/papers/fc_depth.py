@@ -75,7 +75,7 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
         Lines of text.
     """
     return [
-        f"{name}: rezero {speed_of(found)} times as fast as {baseline}, {gain_of(found)} nats better at the end"
+        f"{name}: rezero {speed_of(found)} times as fast as {baseline}, {gain_of(found, 'nats')} at the end"
         for name, study in summary["studies"].items()
         for baseline in BASELINES
         for found in [of_pair(study, "rezero", baseline, "train_loss")]

@@ -239,8 +239,9 @@ def _reads(summary: Mapping[str, Any]) -> Finding:
 
 
 def _spoils(summary: Mapping[str, Any]) -> Finding:
-    start = summary["found"]["gates from 1"]["change of plain loss at the start"]
-    return Finding(f"plain loss {_percent(start)} at step 0", judge(start["mean"] > 0))
+    row = summary["found"]["gates from 1"]
+    start, end = row["change of plain loss at the start"], row["change of plain loss at the end"]
+    return Finding(f"plain loss {_percent(start)} at step 0, {_percent(end)} at the end", judge(start["mean"] > 0))
 
 
 FLAMINGO = Reproduction(
@@ -254,6 +255,6 @@ FLAMINGO = Reproduction(
     claims=(
         Claim("The grafted model starts as the language model that it was, and keeps it", "sec. 2.2", "", _unchanged),
         Claim("It learns to tell what it sees, its own weights frozen", "sec. 3", "", _reads),
-        Claim("Gates that do not start at zero disturb the language model", "sec. 3.3", "", _spoils),
+        Claim("Gates that do not start at zero disturb the language model at first", "sec. 3.3", "", _spoils),
     ),
 )

@@ -79,9 +79,9 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
     for name, study in summary["studies"].items():
         for baseline in BASELINES:
             accuracy, loss = (of_pair(study, "rezero", baseline, each) for each in ("val_accuracy", "train_loss"))
+            trained = gain_of(loss, "nats", words=("lower", "higher"))
             said.append(
-                f"{name}: rezero ends {gain_of(accuracy, 100)} points better than {baseline}, its training loss "
-                f"{gain_of(loss)} nats lower"
+                f"{name}: rezero ends {gain_of(accuracy, 'points', 100)} than {baseline}, its training loss {trained}"
             )
     return said
 
@@ -93,7 +93,8 @@ def _two_points(baseline: str, summary: Mapping[str, Any]) -> Finding:
         gain = of_pair(study, "rezero", baseline, "val_accuracy")["gain"]
         said.append(f"{name} {shown(gain, '+.1f', of=lambda value: 100 * value)}")
         holds.append(gain is not None and (gain["low"] or 0) > 0 and (gain["high"] or 0) >= 0.02)
-    return Finding(f"points better than {baseline}: {'; '.join(said)}", judge(*holds))
+    asked = "asked is that the interval lies above 0 and reaches 2"
+    return Finding(f"points better than {baseline}, {asked}: {'; '.join(said)}", judge(*holds))
 
 
 GENERALIZATION = Reproduction(

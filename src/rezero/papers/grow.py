@@ -22,7 +22,7 @@ from rezero.optim import param_groups
 from rezero.papers.claims import Claim, Finding, interval, judge, shown
 from rezero.papers.plain_text import load_plain_text, measure, take_step
 from rezero.papers.reproduction import Reproduction, Scale, Work
-from rezero.papers.studies import compare_own, draw_arms, gain_of, speed_of
+from rezero.papers.studies import compare_own, draw_arms, gain_of
 from rezero.surgery.grow import grow_
 
 __all__ = ["GROW", "Growing", "Plan", "train"]
@@ -163,14 +163,18 @@ def write(summary: Mapping[str, Any], folder: Path) -> dict[str, str]:
     Returns:
         Name of each picture to what it shows.
     """
-    description = "Validation loss over the compute of 12 layers, of 6, and of 6 that grow to 12 on the way."
+    plan = summary["plan"]
+    description = (
+        f"Validation loss over the compute of {plan['deep']} layers, of {plan['deep'] // 2}, and of those that grow at "
+        f"{plan['growth']}."
+    )
     title, x = "validation loss, nats a byte", "compute, in steps of the deep model"
     draw_arms(summary, folder / "loss", metric="val_loss", title=title, x=x, description=description)
     return {"loss": description}
 
 
 def lines(summary: Mapping[str, Any]) -> list[str]:
-    """Return the lab's verdict in lines.
+    """Say where each arm ends, and at which rate.
 
     Args:
         summary: What `run` returned.
@@ -178,24 +182,44 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
     Returns:
         Lines of text.
     """
-    return [line for line in summary["verdict"].splitlines() if line]
+    return [
+        f"{arm}: {shown(interval(_at(summary, arm, summary['plan']['compute'])))} nats a byte at the end, "
+        f"rate {found['lr'] * summary['plan']['lr']:.3g}"
+        for arm, found in summary["arms"].items()
+    ]
+
+
+def _at(summary: Mapping[str, Any], arm: str, compute: int) -> list[float]:
+    """Return the losses of an arm when it had spent so much, or at the last measurement before."""
+    points = summary["arms"][arm]["points"].values()
+    return [[point["val_loss"] for point in each if point["step"] <= compute][-1] for each in points]
+
+
+def _better(found: Mapping[str, float | None]) -> bool:
+    """Tell whether an interval lies above zero; the mean, where there is no interval."""
+    low = found["mean"] if found["low"] is None else found["low"]
+    return low is not None and low > 0
+
+
+def _goes_on(summary: Mapping[str, Any]) -> Finding:
+    plan = summary["plan"]
+    before, after = (_at(summary, "grown", compute) for compute in (plan["growth"], plan["compute"]))
+    fall = interval([one - other for one, other in zip(before, after, strict=True)])
+    return Finding(f"its loss falls by {shown(fall)} nats a byte from growth to end", judge(_better(fall)))
 
 
 def _saves(summary: Mapping[str, Any]) -> Finding:
     grown = next(each for each in summary["found"] if each["arm"] == "grown")
-    said = f"{gain_of(grown)} nats a byte better than 12 layers from the start, {speed_of(grown)} times as fast"
-    return Finding(said, judge(grown["quality"] in ("more", "level"), grown["speed"] in ("more", "level")))
+    return Finding(f"{gain_of(grown, 'nats a byte')} at equal compute", judge(grown["quality"] == "more"))
 
 
 def _pays(summary: Mapping[str, Any]) -> Finding:
     """Compare with the model that stays shallow, on the same compute and seeds."""
     shallow = next(arm for arm in summary["arms"] if arm not in ("grown", summary["found"][0]["baseline"]))
-    ends = [
-        [points[-1]["val_loss"] for points in summary["arms"][arm]["points"].values()] for arm in (shallow, "grown")
-    ]
+    ends = (_at(summary, arm, summary["plan"]["compute"]) for arm in (shallow, "grown"))
     gain = interval([theirs - ours for theirs, ours in zip(*ends, strict=True)])
-    better = gain["mean"] > 0 if gain["low"] is None else gain["low"] > 0
-    return Finding(f"{shown(gain)} nats a byte better than {shallow} to the end", judge(better))
+    said = gain_of({"arm": "grown", "gain": gain}, "nats a byte")
+    return Finding(f"{said} than {shallow} to the end", judge(_better(gain)))
 
 
 GROW = Reproduction(
@@ -209,10 +233,11 @@ GROW = Reproduction(
     claims=(
         Claim(
             "A trained language model that is deepened by copies of its layers goes on learning from there",
-            "LLaMA Pro; the comparison at equal compute is ours",
+            "LLaMA Pro",
             "",
-            _saves,
+            _goes_on,
         ),
+        Claim("On equal compute it gets further than one that is deep from the start", "ours", "", _saves),
         Claim("On equal compute it gets further than one that stays shallow", "what growth is for", "", _pays),
     ),
 )

@@ -19,7 +19,7 @@ from rezero.charts import histogram, save
 from rezero.diagnose.jacobian import jacobian_spectrum
 from rezero.gate import gates
 from rezero.layers import TransformerEncoderLayer
-from rezero.papers.claims import Claim, Finding, judge, written
+from rezero.papers.claims import Claim, Finding, interval, judge, shown, written
 from rezero.papers.reproduction import Reproduction, Scale, Work
 from rezero.waiting import share_bar
 
@@ -27,6 +27,7 @@ __all__ = ["ARMS", "JACOBIAN", "PUBLISHED", "build", "measure", "run"]
 
 ARMS = ("post-norm", "pre-norm", "rezero")
 PUBLISHED: Mapping[tuple[str, int], float] = {("post-norm", 12): 0.810, ("pre-norm", 12): 10.242, ("rezero", 12): 1.059}
+ONE = (0.8, 1.25)  # what counts as near 1
 WIDTH, TOKENS, HEADS, FEED_FORWARD, ALPHA = 16, 4, 4, 64, 0.1
 DEPTHS = (12, 128)
 
@@ -165,10 +166,22 @@ def _row(row: Mapping[str, Any]) -> str:
 
 
 def _squares(found: Mapping[str, Any]) -> Finding:
-    twelve = [row for row in found["rows"] if row["published"] is not None]
-    within = [abs(row["mean_squared"] - row["published"]) <= (row["deviation"] or 0) for row in twelve]
-    said = "; ".join(f"{row['arm']} {written(row['mean_squared'])} ± {row['deviation'] or 0:.2g}" for row in twelve)
-    return Finding(f"{said} (mean and standard deviation of {twelve[0]['networks']} networks)", judge(*within))
+    squares = {arm: interval(_squares_of(found, arm, DEPTHS[0])) for arm in ARMS}
+    said = "; ".join(f"{arm} {shown(mean)}" for arm, mean in squares.items())
+    ends = {arm: _ends(mean) for arm, mean in squares.items()}
+    near = ONE[0] <= ends["rezero"][0] and ends["rezero"][1] <= ONE[1]
+    return Finding(said, judge(near, ends["pre-norm"][0] > ONE[1], ends["post-norm"][1] < ONE[0]))
+
+
+def _squares_of(found: Mapping[str, Any], arm: str, depth: int) -> list[float]:
+    networks = found["networks"]
+    return [each["mean_squared"] for each in networks if (each["arm"], each["depth"]) == (arm, depth)]
+
+
+def _ends(mean: Mapping[str, float | None]) -> tuple[float, float]:
+    """Return both ends of an interval; the mean, where there is none."""
+    low, high = (mean["mean"] if mean[end] is None else mean[end] for end in ("low", "high"))
+    return low or 0.0, high or 0.0
 
 
 JACOBIAN = Reproduction(
@@ -181,8 +194,8 @@ JACOBIAN = Reproduction(
     lines=lines,
     claims=(
         Claim(
-            "At the start the mean squared singular value of 12 layers with small gates is near 1, that of pre-norm "
-            "large, that of post-norm below 1",
+            f"Before training the mean squared singular value of 12 layers with gates at {ALPHA:g} is near 1, that of "
+            "pre-norm large, that of post-norm below 1",
             "the authors' notebook",
             "post-norm 0.810, pre-norm 10.242, ReZero 1.059 (10 networks)",
             _squares,

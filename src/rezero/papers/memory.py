@@ -27,6 +27,7 @@ from rezero.papers.timed import bytes_kept, interleave, peak_bytes
 __all__ = ["LAPTOP", "MEMORY", "PAPER", "Plan", "run"]
 
 BASE, OURS = "pre-norm", "rezero"
+WORTH = 0.95  # of the memory: above it nobody would notice
 
 
 @dataclass(frozen=True)
@@ -214,8 +215,9 @@ def _saves(what: str, summary: Mapping[str, Any]) -> Finding:
             less.append(found["time"]["high"] is not None and found["time"]["high"] < 0)
         else:
             said.append(f"{name} {found['memory']:.3f}")
-            less.append(found["memory"] < 1)
-    return Finding(f"of pre-norm's {what}: {'; '.join(said)}", judge(*less))
+            less.append(found["memory"] <= WORTH)
+    asked = "an interval below 1" if what == "time" else f"{WORTH:g} or less"
+    return Finding(f"of pre-norm's {what}, asked is {asked}: {'; '.join(said)}", judge(*less))
 
 
 MEMORY = Reproduction(
@@ -230,7 +232,12 @@ MEMORY = Reproduction(
     write=write,
     lines=lines,
     claims=(
-        Claim("Leaving out the norms saves time", "what its users expect", "no number", partial(_saves, "time")),
+        Claim(
+            "A gate in the place of a norm saves time, run eagerly",
+            "what its users expect",
+            "no number",
+            partial(_saves, "time"),
+        ),
         Claim("It saves memory", "what its users expect", "no number", partial(_saves, "memory")),
     ),
 )

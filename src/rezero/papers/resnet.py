@@ -130,7 +130,7 @@ def _final(summary: Mapping[str, Any]) -> Finding | None:
         return None
     found = of_pair(study, "rezero", "residual", "val_accuracy")
     said = f"rezero {_percent(study, 'rezero', -1)}, residual {_percent(study, 'residual', -1)}"
-    return Finding(f"{said}; {gain_of(found, 100)} points better", judge(found["quality"] == "more"))
+    return Finding(f"{said}; {gain_of(found, 'points', 100)}", judge(found["quality"] == "more"))
 
 
 RESNET = Reproduction(

@@ -296,42 +296,63 @@ def of_pair(study: Mapping[str, Any], arm: str, baseline: str, metric: str) -> M
         metric: By which.
 
     Returns:
-        What `told` made of it.
+        What `told` made of it, and ``early``: on how many seeds the arm and the baseline had reached the target when
+        they were first measured.
     """
     asked = next(each for each in study["asked"] if (each["baseline"], each["metric"]) == (baseline, metric))
-    found: Mapping[str, Any] = next(each for each in asked["found"] if each["arm"] == arm)
-    return found
+    found = next(each for each in asked["found"] if each["arm"] == arm)
+    return {**found, "early": [_early(study, name, metric, found["target"]) for name in (arm, baseline)]}
+
+
+def _early(study: Mapping[str, Any], arm: str, metric: str, target: float | None) -> int:
+    """Count the seeds on which an arm had reached a target when it was first measured."""
+    firsts = [
+        next((point[metric] for point in points if metric in point), None)
+        for points in study["arms"][arm]["points"].values()
+    ]
+    sign = -1 if metric.endswith("accuracy") else 1
+    return sum(target is not None and first is not None and sign * first <= sign * target for first in firsts)
 
 
 def speed_of(found: Mapping[str, Any]) -> str:
     """Write how many times as fast an arm is as the other, with its interval.
 
     Args:
-        found: What `told` returned.
+        found: What `of_pair` or `told` returned.
 
     Returns:
-        Text.
+        Text: "at least" where the one was there whenever it was first measured, "at most" where the other was.
     """
     if found["lead"] is not None and any(found["censored"]):
         which = found["arm"] if found["censored"][0] else found["baseline"]
         return f"{which} never got there on {max(found['censored'])} of {found['lead']['n']} seeds"
-    return shown(found["lead"], of=math.exp)
+    ours, theirs = found.get("early", (0, 0))
+    bound = "" if bool(ours) == bool(theirs) else "at least " if ours else "at most "
+    return f"{bound}{shown(found['lead'], of=math.exp)}"
 
 
-def gain_of(found: Mapping[str, Any], factor: float = 1.0) -> str:
-    """Write how much better an arm ends than the other, with its interval.
+def gain_of(
+    found: Mapping[str, Any], unit: str, factor: float = 1.0, words: tuple[str, str] = ("better", "worse")
+) -> str:
+    """Write how much better or worse an arm ends than the other, with its interval.
 
     Args:
         found: What `told` returned.
+        unit: Of what is shown.
         factor: What a recorded difference is multiplied by to be shown.
+        words: For a gain and for a loss.
 
     Returns:
-        Text.
+        Text, such as "0.54 (0.44 to 0.64) bits better"; the interval of a loss is that of the loss.
     """
     if found["gain"] is None:
         lost = [name for name, times in zip((found["arm"], found["baseline"]), found["diverged"], strict=True) if times]
         return f"{' and '.join(lost)} diverged"
-    return shown(found["gain"], of=lambda value: factor * value)
+    mean, low, high = (found["gain"][name] for name in ("mean", "low", "high"))
+    if mean is None or mean >= 0:
+        return f"{shown(found['gain'], of=lambda value: factor * value)} {unit} {words[0]}"
+    lost_by = {"mean": -mean, "low": None if high is None else -high, "high": None if low is None else -low}
+    return f"{shown(lost_by, of=lambda value: factor * value)} {unit} {words[1]}"
 
 
 def loss_of_epoch(study: Mapping[str, Any], arm: str, steps: int) -> list[float | None]:

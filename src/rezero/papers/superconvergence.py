@@ -261,7 +261,7 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
     """
     [found] = summary["found"]
     said = [f"{arm}: {_end(summary, arm)} at the end" for arm in summary["arms"]]
-    return [*said, f"rezero {gain_of(found, 100)} points better, {speed_of(found)} times as fast"]
+    return [*said, f"rezero {gain_of(found, 'points', 100)}, {speed_of(found)} times as fast"]
 
 
 def _end(summary: Mapping[str, Any], arm: str) -> str:
@@ -281,9 +281,7 @@ def _reaches(summary: Mapping[str, Any]) -> Finding | None:
 
 def _better(summary: Mapping[str, Any]) -> Finding:
     [found] = summary["found"]
-    said = (
-        f"rezero {_end(summary, 'rezero')}, residual {_end(summary, 'residual')}; {gain_of(found, 100)} points better"
-    )
+    said = f"rezero {_end(summary, 'rezero')}, residual {_end(summary, 'residual')}; {gain_of(found, 'points', 100)}"
     return Finding(
         f"{said}, {speed_of(found)} times as fast", judge(found["quality"] == "more", found["speed"] == "more")
     )
