@@ -26,7 +26,7 @@ def intervals(
         The chart.
     """
     shapes = [SHAPES[place % len(SHAPES)] for place in range(len(arms))]
-    legend = alt.Legend(title=None, orient="top", columns=3, symbolOpacity=1, symbolSize=120)
+    legend = alt.Legend(title=None, orient="top", columns=3, symbolOpacity=1, symbolSize=120) if len(arms) > 1 else None
     names = list(dict.fromkeys(row["name"] for row in rows))
     base = alt.Chart(alt.InlineData(values=list(rows))).encode(
         y=alt.Y("name:N", title=None, sort=names, axis=alt.Axis(labelLimit=240)),
