@@ -33,7 +33,7 @@ _BEGINNING = ", first steps"
 def _recipes(
     mlp: Mapping[str, Any], shallow: Mapping[str, Any], deep: Mapping[str, Any], jobs: int
 ) -> tuple[Recipe, ...]:
-    first = {"steps": 100, "measure_every": 2}
+    first = {"steps": 120, "measure_every": 2}
     twelve, many = {"arms": "rezero", "depth": 12, **shallow}, {"arms": "rezero", "depth": 48, **deep}
     return (
         Recipe("MLP of 32", "fc-cifar10", {"arms": "rezero", "depth": 32, **mlp}, (), jobs=jobs),
