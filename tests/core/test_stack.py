@@ -207,7 +207,8 @@ def squared_errors(dtype: torch.dtype, depth: int, rows: int, dim: int, alpha: f
     wide = tuple(each.detach().double().requires_grad_() for each in tensors)
     exact = derive(reference_stack.deep_stack, wide, g)
     norms = [each.norm() for each in exact[:-1]]
-    norms[1] = torch.maximum(norms[1], g.double().norm())  # of x, which can cancel: relative to what is added up
+    for place, skip in enumerate((wide[0], g.double())):  # sums that can cancel: relative to what is added up
+        norms[place] = torch.maximum(norms[place], skip.detach().norm())
     scales = torch.stack([*norms, alpha_scale(wide, g.double())]).clamp_min(1e-30)
 
     def of(call: Callable[..., Tensor]) -> Tensor:

@@ -4,6 +4,7 @@
 // L layers, B rows, D width. Arrays are contiguous and row-major: w (L,D,D), b (L,D), a (L) in float32, x and h (L,B,D).
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/addmm.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/mm.h>
 #include <c10/core/InferenceMode.h>
@@ -53,16 +54,15 @@ void forward(Half* x, Half* h, Half* y, const Half* w, const Half* b, const floa
         for (int64_t l = 0; l < L; ++l) {
             Half* in = x + l * step + first * D;
             Half* branch = h + l * step + first * D;
-            const Half* bias = b + l * D;
             const float alpha = a[l];
             narrow(sum.data(), in, rows * D);
             at::Tensor product = matrix(branch, rows, D, D);
-            at::mm_out(product, matrix(in, rows, D, D), matrix(w + l * D * D, D, D, D).t());
+            // With the bias inside the branch is rounded once.
+            at::addmm_out(product, matrix(b + l * D, 1, D, D), matrix(in, rows, D, D), matrix(w + l * D * D, D, D, D).t());
             for (int64_t r = 0; r < rows * D; r += D) {
 #pragma omp simd
                 for (int64_t d = 0; d < D; ++d) {
-                    const float z = wide(branch[r + d]) + wide(bias[d]);
-                    const float f = z < 0 ? 0 : z;  // keeps nan
+                    const float z = wide(branch[r + d]), f = z < 0 ? 0 : z;  // keeps nan
                     branch[r + d] = narrow(f);
                     sum[r + d] += alpha * f;
                 }
