@@ -22,7 +22,7 @@ from rezero.gate import Gate, gates
 from rezero.layers import LanguageModel
 from rezero.layers.decoder import CausalAttention, FeedForward
 from rezero.optim import param_groups
-from rezero.papers.claims import Claim, Finding, judge
+from rezero.papers.claims import Claim, Finding, closed, judge
 from rezero.papers.plain_text import load_plain_text, measure, take_step
 from rezero.papers.reproduction import Reproduction, Scale, Work
 from rezero.papers.studies import compare_own, gain_of
@@ -269,9 +269,8 @@ def write(summary: Mapping[str, Any], folder: Path) -> dict[str, str]:
     for each in summary["found"]:
         gain = each["gain"]
         if gain is not None:
-            ends = {"middle": gain["mean"], "low": gain["low"], "high": gain["high"]}
-            known = {key: gain["mean"] if value is None else value for key, value in ends.items()}
-            rows.append({"name": each["arm"], "arm": PAPERS, **known})
+            middle, low, high = closed(gain)
+            rows.append({"name": each["arm"], "arm": PAPERS, "middle": middle, "low": low, "high": high})
     said = (
         "How much better each arm ends than the paper's choice, in nats a byte of validation loss, with 95% intervals."
     )

@@ -19,7 +19,7 @@ from rezero.charts import save
 from rezero.diagnose.alpha_history import AlphaHistory
 from rezero.lab import Store
 from rezero.lab.spreads import by_arm, compared
-from rezero.papers.claims import Claim, Finding, interval, judge, shown
+from rezero.papers.claims import Claim, Finding, closed, interval, judge, shown
 from rezero.papers.reproduction import Reproduction, Scale, Work
 from rezero.papers.studies import Recipe
 
@@ -209,7 +209,7 @@ def _rise(summary: Mapping[str, Any]) -> Finding | None:
     return Finding(
         f"rank correlation of a gate's depth with the step of its rise, -1 if deep ones are first, 0 if all rise "
         f"together: {said}",
-        judge(*(bool(end["mean"] < 0 if end["high"] is None else end["high"] < 0) for end in ends)),
+        judge(*(closed(end)[2] < 0 for end in ends)),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from rezero.lab.stats import compare_pairs
 
-__all__ = ["VERDICTS", "Claim", "Finding", "Verdict", "interval", "judge", "shown", "written"]
+__all__ = ["VERDICTS", "Claim", "Finding", "Verdict", "closed", "interval", "judge", "shown", "written"]
 
 _ROUNDING = 1e-12  # what is smaller is left of numbers that cancel
 
@@ -75,6 +75,25 @@ def interval(values: Sequence[float]) -> dict[str, float]:
     """
     pairs = compare_pairs(values)
     return {name: None if math.isnan(value) else value for name, value in _ends(pairs).items()}  # type: ignore[misc]
+
+
+def closed(found: Mapping[str, float | None]) -> tuple[float, float, float]:
+    """Return mean, low and high end of an interval; where a single seed gives none, its value is all three.
+
+    Args:
+        found: ``mean``, ``low`` and ``high``.
+
+    Returns:
+        The numbers.
+
+    Example:
+        >>> closed({"mean": 2.0, "low": None, "high": None})
+        (2.0, 2.0, 2.0)
+    """
+    mean = found["mean"]
+    assert mean is not None  # noqa: S101 - of a value at least
+    low, high = (mean if found[end] is None else found[end] for end in ("low", "high"))
+    return mean, low, high  # type: ignore[return-value]
 
 
 def _ends(pairs: Any) -> dict[str, float]:

@@ -71,7 +71,8 @@ class Cell:
 
     def paces(self) -> dict[str, Pace]:
         """Return what the rules come to here."""
-        return {name: rule(self.lr, self.branches()) for name, rule in RULES.items()}
+        branches = self.branches()  # which builds a network
+        return {name: rule(self.lr, branches) for name, rule in RULES.items()}
 
     def arms(self) -> dict[str, Callable[[nn.Module], nn.Module]]:
         """Return what is compared: each pace once, however many rules come to it, and the rivals."""

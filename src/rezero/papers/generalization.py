@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rezero.charts import intervals, save
-from rezero.papers.claims import Claim, Finding, judge, shown
+from rezero.papers.claims import Claim, Finding, closed, judge, shown
 from rezero.papers.reproduction import Reproduction, Scale
 from rezero.papers.studies import Asked, Recipe, gain_of, of_pair, run_all
 
@@ -57,9 +57,8 @@ def write(summary: Mapping[str, Any], folder: Path) -> dict[str, str]:
         for baseline in BASELINES:
             gain = of_pair(study, "rezero", baseline, "val_accuracy")["gain"]
             if gain is not None:
-                ends = {"middle": gain["mean"], "low": gain["low"], "high": gain["high"]}
-                known = {key: 100 * (gain["mean"] if value is None else value) for key, value in ends.items()}
-                rows.append({"name": name, "arm": f"against {baseline}", **known})
+                middle, low, high = (100 * end for end in closed(gain))
+                rows.append({"name": name, "arm": f"against {baseline}", "middle": middle, "low": low, "high": high})
     said = "Points of validation accuracy that ReZero is better at the end, with 95% intervals."
     arms = tuple(f"against {baseline}" for baseline in BASELINES)
     save(intervals(rows, x="points better", arms=arms, mark=0.0, description=said), folder / "points")

@@ -19,7 +19,7 @@ from rezero import lab
 from rezero.data.windows import TextData
 from rezero.layers import LanguageModel
 from rezero.optim import param_groups
-from rezero.papers.claims import Claim, Finding, interval, judge, shown
+from rezero.papers.claims import Claim, Finding, closed, interval, judge, shown
 from rezero.papers.plain_text import load_plain_text, measure, take_step
 from rezero.papers.reproduction import Reproduction, Scale, Work
 from rezero.papers.studies import compare_own, draw_arms, gain_of
@@ -197,8 +197,7 @@ def _at(summary: Mapping[str, Any], arm: str, compute: int) -> list[float]:
 
 def _better(found: Mapping[str, float | None]) -> bool:
     """Tell whether an interval lies above zero; the mean, where there is no interval."""
-    low = found["mean"] if found["low"] is None else found["low"]
-    return low is not None and low > 0
+    return closed(found)[1] > 0
 
 
 def _goes_on(summary: Mapping[str, Any]) -> Finding:

@@ -19,7 +19,7 @@ from rezero.charts import histogram, save
 from rezero.diagnose.jacobian import jacobian_spectrum
 from rezero.gate import gates
 from rezero.layers import TransformerEncoderLayer
-from rezero.papers.claims import Claim, Finding, interval, judge, shown, written
+from rezero.papers.claims import Claim, Finding, closed, interval, judge, shown, written
 from rezero.papers.reproduction import Reproduction, Scale, Work
 from rezero.waiting import share_bar
 
@@ -168,7 +168,7 @@ def _row(row: Mapping[str, Any]) -> str:
 def _squares(found: Mapping[str, Any]) -> Finding:
     squares = {arm: interval(_squares_of(found, arm, DEPTHS[0])) for arm in ARMS}
     said = "; ".join(f"{arm} {shown(mean)}" for arm, mean in squares.items())
-    ends = {arm: _ends(mean) for arm, mean in squares.items()}
+    ends = {arm: closed(mean)[1:] for arm, mean in squares.items()}
     near = ONE[0] <= ends["rezero"][0] and ends["rezero"][1] <= ONE[1]
     return Finding(said, judge(near, ends["pre-norm"][0] > ONE[1], ends["post-norm"][1] < ONE[0]))
 
@@ -176,12 +176,6 @@ def _squares(found: Mapping[str, Any]) -> Finding:
 def _squares_of(found: Mapping[str, Any], arm: str, depth: int) -> list[float]:
     networks = found["networks"]
     return [each["mean_squared"] for each in networks if (each["arm"], each["depth"]) == (arm, depth)]
-
-
-def _ends(mean: Mapping[str, float | None]) -> tuple[float, float]:
-    """Return both ends of an interval; the mean, where there is none."""
-    low, high = (mean["mean"] if mean[end] is None else mean[end] for end in ("low", "high"))
-    return low or 0.0, high or 0.0
 
 
 JACOBIAN = Reproduction(
