@@ -197,8 +197,8 @@ def alpha_scale(tensors: tuple[Tensor, ...], g: Tensor) -> Tensor:
     return torch.stack(sums).norm()
 
 
-def squared_errors(dtype: torch.dtype, depth: int, rows: int, dim: int, alpha: float, segments: bool) -> Tensor | None:
-    """Squared relative errors against float64, ours and the twin's, of the output and each gradient, (2, 5)."""
+def relative_errors(dtype: torch.dtype, depth: int, rows: int, dim: int, alpha: float, segments: bool) -> Tensor | None:
+    """Relative errors against float64, ours and the twin's, of the output and each gradient, (2, 5)."""
     plain = operands(stack(depth, dim, alpha=alpha, dtype=torch.float32), rows)
     tensors = tuple(each.detach().to(dtype).requires_grad_() for each in plain[:3]) + plain[3:]  # alpha stays float32
     if not far_from_the_kink(tensors):
@@ -206,17 +206,13 @@ def squared_errors(dtype: torch.dtype, depth: int, rows: int, dim: int, alpha: f
     g = torch.randn(rows, dim).to(dtype)
     wide = tuple(each.detach().double().requires_grad_() for each in tensors)
     exact = derive(reference_stack.deep_stack, wide, g)
-    norms = [each.norm() for each in exact[:-1]]
-    for place, skip in enumerate((wide[0], g.double())):  # sums that can cancel: relative to what is added up
-        norms[place] = torch.maximum(norms[place], skip.detach().norm())
-    scales = torch.stack([*norms, alpha_scale(wide, g.double())]).clamp_min(1e-30)
+    scales = torch.stack([*(each.norm() for each in exact[:-1]), alpha_scale(wide, g.double())]).clamp_min(1e-30)
 
     def of(call: Callable[..., Tensor]) -> Tensor:
         got = derive(call, tensors, g)
         return torch.stack([(each.double() - true).norm() for each, true in zip(got, exact, strict=True)]) / scales
 
-    ours = of(lambda *t: deep_stack(*t, segments=segments))
-    return torch.stack([ours, of(reference_stack.deep_stack)]).square()
+    return torch.stack([of(lambda *t: deep_stack(*t, segments=segments)), of(reference_stack.deep_stack)])
 
 
 @hypothesis.settings(max_examples=500, deadline=None, derandomize=True)
@@ -232,16 +228,16 @@ def squared_errors(dtype: torch.dtype, depth: int, rows: int, dim: int, alpha: f
 def test_is_at_most_twice_as_far_from_the_truth_as_the_plain_twin(
     depth: int, rows: int, dim: int, alpha: float, segments: bool, is_half: bool, seed: int
 ) -> None:
-    """The error of each tensor against float64 is at most twice the twin's; of small tensors in the mean of several."""
+    """The error of each tensor against float64 is at most twice the twin's; of small tensors the median of draws."""
     dtype = torch.bfloat16 if is_half else torch.float32
     if is_half:  # larger ones have a ReLU near its kink
         depth, rows, dim = min(depth, 3), min(rows, 6), min(dim, 6)
     torch.manual_seed(seed)
-    draws = 1 + 60 // (dim * min(rows, depth))
-    found = [squared_errors(dtype, depth, rows, dim, alpha, segments) for _ in range(draws)]
+    draws = 1 + 60 // (dim * min(rows, depth, dim))
+    found = [relative_errors(dtype, depth, rows, dim, alpha, segments) for _ in range(draws)]
     known = [each for each in found if each is not None]
     hypothesis.assume(known)
-    ours, twins = torch.stack(known).mean(0).sqrt()
+    ours, twins = torch.stack(known).quantile(0.5, dim=0)  # in one of many draws a sum of few numbers cancels
     rounding = torch.finfo(dtype).eps / 2  # a twin that errs less was lucky
     assert (ours <= 2 * twins.clamp_min(rounding)).all(), dict(zip(("y", *NAMES), (ours / twins).tolist(), strict=True))
 
