@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from rezero.optim import param_groups
 from rezero.papers.depth_cells import MUP, Cell, Paced
 from rezero.papers.depth_nets import Bytes, Digits
 from rezero.papers.depth_recipe import DEFAULT, DEPTH_RECIPE, NETS, run, tally
-from rezero.papers.pace import OPTIMIZERS, RULES, Pace, Stepper
+from rezero.papers.pace import OPTIMIZERS, RULES, Pace, Stepper, fixed
 from rezero.papers.reproduction import Work
 
 TINY = {
@@ -38,8 +39,17 @@ def test_paces_of_a_cell(net: str, optimizer: str, depth: int) -> None:
     assert cell.branches() == depth * (2 if net == "Transformer" else 1)
     names = {str(pace) for pace in cell.paces().values()}
     assert names < cell.arms().keys()
-    assert len(cell.arms()) == len({*cell.paces().values(), *map(Pace, (1e-5, 1e-4, 1e-3, 1e-2, 1e-1))}) + 2
+    assert len(cell.arms()) == len({*cell.paces().values(), *fixed(cell.branches())}) + 2
+    assert {str(pace) for pace in cell.constant()} < cell.arms().keys()
     assert {MUP, *TINY[net].rivals} <= cell.arms().keys()
+
+
+def test_fixed_rates_stay_below_what_diverges() -> None:
+    """Two a decade; deep networks are not tried at rates that change their gates by more than 30 in all a step."""
+    rates = [pace.rate for pace in fixed(8)]
+    assert rates[-1] == pytest.approx(10**-0.5)
+    assert [new / old for old, new in pairwise(rates)] == pytest.approx([10**0.5] * 7)
+    assert [pace.rate for pace in fixed(10_000)] == rates[:3]
 
 
 def test_no_rival_is_a_stack() -> None:

@@ -21,7 +21,7 @@ from rezero.lab import Store
 from rezero.lab.spreads import by_arm, compared
 from rezero.papers.claims import Claim, Finding, closed, interval, judge, shown
 from rezero.papers.reproduction import Reproduction, Scale, Work
-from rezero.papers.studies import Recipe
+from rezero.papers.studies import Recipe, file_stem
 
 __all__ = ["ALPHAS", "LAPTOP", "PAPER", "describe", "read", "run"]
 
@@ -36,9 +36,9 @@ def _recipes(
     first = {"steps": 120, "measure_every": 2}
     twelve, many = {"arms": "rezero", "depth": 12, **shallow}, {"arms": "rezero", "depth": 48, **deep}
     return (
-        Recipe("MLP of 32", "fc-cifar10", {"arms": "rezero", "depth": 32, **mlp}, (), jobs=jobs),
-        Recipe("Transformer of 12", "lm-enwik8", twelve, (), jobs=jobs),
-        Recipe("Transformer of 48", "lm-enwik8", many, (), jobs=jobs),
+        Recipe("MLP of 32", "fc-cifar10", {"arms": "rezero", "depth": 32, **mlp}, (), jobs=jobs, most_seeds=3),
+        Recipe("Transformer of 12", "lm-enwik8", twelve, (), jobs=jobs, most_seeds=3),
+        Recipe("Transformer of 48", "lm-enwik8", many, (), jobs=jobs, most_seeds=3),
         Recipe(f"Transformer of 12{_BEGINNING}", "lm-enwik8", {**twelve, **first}, (), jobs=jobs),
         Recipe(f"Transformer of 48{_BEGINNING}", "lm-enwik8", {**many, **first}, (), jobs=jobs),
     )
@@ -158,7 +158,7 @@ def write(summary: Mapping[str, Any], folder: Path) -> dict[str, str]:
     pictures = {}
     for name, study in summary["studies"].items():
         first, *others = (_history(study["steps"], alphas) for alphas in study["alphas"].values())
-        stem = name.replace(" ", "-")
+        stem = file_stem(name)
         save(first.heat_map(), folder / f"{stem}-map")
         pictures[f"{stem}-map"] = f"{name}: the gates over depth and time, first seed."
         save(first.profile(*others, signed=False), folder / f"{stem}-profile")
@@ -242,8 +242,8 @@ ALPHAS = Reproduction(
     source="Bachlechner et al. (2020), arXiv:2003.04887, sec. 5",
     version=2,
     scales={
-        "laptop": Scale(minutes=15, seeds=3, run=partial(run, LAPTOP)),
-        "paper": Scale(minutes=600, seeds=3, run=partial(run, PAPER)),
+        "laptop": Scale(minutes=20, seeds=10, run=partial(run, LAPTOP)),
+        "paper": Scale(minutes=600, seeds=10, run=partial(run, PAPER)),
     },
     write=write,
     lines=lines,

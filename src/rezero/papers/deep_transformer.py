@@ -14,7 +14,18 @@ from typing import Any
 
 from rezero.papers.claims import Claim, Finding, judge
 from rezero.papers.reproduction import Reproduction, Scale
-from rezero.papers.studies import Asked, Recipe, bits_at_end, draw_arms, end_of, gain_of, of_pair, run_all, speed_of
+from rezero.papers.studies import (
+    Asked,
+    Recipe,
+    bits_at_end,
+    draw_arms,
+    end_of,
+    file_stem,
+    gain_of,
+    of_pair,
+    run_all,
+    speed_of,
+)
 
 __all__ = ["DEEP_TRANSFORMER", "LAPTOP", "PAPER"]
 
@@ -63,7 +74,7 @@ def write(summary: Mapping[str, Any], folder: Path) -> dict[str, str]:
     """
     pictures = {}
     for name, study in summary["studies"].items():
-        stem = name.replace(" ", "-")
+        stem = file_stem(name)
         pictures[stem] = (
             f"{name}, enwik8: validation loss over the steps, median and range of {summary['seeds']} seeds."
         )

@@ -15,7 +15,7 @@ from rezero import lab
 from rezero.gate import gates
 from rezero.optim import count_branches
 from rezero.papers.depth_nets import Digits, Net
-from rezero.papers.pace import FIXED, OPTIMIZERS, RULES, Pace, Stepper
+from rezero.papers.pace import OPTIMIZERS, RULES, Pace, Stepper, fixed
 
 __all__ = ["EARLY", "MUP", "STEPS", "Cell", "Paced", "train"]
 
@@ -74,9 +74,14 @@ class Cell:
         branches = self.branches()  # which builds a network
         return {name: rule(self.lr, branches) for name, rule in RULES.items()}
 
+    def constant(self) -> list[Pace]:
+        """Return all paces that are one rate from first to last: fixed ones, and what rules come to."""
+        found = dict.fromkeys((*self.paces().values(), *fixed(self.branches())))
+        return [pace for pace in found if not pace.rise and math.isinf(pace.most)]
+
     def arms(self) -> dict[str, Callable[[nn.Module], nn.Module]]:
         """Return what is compared: each pace once, however many rules come to it, and the rivals."""
-        paces = {str(pace): pace for pace in (*self.paces().values(), *FIXED)}
+        paces = {str(pace): pace for pace in (*self.paces().values(), *fixed(self.branches()))}
         arms: dict[str, Callable[[nn.Module], nn.Module]] = {
             name: partial(Paced, pace=pace) for name, pace in paces.items()
         }

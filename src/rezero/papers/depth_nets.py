@@ -98,7 +98,7 @@ class Bytes:
     depths: Mapping[str, tuple[int, ...]]
     width: int = 32
     context: int = 32
-    batch: int = 8
+    batch: int = 4
     rivals: tuple[str, ...] = ("pre-norm", "layerscale", "deepnorm", "fixup")
 
     def build(self, depth: int, *, stacked: bool) -> nn.Module:

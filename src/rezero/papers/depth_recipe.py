@@ -20,7 +20,7 @@ from rezero.charts.depth import Panel, depth_panels
 from rezero.papers.claims import Claim, Finding, judge, written
 from rezero.papers.depth_cells import EARLY, MUP, STEPS, Cell
 from rezero.papers.depth_nets import Bytes, Digits, Net
-from rezero.papers.pace import FIXED, RULES, Pace
+from rezero.papers.pace import RULES
 from rezero.papers.reproduction import Reproduction, Scale, Work
 from rezero.papers.studies import compare_own
 
@@ -83,18 +83,12 @@ def _told(cell: Cell, folder: Path, seeds: int) -> dict[str, Any]:
         name: [points[-1] for points in found["points"].values() if points] for name, found in study["arms"].items()
     }
     return {
-        "fixed": [str(pace) for pace in _constant(cell)],
+        "fixed": [str(pace) for pace in cell.constant()],
         "arms": {
             name: {"ends": [each["train_loss"] for each in points], "jumps": [each["jump"] for each in points]}
             for name, points in last.items()
         },
     }
-
-
-def _constant(cell: Cell) -> list[Pace]:
-    """Return all paces that are one rate from first to last."""
-    found = dict.fromkeys((*cell.paces().values(), *FIXED))
-    return [pace for pace in found if not pace.rise and math.isinf(pace.most)]
 
 
 def _end(cell: Mapping[str, Any], arm: str) -> float:
@@ -164,15 +158,7 @@ def write(summary: Mapping[str, Any], folder: Path) -> dict[str, str]:
     return {name: about + said for name, (_, said) in lines.items()}
 
 
-SHOWN = (
-    "lr",
-    "lr / L",
-    "lr / sqrt(L)",
-    "min(lr, 1 / L)",
-    "min(10 lr, 1 / L)",
-    "from min(lr, 1 / L) to lr",
-    "lr, held",
-)
+SHOWN = ("lr", "lr / L", "min(lr, 1 / L)", "min(3 lr, 1 / L)", "3 lr, held", "10 lr / sqrt(L)", "20 lr / sqrt(L), held")
 _OTHERS = (MUP, *dict.fromkeys(name for net in NETS.values() for name in net.rivals))
 
 

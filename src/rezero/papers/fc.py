@@ -15,7 +15,17 @@ from typing import Any
 
 from rezero.papers.claims import Claim, Finding, interval, judge, shown
 from rezero.papers.reproduction import Reproduction, Scale
-from rezero.papers.studies import Asked, Recipe, draw_arms, gain_of, loss_of_epoch, of_pair, run_all, speed_of
+from rezero.papers.studies import (
+    Asked,
+    Recipe,
+    draw_arms,
+    file_stem,
+    gain_of,
+    loss_of_epoch,
+    of_pair,
+    run_all,
+    speed_of,
+)
 
 __all__ = ["FC", "LAPTOP", "PAPER"]
 
@@ -62,7 +72,7 @@ def write(summary: Mapping[str, Any], folder: Path) -> dict[str, str]:
     """
     pictures = {}
     for name, study in summary["studies"].items():
-        stem = name.replace(",", "").replace("'", "").replace(" ", "-")
+        stem = file_stem(name)
         about = f"of {name}, width 256, on CIFAR-10 over the steps, median and range of {summary['seeds']} seeds."
         for metric, title, log in (("train_loss", "training loss, nats", True), ("val_accuracy", "accuracy", False)):
             out = [arm for arm in study["arms"] if log and _highest(study, arm) > HIGH]

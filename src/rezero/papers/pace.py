@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rezero.gate import gates
 from rezero.optim import param_groups
 
-__all__ = ["FIXED", "OPTIMIZERS", "RULES", "Kind", "Pace", "Stepper"]
+__all__ = ["OPTIMIZERS", "RULES", "Kind", "Pace", "Stepper", "fixed"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Pace:
 
 
 RISE = 100
+HELD = 1.0
 
 
 def _risen(rate: float, start: float) -> Pace:
@@ -55,20 +56,31 @@ def _risen(rate: float, start: float) -> Pace:
 
 RULES: Mapping[str, Callable[[float, int], Pace]] = {
     "lr": lambda lr, _: Pace(lr),
-    "lr / 10": lambda lr, _: Pace(lr / 10),
     "lr / sqrt(L)": lambda lr, depth: Pace(lr / math.sqrt(depth)),
     "lr / L": lambda lr, depth: Pace(lr / depth),
     "min(lr, 1 / L)": lambda lr, depth: Pace(min(lr, 1 / depth)),
-    "min(lr, 3 / L)": lambda lr, depth: Pace(min(lr, 3 / depth)),
-    "min(10 lr, 1 / L)": lambda lr, depth: Pace(min(10 * lr, 1 / depth)),
-    "min(10 lr, 3 / L)": lambda lr, depth: Pace(min(10 * lr, 3 / depth)),
-    "from min(lr, 1 / L) to lr": lambda lr, depth: _risen(lr, min(lr, 1 / depth)),
-    "lr, held": lambda lr, _: Pace(lr, most=0.3),
-    "10 lr, held": lambda lr, _: Pace(10 * lr, most=0.3),
+    "min(3 lr, 1 / L)": lambda lr, depth: Pace(min(3 * lr, 1 / depth)),
+    "min(3 lr, 3 / L)": lambda lr, depth: Pace(min(3 * lr, 3 / depth)),
+    "10 lr / sqrt(L)": lambda lr, depth: Pace(10 * lr / math.sqrt(depth)),
+    "from 1 / L to 10 lr / sqrt(L)": lambda lr, depth: _risen(10 * lr / math.sqrt(depth), 1 / depth),
+    "3 lr, held": lambda lr, _: Pace(3 * lr, most=HELD),
+    "10 lr / sqrt(L), held": lambda lr, depth: Pace(10 * lr / math.sqrt(depth), most=HELD),
+    "20 lr / sqrt(L), held": lambda lr, depth: Pace(20 * lr / math.sqrt(depth), most=HELD),
+    "20 lr / sqrt(L), held to 0.3": lambda lr, depth: Pace(20 * lr / math.sqrt(depth), most=0.3),
 }
-"""Name to rule: of the rate of everything else and the number ``L`` of gated branches. ``held``: to 0.3 a step."""
-FIXED = tuple(Pace(10.0**power) for power in range(-5, 0))
-"""Rates that know nothing of the depth, of which the best is looked for at each."""
+"""Name to rule: of the rate of everything else and the number ``L`` of gated branches. ``held``: to 1 a step in all."""
+
+
+def fixed(branches: int) -> list[Pace]:
+    """Return rates that know nothing of the depth, of which the best is looked for at each: two a decade.
+
+    Args:
+        branches: Their number; rates that would let each step change the sum of all gates by more than 30 are left out.
+
+    Returns:
+        Paces from 1e-4 up.
+    """
+    return [Pace(rate) for rate in (10 ** (power / 2) for power in range(-8, 0)) if rate * branches <= 30]
 
 
 @dataclass(frozen=True)

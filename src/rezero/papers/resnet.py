@@ -14,7 +14,7 @@ from typing import Any
 
 from rezero.papers.claims import Claim, Finding, interval, judge, shown
 from rezero.papers.reproduction import Reproduction, Scale
-from rezero.papers.studies import Asked, Recipe, draw_arms, gain_of, of_pair, run_all, speed_of
+from rezero.papers.studies import Asked, Recipe, draw_arms, file_stem, gain_of, of_pair, run_all, speed_of
 
 __all__ = ["LAPTOP", "PAPER", "RESNET"]
 
@@ -53,7 +53,7 @@ def write(summary: Mapping[str, Any], folder: Path) -> dict[str, str]:
     pictures = {}
     for name, study in summary["studies"].items():
         if study["settings"]["epochs"] > 1:
-            stem = name.replace(", ", "-").replace(" ", "-")
+            stem = file_stem(name)
             said = f"{name} on CIFAR-10: validation accuracy over the steps, median and range of the seeds."
             draw_arms(
                 study,

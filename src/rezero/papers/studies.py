@@ -1,6 +1,7 @@
 """Studies of the lab as parts of a reproduction: declared, run, and their numbers taken home."""
 
 import math
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -30,6 +31,7 @@ __all__ = [
     "compare_own",
     "draw_arms",
     "end_of",
+    "file_stem",
     "gain_of",
     "loss_of_epoch",
     "of_pair",
@@ -371,6 +373,18 @@ def loss_of_epoch(study: Mapping[str, Any], arm: str, steps: int) -> list[float 
         losses = [point["train_loss"] for point in points if point["step"] <= steps]
         means.append(None if None in losses or points[-1]["step"] < steps else fmean(losses))
     return means
+
+
+def file_stem(name: str) -> str:
+    """Return what the pictures of a study are called by: words and numbers, joined by hyphens.
+
+    Args:
+        name: Of the study.
+
+    Returns:
+        The name of a file, without what tells its kind.
+    """
+    return "-".join(re.findall(r"[\w.]+", name.replace("'", "")))
 
 
 def draw_arms(
