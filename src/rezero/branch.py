@@ -6,7 +6,9 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
 
 from rezero.functional import gated_linear_residual, gated_residual
+from rezero.gate import Gate
 from rezero.in_weight import can_scale, scaled_output
+from rezero.kernels.linear import is_small
 
 __all__ = ["add_branch", "add_linear", "add_sequence", "is_plain", "probability"]
 
@@ -49,28 +51,33 @@ def add_linear(x: Tensor, h: Tensor, linear: nn.Linear, dropout: nn.Module, alph
     return add_branch(x, linear(h), dropout, alpha)
 
 
-def add_sequence(x: Tensor, branch: nn.Sequential, dropout: nn.Module, alpha: Tensor) -> Tensor | None:
+def add_sequence(x: Tensor, branch: nn.Sequential, dropout: nn.Module, gate: Gate) -> Tensor | None:
     """Add a branch whose last layer can take the gate into its product or its weights.
 
     Args:
         x: The skip and the branch's input, ``(*, D)``.
         branch: The branch.
         dropout: What its output passes through.
-        alpha: The gate, ``(1,)`` or ``(D,)``.
+        gate: The gate, of one scale or ``D``.
 
     Returns:
         ``x + alpha * dropout(branch(x))``; None, with nothing run, where the branch has to be run as it is.
     """
-    p = probability(dropout)
-    if p is None or not branch._modules or not is_plain(branch):
+    if not branch._modules:
         return None
     layers: list[Any] = list(branch._modules.values())
     first, last = layers[:-1], layers[-1]
     kind = type(last)
+    if kind is nn.Linear and is_small(x, last.in_features):
+        return None
+    p = probability(dropout)
+    if p is None or not is_plain(branch):
+        return None
     linear = kind is nn.Linear and last.out_features == x.shape[-1]
     if not ((linear or (p == 0 and can_scale(kind))) and is_plain(last)):
         return None
     h: Any = x
+    alpha = gate.scale
     for layer in first:
         h = layer(h)
     if linear:

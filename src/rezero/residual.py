@@ -80,26 +80,27 @@ class ReZero(nn.Module):
             ValueError: If the branch changes ``x`` in place, or returns another shape.
         """
         version = _version(x)
+        modules: dict[str, Any] = self._modules  # found sooner than as attributes
+        branch, gate, dropout = modules["branch"], modules["gate"], modules["dropout"]
         output, y = None, None
-        if type(self.branch) is nn.Sequential and not args and not kwargs:
-            y = add_sequence(x, self.branch, self.dropout, self.gate.scale)
+        if type(branch) is nn.Sequential and not args and not kwargs:
+            y = add_sequence(x, branch, dropout, gate)
         if y is None:
-            output = self.branch(x, *args, **kwargs)
-        if version is not None and version != _version(x):
+            output = branch(x, *args, **kwargs)
+        if version is not None and version != x._version:
             raise ValueError(
                 "the branch changes its input in place, and with it the skip: make its first operation an ordinary "
                 "one, such as nn.ReLU(inplace=False)"
             )
-        return self._add(x, output) if y is None else y
-
-    def _add(self, x: Tensor, output: Any) -> Any:
+        if y is not None:
+            return y
         first = output[0] if isinstance(output, tuple) and output else output
         if not isinstance(first, Tensor):
             raise TypeError(
                 "a residual branch must return a tensor, or a tuple whose first item is one: got "
                 f"{type(output).__name__}; wrap it in a module that returns the tensor to be added"
             )
-        y = add_branch(x, first, self.dropout, self.gate.scale)
+        y = add_branch(x, first, dropout, gate.scale)
         if not isinstance(output, tuple):
             return y
         named = hasattr(output, "_fields")

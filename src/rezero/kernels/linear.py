@@ -17,7 +17,7 @@ from rezero import kernels
 from rezero.kernels import linear_gpu, reference
 from rezero.kernels.fusing import is_watched
 
-__all__ = ["gated_linear_residual"]
+__all__ = ["gated_linear_residual", "is_small"]
 
 Gradients = tuple[Tensor | None, ...]
 _LARGE = 1 << 24  # multiplications; with fewer, what a Function in Python costs is more than what it saves
@@ -33,7 +33,7 @@ def gated_linear_residual(
         return _by_weight(x, h, weight, bias, alpha)
     if linear_gpu.serves(x, h, weight, bias, alpha, dropout):
         return linear_gpu.gated_linear_residual(x, h, weight, bias, alpha, dropout)
-    if x.is_cpu and h.numel() * len(weight) < _LARGE:  # where asking more would take longer than it saves
+    if is_small(x, h.shape[-1]):  # where asking more would take longer than it saves
         return kernels.gated_residual(x, F.linear(h, weight, bias), alpha, None, dropout)
     given = [tensor for tensor in (x, h, weight, bias, alpha) if tensor is not None]
     if not dropout and all(type(tensor) in {Tensor, nn.Parameter} for tensor in given) and not is_watched():
@@ -43,6 +43,11 @@ def gated_linear_residual(
             y: Tensor = _Product.apply(x, h, weight, bias, alpha)  # type: ignore[no-untyped-call]
             return y
     return kernels.gated_residual(x, F.linear(h, weight, bias), alpha, None, dropout)
+
+
+def is_small(x: Tensor, k: int) -> bool:
+    """Tell whether the branch is formed and then scaled because its product, of ``k`` terms, is small."""
+    return x.is_cpu and x.numel() * k < _LARGE and not torch.compiler.is_compiling()
 
 
 def _is_one_product(given: Sequence[Tensor]) -> bool:
