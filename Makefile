@@ -1,5 +1,6 @@
 # make demo   environment, then the main job on data that comes with the packages; names the report to open
-# make test   environment for development, then the tests with coverage
+# make test   environment for development, then the tests with coverage, without those that take long
+# make slow   those
 # make storm  a study that is killed a hundred times; half an hour
 # make check  what CI runs: lint, types, tests, docs
 
@@ -8,7 +9,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 CORE := branch functional gate in_weight residual stack zero_last optim transformer layers/* kernels/*
 
-.PHONY: setup demo test storm check lint types docs bench peers gpu clean
+.PHONY: setup demo test slow storm check lint types docs bench peers gpu clean
 .DEFAULT_GOAL := check
 
 setup: .venv/.dev
@@ -29,9 +30,12 @@ demo: .venv/.lab
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/core tests/kernels tests/layers -n 2 --dist loadgroup --cov
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests src --ignore tests/core --ignore tests/kernels --ignore tests/layers -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests src -m 'not slow' --ignore tests/core --ignore tests/kernels --ignore tests/layers -n 2 --dist loadgroup
 	OMP_NUM_THREADS=1 $(BIN)/pytest README.md docs -n 2 --dist loadfile  # the blocks of a page build on each other
 	$(BIN)/coverage report --fail-under=95 --include='$(shell echo $(CORE:%=src/rezero/%.py) | tr " " ",")'
+
+slow: setup
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests -m slow -n 2 --dist loadgroup
 
 storm: setup
 	REZERO_KILLS=100 OMP_NUM_THREADS=1 $(BIN)/pytest tests/lab/test_jobs.py -k storm
@@ -46,7 +50,7 @@ types: setup
 docs: setup
 	$(BIN)/zensical build --strict --clean
 
-check: lint types test docs
+check: lint types test slow docs
 
 bench: setup
 	$(BIN)/python benchmarks/block.py

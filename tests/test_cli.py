@@ -730,6 +730,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_a_user_without_a_home_can_compare(here: Path) -> None:
     """Where there is no home folder a study whose data need none runs, and one that needs it says what to set."""
     done = call([sys.executable, "-c", HOMELESS], "compare", "fc-digits", *ONE, "-o", "study", cwd=here)
@@ -742,6 +743,7 @@ def test_a_user_without_a_home_can_compare(here: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="closes descriptors in a shell")
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"], ids=["output", "errors", "all"])
 def test_a_closed_stream_is_no_fault(here: Path, closed: str) -> None:

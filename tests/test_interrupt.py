@@ -10,7 +10,7 @@ import pytest
 
 from rezero.interrupt import STOPPED
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")]
 
 # The command line, whose data are loaded by something that swallows exceptions, or that waits for others in C++.
 DEAF = """

@@ -10,6 +10,8 @@ import pytest
 from rezero.cli import run
 from rezero.lab import Store
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = {
     "nano_gpt": (["--steps", "20", "--eval-every", "10", "--layers", "2"], {"train_loss", "val_loss"}, 4),

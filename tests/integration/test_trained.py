@@ -24,7 +24,7 @@ from rezero.data.locate import data_folders
 from rezero.data.text import TextData, load_tiny_shakespeare, split_text
 from tests.integration.answers import NEW_TOKENS, PROMPT, answers
 
-pytestmark = pytest.mark.xdist_group("trained")  # one worker trains the models, once
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("trained")]  # one worker trains the models, once
 
 CONTEXT, BATCH, STEPS, RATE = 64, 8, 200, 1e-2
 

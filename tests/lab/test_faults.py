@@ -17,6 +17,8 @@ from rezero.cli import run
 from rezero.data.digits import load_digits
 from rezero.lab import Settings, Store, Study, Watcher, find_task, run_study
 
+pytestmark = pytest.mark.slow
+
 TASK = find_task("fc-digits")
 OPTIONS = {"arms": "plain,rezero", "depth": 2, "width": 8, "epochs": 4, "seeds": 1, "batch-size": 500}
 COMMAND = ["compare", "fc-digits", *(word for name, value in OPTIONS.items() for word in (f"--{name}", str(value)))]

@@ -19,6 +19,8 @@ from rezero.errors import UsageError
 from rezero.lab import Store, Study, Trial, TrialResult, Watcher, find_task, run_study
 from rezero.lab import jobs as lab_jobs
 
+pytestmark = pytest.mark.slow
+
 TASK = find_task("fc-digits")
 DATA = load_digits()
 KILLS = int(os.environ.get("REZERO_KILLS", "5"))

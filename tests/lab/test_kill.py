@@ -20,7 +20,7 @@ from tests.forked import Forked
 from rezero.data.digits import load_digits
 from rezero.lab import Store, Study, Watcher, find_task, run_study
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")]
 
 TASK, DATA = find_task("fc-digits"), load_digits()
 SIZES = {"arms": ("plain", "rezero"), "depth": 8, "width": 32, "epochs": 14, "seeds": 1, "threads": 1}

@@ -20,6 +20,8 @@ from rezero.errors import UsageError
 from rezero.lab import Checkpoints, Point, Settings, Task, Trial, find_task, open_processes, run_trial
 from rezero.lab.processes import agree
 
+pytestmark = pytest.mark.slow
+
 TASK, DATA = find_task("fc-digits"), load_digits()
 STEPS = 8  # of 3 an epoch, so that the last epoch is cut off
 

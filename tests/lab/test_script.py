@@ -30,6 +30,8 @@ from rezero.lab.launch import run_script
 from rezero.lab.script import running
 from rezero.lab.sweep import run_own
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = """
 import sys, time
 import torch

@@ -67,6 +67,7 @@ def test_separate_gates_leave_all_other_weights() -> None:
     assert all(torch.equal(value, others[name]) for name, value in weights.items())
 
 
+@pytest.mark.slow
 def test_the_lab_compares_the_arms(tmp_path: Path) -> None:
     """All of them, each with its own rate; lines, claims and the picture follow; a second run trains nothing."""
     work = Work(tmp_path / "kept", tmp_path / "out", 2)

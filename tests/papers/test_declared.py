@@ -17,6 +17,8 @@ from rezero.papers.studies import Recipe, run_all
 from rezero.papers.transformer import LAPTOP as TWELVE
 from rezero.papers.transformer import TRANSFORMER
 
+pytestmark = pytest.mark.slow
+
 
 def point(step: int, **metrics: float | None) -> dict[str, Any]:
     return {"step": step, **metrics}

@@ -116,6 +116,7 @@ def test_divided_branches_stay_as_they_are() -> None:
     assert Cell(TINY["MLP"], "SGD", 4).divided(nn.Identity()).hidden == 1.0
 
 
+@pytest.mark.slow
 def test_small(tmp_path: Path) -> None:
     """All networks and optimizers, through the lab: numbers, pictures, lines and claims; a second run does nothing."""
     work = Work(tmp_path / "parts", tmp_path / "out", 1)

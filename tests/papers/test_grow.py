@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from rezero.papers.grow import GROW, PLAN, Growing, Task, run, train
@@ -45,6 +46,7 @@ def test_growth_does_not_change_the_loss() -> None:
     assert measure(model, text, 4) == before
 
 
+@pytest.mark.slow
 def test_the_lab_compares_the_arms(tmp_path: Path) -> None:
     """Each at a rate of its own; the picture and the verdict are made of its study, and a second run trains nothing."""
     work = Work(tmp_path / "kept", tmp_path / "out", 2)

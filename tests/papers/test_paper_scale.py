@@ -15,6 +15,8 @@ from rezero.lab.tasks import find_task
 from rezero.papers import REPRODUCTIONS
 from rezero.papers.studies import Recipe
 
+pytestmark = pytest.mark.slow
+
 SHAPES = {"fc-table": (30,), "fc-cifar10": (3072,), "resnet-cifar10": (3, 32, 32)}
 
 

@@ -420,6 +420,7 @@ def test_the_fused_path_compiles_to_one_graph(name: str) -> None:
     check_compiled(CASES[name], "aot_eager", grad=False)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"
 )  # inductor's own import
@@ -683,6 +684,7 @@ def test_ddp_finds_every_gradient(case: Case) -> None:
     replicate_and_check(case)
 
 
+@pytest.mark.slow
 def test_two_processes_shard_and_replicate(tmp_path: Path) -> None:
     """Two processes train under FSDP2, where a scalar gate lies on one of them, shared or not, and under DDP."""
     preload = ["tests.operators", "tests.surgery.test_contract"]  # once for both
