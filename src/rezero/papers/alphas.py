@@ -178,13 +178,13 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
     said = []
     for name, study in summary["studies"].items():
         if name.endswith(_BEGINNING):
-            rise, early = (_over_seeds(study, each, "+.2f") for each in ("rise", "early"))
+            rise, early = (shown(each, "+.2f") for each in _over_seeds(study, "rise", "early"))
             said.append(
                 f"{name}: correlation of depth with the step of the rise {rise}, with size after a tenth {early}"
             )
             continue
-        fallen, small = (_over_seeds(study, each, ".0%") for each in ("fallen", "small"))
-        sizes = ", ".join(_over_seeds(study, third, "#.2g") for third in ("first", "middle", "last"))
+        fallen, small = (shown(each, ".0%") for each in _over_seeds(study, "fallen", "small"))
+        sizes = ", ".join(shown(each, "#.2g") for each in _over_seeds(study, "first", "middle", "last"))
         said.append(
             f"{name}: {fallen} of the gates end below {_FALLEN:g} of their largest size, {small} below "
             f"{_SMALL_SHARE:g}; sizes at the end {sizes} (first, middle, last third)"
@@ -192,39 +192,34 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
     return said
 
 
-def _over_seeds(study: Mapping[str, Any], name: str, form: str) -> str:
-    return shown(_interval(study, name), form)
-
-
-def _interval(study: Mapping[str, Any], name: str) -> dict[str, float]:
-    return interval([describe(_history(study["steps"], alphas))[name] for alphas in study["alphas"].values()])
+def _over_seeds(study: Mapping[str, Any], *names: str) -> list[dict[str, float]]:
+    """Return mean and interval over the seeds of what `describe` says of a run."""
+    runs = [describe(_history(study["steps"], alphas)) for alphas in study["alphas"].values()]
+    return [interval([run[name] for run in runs]) for name in names]
 
 
 def _rise(summary: Mapping[str, Any]) -> Finding | None:
     found = _transformers(summary, beginning=True)
     if not found:
         return None
-    said = "; ".join(f"{name}: {_over_seeds(study, 'rise', '+.2f')}" for name, study in found.items())
-    ends = [_interval(study, "rise") for study in found.values()]
+    rises = {name: _over_seeds(study, "rise")[0] for name, study in found.items()}
+    said = "; ".join(f"{name}: {shown(rise, '+.2f')}" for name, rise in rises.items())
     return Finding(
         f"rank correlation of a gate's depth with the step of its rise, -1 if deep ones are first, 0 if all rise "
         f"together: {said}",
-        judge(*(closed(end)[2] < 0 for end in ends)),
+        judge(*(closed(rise)[2] < 0 for rise in rises.values())),
     )
 
 
 def _fall(summary: Mapping[str, Any]) -> Finding:
     """Ask that nine of ten gates become small; having fallen at all is less."""
     found = _transformers(summary, beginning=False)
-    shares = {
-        name: [_over_seeds(study, share, ".0%") for share in ("small", "fallen")] for name, study in found.items()
-    }
-    said = "; ".join(f"{name}: {small}; {fallen}" for name, (small, fallen) in shares.items())
-    each = [(_interval(study, "small")["mean"], _interval(study, "fallen")["mean"]) for study in found.values()]
+    shares = {name: _over_seeds(study, "small", "fallen") for name, study in found.items()}
+    said = "; ".join(f"{name}: {'; '.join(shown(share, '.0%') for share in pair)}" for name, pair in shares.items())
     return Finding(
         f"share of gates that end below {_SMALL_SHARE:g} and below {_FALLEN:g} of their largest size, asked is "
         f"{_FALLEN:.0%}: {said}",
-        judge(*(share >= _FALLEN for pair in each for share in pair)),
+        judge(*(share["mean"] >= _FALLEN for pair in shares.values() for share in pair)),
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rezero.papers.claims import Claim, Finding, interval, judge, shown
+from rezero.papers.claims import Claim, Finding, closed, interval, judge, shown
 from rezero.papers.reproduction import Reproduction, Scale
 from rezero.papers.studies import (
     Asked,
@@ -151,8 +151,8 @@ def _reaches(found: Mapping[str, Any], least: float, most: float) -> bool:
     if lead is None or any(found["censored"]):
         ours, theirs = found["censored"]
         return bool(ours == 0 < theirs)
-    low, high = (lead["mean"] if lead[end] is None else lead[end] for end in ("low", "high"))
-    return math.exp(lead["mean"] if found["early"][0] else high) >= least and math.exp(low) <= most
+    mean, low, high = map(math.exp, closed(lead))
+    return (mean if found["early"][0] else high) >= least and low <= most
 
 
 def _first_epoch(summary: Mapping[str, Any]) -> Finding:

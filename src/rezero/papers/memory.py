@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from rezero.charts import intervals, save
 from rezero.layers import MLP, LanguageModel, TransformerEncoderLayer
 from rezero.optim import param_groups
-from rezero.papers.claims import Claim, Finding, interval, judge, shown
+from rezero.papers.claims import Claim, Finding, closed, interval, judge, shown
 from rezero.papers.reproduction import Reproduction, Scale, Work
 from rezero.papers.timed import bytes_kept, interleave, peak_bytes
 
@@ -179,9 +179,7 @@ def write(summary: Mapping[str, Any], folder: Path) -> dict[str, str]:
 
 
 def _ends(found: Mapping[str, float | None]) -> dict[str, float]:
-    middle = found["mean"] or 0.0
-    ends = {"middle": middle, "low": found["low"], "high": found["high"]}
-    return {name: math.exp(middle if value is None else value) for name, value in ends.items()}
+    return dict(zip(("middle", "low", "high"), map(math.exp, closed(found)), strict=True))
 
 
 def _point(value: float) -> dict[str, float]:
