@@ -2,7 +2,6 @@
 // L layers, B rows, D width, BD = B D. Arrays are contiguous and row-major: w (L,D,D), b (L,D), a (L), x and h (L,B,D).
 // The sizes of a layer's share are fixed by the number of threads, and so are all orders of summation.
 
-#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -86,8 +85,8 @@ void backward_chain(T* g, const T* h, T* dz, const T* w, const T* a, double* sum
 
 // Sums the rows of dz (B,D).
 template <typename T>
-void sum_rows(const T* dz, T* out, std::vector<double>& sum, int64_t B, int64_t D) {
-    std::fill(sum.begin(), sum.end(), 0);
+void sum_rows(const T* dz, T* out, int64_t B, int64_t D) {
+    std::vector<double> sum(D);
     for (int64_t r = 0; r < B; ++r) {
 #pragma omp simd
         for (int64_t d = 0; d < D; ++d) sum[d] += dz[r * D + d];
@@ -98,28 +97,16 @@ void sum_rows(const T* dz, T* out, std::vector<double>& sum, int64_t B, int64_t 
 template <typename T>
 void backward(T* g, const T* x, const T* h, T* dz, const T* w, const T* a, T* dw, T* db, T* da, int64_t L, int64_t B,
               int64_t D, int64_t chunk, int64_t parts, int64_t threads) {
-    std::vector<double> sums(threads * chunk);
-    for (int64_t end = L; end > 0; end -= std::min(end, chunk)) {
-        const int64_t n = std::min(end, chunk), l0 = end - n;
-        std::fill(sums.begin(), sums.end(), 0);
-        backward_chain(g, h + l0 * B * D, dz, w + l0 * D * D, a + l0, sums.data(), n, B, D, threads);
-        if (dw == nullptr) continue;  // only g is asked for
-        for (int64_t l = 0; l < n; ++l) {
-            double sum = 0;
-            for (int64_t t = 0; t < threads; ++t) sum += sums[t * n + l];
-            da[l0 + l] = sum;
-        }
-        at::parallel_for(0, n * parts, 1, [&](int64_t begin, int64_t finish) {
-            std::vector<double> sum(D);
-            for (int64_t i = begin; i < finish; ++i) {
-                const int64_t l = i / parts, first = D * (i % parts) / parts, last = D * (i % parts + 1) / parts;
-                const T* dzl = dz + l * B * D;
-                gemm('N', 'T', D, last - first, B, x + (l0 + l) * B * D, D, dzl + first, D,
-                     dw + (l0 + l) * D * D + first * D, D);
-                if (first == 0) sum_rows(dzl, db + (l0 + l) * D, sum, B, D);
-            }
-        });
-    }
+    const auto chain = [&](int64_t l0, int64_t n, double* sums) {
+        backward_chain(g, h + l0 * B * D, dz, w + l0 * D * D, a + l0, sums, n, B, D, threads);
+    };
+    const auto weights = [&](int64_t l0, int64_t l, int64_t first, int64_t last) {
+        const T* dzl = dz + l * B * D;
+        gemm('N', 'T', D, last - first, B, x + (l0 + l) * B * D, D, dzl + first, D,
+             dw + (l0 + l) * D * D + first * D, D);
+        if (first == 0) sum_rows(dzl, db + (l0 + l) * D, B, D);
+    };
+    backward(da, L, D, chunk, parts, threads, chain, weights);
 }
 
 }  // namespace

@@ -9,7 +9,6 @@
 #include <ATen/ops/mm.h>
 #include <c10/core/InferenceMode.h>
 
-#include <algorithm>
 #include <bit>
 #include <cstdint>
 #include <vector>
@@ -103,8 +102,8 @@ void backward_chain(float* g, const Half* h, Half* dz, const Half* w, const floa
     });
 }
 
-void sum_rows(const Half* dz, Half* out, std::vector<float>& sum, int64_t B, int64_t D) {
-    std::fill(sum.begin(), sum.end(), 0);
+void sum_rows(const Half* dz, Half* out, int64_t B, int64_t D) {
+    std::vector<float> sum(D);
     for (int64_t r = 0; r < B; ++r) {
 #pragma omp simd
         for (int64_t d = 0; d < D; ++d) sum[d] += wide(dz[r * D + d]);
@@ -122,30 +121,18 @@ extern "C" void forward_bf16(Half* x, Half* h, Half* y, const Half* w, const Hal
 extern "C" void backward_bf16(Half* g, const Half* x, const Half* h, Half* dz, const Half* w, const float* a, Half* dw,
                               Half* db, float* da, int64_t L, int64_t B, int64_t D, int64_t chunk, int64_t parts,
                               int64_t threads) {
-    std::vector<double> sums(threads * chunk);
     std::vector<float> sum(B * D);
     widen(g, sum.data(), B * D);
-    for (int64_t end = L; end > 0; end -= std::min(end, chunk)) {
-        const int64_t n = std::min(end, chunk), l0 = end - n;
-        std::fill(sums.begin(), sums.end(), 0);
-        backward_chain(sum.data(), h + l0 * B * D, dz, w + l0 * D * D, a + l0, sums.data(), n, B, D, threads);
-        if (dw == nullptr) continue;  // only g is asked for
-        for (int64_t l = 0; l < n; ++l) {
-            double all = 0;
-            for (int64_t t = 0; t < threads; ++t) all += sums[t * n + l];
-            da[l0 + l] = all;
-        }
-        at::parallel_for(0, n * parts, 1, [&](int64_t begin, int64_t finish) {
-            const c10::InferenceMode guard;
-            std::vector<float> column(D);
-            for (int64_t i = begin; i < finish; ++i) {
-                const int64_t l = i / parts, first = D * (i % parts) / parts, last = D * (i % parts + 1) / parts;
-                const Half* dzl = dz + l * B * D;
-                at::Tensor part = matrix(dw + (l0 + l) * D * D + first * D, last - first, D, D);
-                at::mm_out(part, matrix(dzl + first, B, last - first, D).t(), matrix(x + (l0 + l) * B * D, B, D, D));
-                if (first == 0) sum_rows(dzl, db + (l0 + l) * D, column, B, D);
-            }
-        });
-    }
+    const auto chain = [&](int64_t l0, int64_t n, double* sums) {
+        backward_chain(sum.data(), h + l0 * B * D, dz, w + l0 * D * D, a + l0, sums, n, B, D, threads);
+    };
+    const auto weights = [&](int64_t l0, int64_t l, int64_t first, int64_t last) {
+        const c10::InferenceMode guard;
+        const Half* dzl = dz + l * B * D;
+        at::Tensor part = matrix(dw + (l0 + l) * D * D + first * D, last - first, D, D);
+        at::mm_out(part, matrix(dzl + first, B, last - first, D).t(), matrix(x + (l0 + l) * B * D, B, D, D));
+        if (first == 0) sum_rows(dzl, db + (l0 + l) * D, B, D);
+    };
+    backward(da, L, D, chunk, parts, threads, chain, weights);
     narrow(sum.data(), g, B * D);
 }
