@@ -178,4 +178,4 @@ if __name__ == "__main__":
     for name, sizes in STACKS.items():
         tables[f"stack {name}"] = measure_stack(*sizes, arguments)
         show(f"stack {name}", tables[f"stack {name}"])
-    print("written:", write_result(f"block-{arguments.device}", tables))
+    print("written:", write_result(f"block-{arguments.device}", tables, arguments.output))

@@ -9,7 +9,6 @@ takes. --paper instead trains the paper's 10,000 layers of width 150 for a few s
 --dtype bfloat16 instead times forward and backward of models in it, with the float32 stack beside.
 """
 
-import argparse
 import resource
 import statistics
 import sys
@@ -18,7 +17,7 @@ from collections.abc import Callable
 
 import torch
 from block import Naive
-from timing import interleave, ratios, write_result
+from timing import interleave, make_parser, ratios, write_result
 from torch import nn
 
 import rezero
@@ -175,10 +174,9 @@ def show(title: str, table: Table) -> None:
 
 def main() -> None:
     """Run what was asked for."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = make_parser(__doc__ or "", rounds=20)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--paper", action="store_true", help="train 10,000 layers of width 150 for 5 steps")
     parser.add_argument("--deepest", action="store_true", help="train 100,000 layers of width 64 for 20 steps")
@@ -187,7 +185,7 @@ def main() -> None:
     device = arguments.device
     if arguments.paper or arguments.deepest:
         long = train_long(arguments.paper, arguments.deepest, device)
-        print("written:", write_result(f"deep-stack-long-{device}", long))
+        print("written:", write_result(f"deep-stack-long-{device}", long, arguments.output))
         return
     tables = {}
     half = arguments.dtype != "float32"
@@ -197,7 +195,7 @@ def main() -> None:
             tables[f"{what}, {title}"] = table
             show(f"{what}, {title}", table)
     if half:
-        print("written:", write_result(f"deep-stack-{arguments.dtype}-{device}", tables))
+        print("written:", write_result(f"deep-stack-{arguments.dtype}-{device}", tables, arguments.output))
         return
     few = max(3, arguments.rounds // 4)
     for width, batch in ((150, 100), (64, 128)):
@@ -206,7 +204,7 @@ def main() -> None:
         show(title, table)
     tables["torch.compile"] = table = time_compilation(device, few)
     show("torch.compile", table)
-    print("written:", write_result(f"deep-stack-{device}", tables))
+    print("written:", write_result(f"deep-stack-{device}", tables, arguments.output))
 
 
 if __name__ == "__main__":

@@ -62,4 +62,8 @@ if __name__ == "__main__":
     table = ratios(seconds, to="training step")
     for name, row in table.items():
         print(f"{name:20}  {row['ms']:9.1f} ms  {row['ratio']:6.1f} steps ({row['q1']:.1f} to {row['q3']:.1f})")
-    print(write_result(f"diagnose-{options.device}", {"large Jacobian": jacobian, "in training steps": table}))
+    print(
+        write_result(
+            f"diagnose-{options.device}", {"large Jacobian": jacobian, "in training steps": table}, options.output
+        )
+    )

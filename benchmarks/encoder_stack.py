@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from timing import bytes_kept, ratios, read_arguments, write_result
+from timing import bytes_kept, interleave, ratios, read_arguments, write_result
 from torch import Tensor, nn
 
 import rezero
@@ -59,13 +59,7 @@ def compare(width: int, depth: int, batch: tuple[int, int], *, trains: bool, rou
     """Time the peers round by round."""
     x = torch.randn(*batch, width)
     runs = {name: build_run(model, x, trains=trains) for name, model in build_models(width, depth).items()}
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(rounds + 2):
-        for name, run in runs.items():
-            start = time.process_time()
-            run()
-            if turn >= 2:
-                seconds[name].append(time.process_time() - start)
+    seconds = interleave(runs, rounds=rounds, device="cpu", clock=time.process_time)
     table = ratios(seconds, to="layers")
     for name, values in seconds.items():
         table[name]["us a layer"] = 1e6 * statistics.median(values) / depth
@@ -97,7 +91,13 @@ def time_compilation(depth: int) -> dict[str, float]:
 
 def main() -> None:
     """Run everything."""
-    arguments = read_arguments(__doc__ or "", rounds=40, width=64, depth=20, compiled=1000)
+    arguments = read_arguments(
+        __doc__ or "",
+        rounds=40,
+        width=(64, "of the layers"),
+        depth=(20, "layers of the stack"),
+        compiled=(1000, "layers of the deeper of two stacks that torch.compile is timed with"),
+    )
     torch.set_num_threads(1)
     tables: dict[str, Table] = {}
     for batch in BATCHES:
@@ -117,7 +117,7 @@ def main() -> None:
         with torch._inductor.utils.fresh_cache():
             tables["torch.compile"][f"{depth} layers"] = time_compilation(depth)
     print(tables["torch.compile"])
-    print("written:", write_result("encoder-stack-cpu", tables))
+    print("written:", write_result("encoder-stack-cpu", tables, arguments.output))
 
 
 if __name__ == "__main__":

@@ -69,4 +69,4 @@ if __name__ == "__main__":
             print(title)
             for peer, row in table.items():
                 print(f"  {peer:12} {row['ms']:8.3f} ms   {row['ratio']:.3f} ({row['q1']:.3f} to {row['q3']:.3f})")
-    print("written:", write_result(f"folded-{arguments.device}", tables))
+    print("written:", write_result(f"folded-{arguments.device}", tables, arguments.output))

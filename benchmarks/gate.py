@@ -66,4 +66,4 @@ if __name__ == "__main__":
                 print(title)
                 for peer, row in table.items():
                     print(f"  {peer:20} {1000 * row['ms']:9.1f} us   {row['share of copy bandwidth']:.2f} of a copy")
-    print("written:", write_result("gate-cuda", tables))
+    print("written:", write_result("gate-cuda", tables, arguments.output))

@@ -214,8 +214,8 @@ def main(arguments: argparse.Namespace) -> None:
             f"{name:22} {row['ms']:7.1f} ms, over by hand {spread}, over its base {row['over its base']:.3f}, "
             f"peak {row['peak bytes'] / 1e6:.1f} MB, {row['peak over by hand']:.3f}"
         )
-    print(write_result("graft-cpu", {"put in": rows, "step": timed}))
+    print(write_result("graft-cpu", {"put in": rows, "step": timed}, arguments.output))
 
 
 if __name__ == "__main__":
-    main(read_arguments(__doc__ or "", rounds=20, peers=0))
+    main(read_arguments(__doc__ or "", rounds=20, peers=(0, "1: also other packages, see `make peers`")))

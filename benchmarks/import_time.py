@@ -3,12 +3,11 @@
 python benchmarks/import_time.py [--rounds 15]
 """
 
-import argparse
 import statistics
 import subprocess
 import sys
 
-from timing import interleave, ratios, write_result
+from timing import interleave, make_parser, ratios, write_result
 
 COMMANDS = {
     "import torch, safetensors": ["-c", "import torch, safetensors"],
@@ -23,15 +22,18 @@ def run(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=15)
-    calls = {name: (lambda arguments=arguments: run(arguments)) for name, arguments in COMMANDS.items()}
-    seconds = interleave(calls, rounds=parser.parse_args().rounds, device="cpu")
+    parser = make_parser(__doc__, rounds=15)
+    arguments = parser.parse_args()
+    calls = {name: (lambda command=command: run(command)) for name, command in COMMANDS.items()}
+    seconds = interleave(calls, rounds=arguments.rounds, device="cpu")
     pairs = zip(seconds["rezero.ReZero"], seconds["import torch, safetensors"], strict=True)
     added = statistics.median(ours - torch for ours, torch in pairs)
     for name, values in seconds.items():
         print(f"  {name:26} {statistics.median(values):.3f} s")
     print(f"  rezero.ReZero adds         {added:.3f} s (median of the differences)")
     print(
-        "written:", write_result("import-time", {"added_s": added, **ratios(seconds, to="import torch, safetensors")})
+        "written:",
+        write_result(
+            "import-time", {"added_s": added, **ratios(seconds, to="import torch, safetensors")}, arguments.output
+        ),
     )

@@ -289,4 +289,4 @@ if __name__ == "__main__":
             title = f"run_one, {title}"
             tables[title] = runner(given, Path(place, str(index)))
             show(title, tables[title])
-    print("written:", write_result("lab-cpu", tables))
+    print("written:", write_result("lab-cpu", tables, arguments.output))

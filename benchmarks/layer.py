@@ -138,7 +138,13 @@ def mean_ratio(tables: list[dict[str, dict[str, float]]], name: str) -> float:
 
 
 if __name__ == "__main__":
-    arguments = read_arguments(__doc__, rounds=30, dropout=0.0, compiled=0, peers=0)
+    arguments = read_arguments(
+        __doc__,
+        rounds=30,
+        dropout=(0.0, "probability, of all layers"),
+        compiled=(0, "1: each of three layers by torch.compile"),
+        peers=(0, "1: also those of other packages, see `make peers`"),
+    )
     tables = {}
     widths, lengths = SIZES[arguments.device]
     for width in widths:
@@ -155,4 +161,4 @@ if __name__ == "__main__":
     how = (f"-dropout-{arguments.dropout:g}" if arguments.dropout else "") + ("-compiled" if arguments.compiled else "")
     how += "-peers" if arguments.peers else ""
     record = {**tables, "geometric mean of time": means}
-    print("written:", write_result(f"layer-{arguments.device}{how}", record))
+    print("written:", write_result(f"layer-{arguments.device}{how}", record, arguments.output))

@@ -7,7 +7,6 @@ spread over the epoch's batches. The share is a batch's time in percent of the s
 Data that are not here are replaced by random bytes of the same shapes, and the table says so.
 """
 
-import argparse
 import itertools
 import statistics
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from timing import interleave, write_result
+from timing import interleave, make_parser, write_result
 from torch import Tensor, nn
 
 from rezero.data.batches import Data, TensorData
@@ -89,9 +88,8 @@ def measure(data: Data, model: nn.Module, optimizer: torch.optim.Optimizer, batc
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser(__doc__, rounds=40)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -126,4 +124,4 @@ if __name__ == "__main__":
             f"{title} ({row['data']}): batch {row['batch ms']:.3f} ms, step {row['step ms']:.1f} ms, "
             f"{row['share']:.2%}; first batch of an epoch {row['first of an epoch ms']:.2f} ms"
         )
-    print("written:", write_result(f"loader-{arguments.device}", table))
+    print("written:", write_result(f"loader-{arguments.device}", table, arguments.output))

@@ -5,14 +5,13 @@
 The networks of the tasks at their own sizes, a part of each batch a process, one thread each, gloo.
 """
 
-import argparse
 from collections.abc import Callable
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from timing import interleave, ratios, write_result
+from timing import interleave, make_parser, ratios, write_result
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from training_step import INPUTS, NETWORKS
@@ -38,8 +37,7 @@ def build_step(
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=40)
+    parser = make_parser(__doc__, rounds=40)
     arguments = parser.parse_args()
     accelerator = Accelerator(cpu=True)
     torch.set_num_threads(1)
@@ -57,5 +55,5 @@ if __name__ == "__main__":
         row = tables[title]["ours"]
         accelerator.print(f"{title}\n  ours {row['ratio']:.3f} ({row['q1']:.3f} to {row['q3']:.3f}) of DDP")
     if accelerator.is_main_process:
-        print("written:", write_result(f"processes-{accelerator.num_processes}-cpu", tables))
+        print("written:", write_result(f"processes-{accelerator.num_processes}-cpu", tables, arguments.output))
     accelerator.end_training()

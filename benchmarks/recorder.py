@@ -83,4 +83,4 @@ if __name__ == "__main__":
         for name, share in shares.items():
             print(f"  {name:22} {1000 * own[name]:9.3f} ms   {share:.3%} of bare, step() alone")
         tables[title] = {"steps": table, "step() alone, share of bare": shares}
-    print("written:", write_result(f"recorder-{arguments.device}", tables))
+    print("written:", write_result(f"recorder-{arguments.device}", tables, arguments.output))

@@ -89,4 +89,4 @@ if __name__ == "__main__":
         for name, row in tables[title].items():
             spread = f"{row['ratio']:.3f} ({row['q1']:.3f} to {row['q3']:.3f})"
             print(f"  {name:12} {row['ms']:8.2f} ms   {spread} of {arms[0]}")
-    print("written:", write_result(f"training-step-{arguments.device}", tables))
+    print("written:", write_result(f"training-step-{arguments.device}", tables, arguments.output))

@@ -49,7 +49,10 @@ class ReZero(nn.Module):
         if not isinstance(branch, nn.Module):
             raise TypeError(f"branch must be an nn.Module: got {type(branch).__name__}")
         if gate is not None and not isinstance(gate, Gate):
-            raise TypeError(f"gate must be a rezero.Gate: got {type(gate).__name__}")
+            raise TypeError(
+                f"gate must be a rezero.Gate: got {type(gate).__name__}; make one, such as "
+                "rezero.Gate(init_value=0.1, activation='tanh')"
+            )
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout must be a probability from 0 to 1: got {dropout}")
         gate = Gate() if gate is None else gate

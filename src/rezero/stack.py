@@ -13,7 +13,17 @@ from rezero.layers.mlp import MLPBlock
 from rezero.layers.network import check_sizes
 from rezero.layers.transformer import TransformerEncoderLayer
 from rezero.residual import ReZero
-from rezero.stackable import build_unit, check_units, draw, find_children, find_gates, find_own, find_weight, run
+from rezero.stackable import (
+    build_unit,
+    check_units,
+    draw,
+    find_children,
+    find_gates,
+    find_own,
+    find_weight,
+    named_class,
+    run,
+)
 from rezero.stacked import Stacked, stack_child
 
 __all__ = ["DeepStack"]
@@ -122,10 +132,15 @@ class DeepStack(AnyGate, nn.Module):
             The stack.
 
         Raises:
-            TypeError: If a module is no such block, or a changed one.
+            TypeError: If ``modules`` is no collection, or a module is no such block or a changed one.
             ValueError: If there is none, an MLP block has dropout, a gate has ``tanh`` or a number a feature, a block
                 differs from the first, or two share a parameter.
         """
+        if not isinstance(modules, Iterable):
+            raise TypeError(
+                "expected the blocks, such as a list or an nn.Sequential of them: got one "
+                f"{named_class(modules)}; of an encoder pass its layers"
+            )
         units = list(modules)
         check_units(units)
         template = copy.deepcopy(units[0]).to("meta")

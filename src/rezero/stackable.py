@@ -21,7 +21,17 @@ from rezero.layers.transformer import TransformerEncoderLayer
 from rezero.residual import ReZero
 from rezero.stacked import draw_layers, run_layers
 
-__all__ = ["build_unit", "check_units", "draw", "find_children", "find_gates", "find_own", "find_weight", "run"]
+__all__ = [
+    "build_unit",
+    "check_units",
+    "draw",
+    "find_children",
+    "find_gates",
+    "find_own",
+    "find_weight",
+    "named_class",
+    "run",
+]
 
 _UNITS = "ReZero(MLPBlock(dim)) or TransformerEncoderLayer(...)"
 _PLACES = {"weight": "branch.linear.weight", "bias": "branch.linear.bias"}  # in a ReZero(MLPBlock)
@@ -166,7 +176,8 @@ def _check_unit(unit: nn.Module, name: str) -> None:
         _check_block(unit, name)
         return
     if type(unit) is not ReZero or type(unit.gate) is not Gate:
-        raise TypeError(f"expected blocks {_UNITS}: {name} is {type(unit).__name__}")
+        hint = "; wrap it, ReZero(MLPBlock(...))" if type(unit) is MLPBlock else _hint(unit)
+        raise TypeError(f"expected blocks {_UNITS}, of rezero.layers: {name} is {named_class(unit)}{hint}")
     _check_block(unit.branch, name)
     if type(unit.branch) is not MLPBlock:
         raise TypeError(f"expected a TransformerEncoderLayer without ReZero around it, as it has gates: got {name}")
@@ -180,10 +191,10 @@ def _check_block(block: object, name: str) -> None:
     """Refuse what is no unchanged MLPBlock or TransformerEncoderLayer."""
     kind = type(block)
     if not isinstance(block, nn.Module) or kind not in _PARTS:
-        hint = "; give the branch without ReZero around it" if isinstance(block, ReZero) else ""
+        hint = "; give the branch without ReZero around it" if isinstance(block, ReZero) else _hint(block)
         raise TypeError(
             "a stack is made of unchanged rezero.layers.MLPBlock or rezero.layers.TransformerEncoderLayer, the kinds "
-            f"that it can run so far: got {kind.__name__}{hint}"
+            f"that it can run so far: got {named_class(block)}{hint}"
         )
     modules, gates = dict(block.named_modules()), find_gates(block)
     for place, part in {**_PARTS[kind], **dict.fromkeys(gates, Gate)}.items():
@@ -201,6 +212,25 @@ def _check_block(block: object, name: str) -> None:
         if isinstance(module, AnyGate) and place not in gates:
             raise TypeError(f"expected blocks without other gates than their own: {name} has {place}")
     _check_numbers(block, gates, name)
+
+
+def _hint(block: object) -> str:
+    if isinstance(block, nn.TransformerEncoderLayer):
+        return "; torch's own layer has norms: build rezero.layers.TransformerEncoderLayer with the same arguments"
+    return ""
+
+
+def named_class(thing: object) -> str:
+    """Name the class of a thing, that of torch's layers with where they are from.
+
+    Args:
+        thing: Anything.
+
+    Returns:
+        Such as ``MLPBlock`` or ``torch.nn.Linear``.
+    """
+    kind = type(thing)
+    return f"torch.nn.{kind.__name__}" if kind.__module__.startswith("torch.nn.modules.") else kind.__name__
 
 
 def _check_numbers(block: nn.Module, gates: dict[str, Gate], name: str) -> None:

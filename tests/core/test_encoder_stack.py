@@ -538,6 +538,16 @@ class Sub(TransformerEncoderLayer):
 
 
 BAD_BLOCKS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "torch's own": (
+        lambda: [nn.TransformerEncoderLayer(D, HEADS)],
+        TypeError,
+        "(is|got) torch.nn.TransformerEncoderLayer; torch's own layer has norms: build rezero.layers",
+    ),
+    "an encoder": (
+        lambda: nn.TransformerEncoder(layer(), 2, enable_nested_tensor=False),
+        TypeError,
+        "got one torch.nn.TransformerEncoder; .* pass its layers",
+    ),
     "subclass": (lambda: [Sub(D, HEADS)], TypeError, "unchanged .*: got Sub|block 0 is Sub"),
     "mixed": (lambda: [layer(), ReZero(MLPBlock(D))], ValueError, "but for their values: .* and missing in block 1"),
     "wrapped": (lambda: [ReZero(layer())], TypeError, "without ReZero around it"),

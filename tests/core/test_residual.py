@@ -346,7 +346,7 @@ def test_refuses_a_branch_that_is_no_module(branch: Any) -> None:
 @pytest.mark.parametrize("gate", [0.5, nn.Identity(), nn.Parameter(torch.zeros(1))], ids=["float", "module", "tensor"])
 def test_refuses_a_gate_that_is_none(gate: Any) -> None:
     """A gate must be a Gate, and the message names what came."""
-    with pytest.raises(TypeError, match=f"gate must be a rezero.Gate: got {type(gate).__name__}"):
+    with pytest.raises(TypeError, match=f"a rezero.Gate: got {type(gate).__name__}; make one, such as rezero.Gate"):
         ReZero(nn.Linear(2, 2), gate=gate)
 
 

@@ -433,8 +433,8 @@ def twice(block: nn.Module) -> list[nn.Module]:
 
 BAD_BLOCKS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "none": (list, ValueError, r"at least one block ReZero\(MLPBlock\(dim\)\) or .*, got none"),
-    "no ReZero": (lambda: [MLPBlock(4)], TypeError, "block 0 is MLPBlock"),
-    "other branch": (lambda: [ReZero(nn.Linear(4, 4))], TypeError, "MLPBlock or .* so far: got Linear"),
+    "no ReZero": (lambda: [MLPBlock(4)], TypeError, r"block 0 is MLPBlock; wrap it, ReZero\(MLPBlock"),
+    "other branch": (lambda: [ReZero(nn.Linear(4, 4))], TypeError, "MLPBlock or .* so far: got torch.nn.Linear"),
     "dropout": (lambda: [ReZero(MLPBlock(4), dropout=0.1)], ValueError, "without dropout"),
     "tanh": (lambda: [ReZero(MLPBlock(4), gate=Gate(activation="tanh"))], ValueError, "without an activation"),
     "channels": (lambda: [ReZero(MLPBlock(4), gate=Gate(4))], ValueError, "one number"),
@@ -513,7 +513,7 @@ def test_learns() -> None:
 
 
 BAD_CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
-    "block": (lambda: DeepStack(nn.Linear(4, 4), 3), TypeError, "so far: got Linear"),  # type: ignore[arg-type]
+    "block": (lambda: DeepStack(nn.Linear(4, 4), 3), TypeError, "so far: got torch.nn.Linear"),  # type: ignore[arg-type]
     "gated block": (lambda: DeepStack(ReZero(MLPBlock(4)), 3), TypeError, "without ReZero around it"),  # type: ignore[arg-type]
     "depth": (lambda: DeepStack(MLPBlock(4), 0), ValueError, "depth must be at least 1: got 0"),
     "checkpoint": (lambda: DeepStack(MLPBlock(4), 3, checkpoint="all"), ValueError, "None or 'sqrt': got 'all'"),  # type: ignore[arg-type]

@@ -237,9 +237,11 @@ def test_undo_after_folding_is_refused(options: dict[str, Any]) -> None:
 
 
 def test_a_model_without_gates_is_refused() -> None:
-    """fold_ of a plain model says what it expected."""
+    """fold_ of a plain model says what it expected, of one built with gates that they stay."""
     with pytest.raises(UsageError, match=r"expected a model that rezero\.convert_ has gated"):
         rezero.fold_(nn.Linear(2, 2))
+    with pytest.raises(UsageError, match="its 2 gates of ReZero blocks and layers stay what they are"):
+        rezero.fold_(nn.Sequential(*(rezero.ReZero(nn.Linear(2, 2)) for _ in range(2))))
     with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got NoneType"):
         rezero.fold_(None)  # type: ignore[arg-type]
 

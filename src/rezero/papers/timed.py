@@ -14,29 +14,37 @@ __all__ = ["bytes_kept", "interleave", "peak_bytes", "ratios"]
 
 
 def interleave(
-    candidates: Mapping[str, Callable[[], object]], *, rounds: int, device: str, calls: int = 1
+    candidates: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    device: str,
+    calls: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Time each candidate once a round, after two rounds that do not count.
+    """Time each candidate once a round, after two rounds that do not count; each round begins with another one.
 
     Args:
         candidates: Name to what is timed.
         rounds: How many rounds.
         device: Where it runs, as torch names it.
         calls: How often it is called each time, so that a GPU need not wait for what is called.
+        clock: Tells the time in seconds.
 
     Returns:
         Seconds a call, in the order of the rounds.
     """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    names = list(candidates)
     for turn in range(rounds + 2):
-        for name, call in candidates.items():
-            start = time.perf_counter()
+        for name in (*names[turn % len(names) :], *names[: turn % len(names)]):
+            call = candidates[name]
+            start = clock()
             for _ in range(calls):
                 call()
             if device != "cpu":
                 torch.cuda.synchronize()
             if turn >= 2:
-                seconds[name].append((time.perf_counter() - start) / calls)
+                seconds[name].append((clock() - start) / calls)
         print(f"\r  round {turn + 1}/{rounds + 2}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     return seconds

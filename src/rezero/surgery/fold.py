@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rezero.errors import UsageError
+from rezero.gate import gates
 from rezero.surgery.apply import check_module
 from rezero.surgery.changed import Changed, has_own_forward, restore_class
 from rezero.surgery.fit import check_intact
@@ -84,7 +85,9 @@ def fold_(model: nn.Module) -> Folded:
     leaves = {name: module for name, module in model.named_modules() if isinstance(module, _Leaf)}
     blended = [name for name, module in model.named_modules() if isinstance(module, Blended)]
     if not leaves and not blended:
-        raise UsageError("expected a model that rezero.convert_ has gated, found no gated layer in it")
+        others = len(gates(model))
+        more = f"; its {counted(others, 'gate')} of ReZero blocks and layers stay what they are" if others else ""
+        raise UsageError(f"expected a model that rezero.convert_ has gated, found no gated layer in it{more}")
     if any(parameter.is_meta for parameter in model.parameters()):
         raise UsageError("the model is on the meta device and has no numbers: load them before folding")
     for module in model.modules():
