@@ -66,6 +66,8 @@ def add_sequence(x: Tensor, branch: nn.Sequential, dropout: nn.Module, gate: Gat
     if not branch._modules:
         return None
     layers: list[Any] = list(branch._modules.values())
+    while type(layers[-1]) is nn.Sequential and layers[-1]._modules and is_plain(layers[-1]):
+        layers[-1:] = layers[-1]._modules.values()
     first, last = layers[:-1], layers[-1]
     kind = type(last)
     if kind is nn.Linear and is_small(x, last.in_features):

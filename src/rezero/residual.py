@@ -19,8 +19,8 @@ class ReZero(nn.Module):
     (``0 * inf`` is ``nan``). The branch's parameters then have a gradient of exactly zero, a tensor and not None,
     while ``alpha`` has ``sum(dL/dy * branch(x))``: the first step opens the gate, the second trains the branch.
 
-    If the branch is an ``nn.Sequential`` that ends in a linear map, a convolution or a norm, the gate goes into that
-    layer's product or weights, where this is less work; then no second output is kept for the gradients.
+    If the branch is an ``nn.Sequential``, of others too, that ends in a linear map, a convolution or a norm, the gate
+    goes into that layer's product or weights, where this is less work; then no second output is kept for the gradients.
 
     Args:
         branch: Shape-preserving module, ``(*, D) -> (*, D)``. If it returns a tuple, the first item is gated and the

@@ -18,6 +18,10 @@ BRANCHES: dict[str, tuple[Callable[[], nn.Sequential], tuple[int, ...]]] = {
     "conv": (lambda: nn.Sequential(nn.ReLU(), nn.Conv2d(D, D, 3, padding=1)), (2, D, 5, 5)),
     "batch norm": (lambda: nn.Sequential(nn.Conv2d(D, D, 3, padding=1), nn.BatchNorm2d(D)), (2, D, 5, 5)),
     "layer norm": (lambda: nn.Sequential(nn.Linear(D, D), nn.LayerNorm(D)), (9, D)),
+    "nested": (
+        lambda: nn.Sequential(nn.ReLU(), nn.Sequential(nn.Sequential(nn.Conv2d(D, D, 3, padding=1)))),
+        (2, D, 5, 5),
+    ),
     "few rows": (lambda: nn.Sequential(nn.Conv2d(D, D, 3, padding=1)), (1, D, 2, 2)),
 }
 
@@ -62,7 +66,7 @@ def test_is_the_block_written_out(name: str, dim: int | None, dropout: float, tr
     torch.testing.assert_close(run(block.train(training), x), run(written.train(training), x))
 
 
-@pytest.mark.parametrize("name", ["conv", "batch norm", "layer norm"])
+@pytest.mark.parametrize("name", ["conv", "nested", "batch norm", "layer norm"])
 def test_keeps_no_branch(name: str) -> None:
     """Nothing of the size of the activations is kept beyond what the branch itself keeps."""
     block, written, x = make(name)
@@ -100,11 +104,12 @@ def test_what_a_branch_must_not_do_is_still_refused() -> None:
 
 def test_branches_that_are_run_as_they_are() -> None:
     """An empty one, one that ends otherwise, one of a class of its own."""
-    x, alpha, idle = torch.randn(9, D), torch.ones(1), nn.Dropout(0.0)
-    for branch in (nn.Sequential(), nn.Sequential(nn.Linear(D, D), nn.ReLU()), nn.Sequential(nn.Bilinear(D, D, D))):
-        assert add_sequence(x, branch, idle, alpha) is None
-    assert add_sequence(x, nn.Sequential(nn.LayerNorm(D)), nn.Dropout(0.5), alpha) is None
-    assert add_sequence(x, nn.Sequential(nn.LayerNorm(D)), nn.Dropout1d(0.5), alpha) is None
+    x, gate, idle = torch.randn(9, D), Gate(), nn.Dropout(0.0)
+    empty, other = nn.Sequential(nn.Linear(D, D), nn.Sequential()), nn.Sequential(nn.Bilinear(D, D, D))
+    for branch in (nn.Sequential(), empty, nn.Sequential(nn.Linear(D, D), nn.ReLU()), other):
+        assert add_sequence(x, branch, idle, gate) is None
+    assert add_sequence(x, nn.Sequential(nn.LayerNorm(D)), nn.Dropout(0.5), gate) is None
+    assert add_sequence(x, nn.Sequential(nn.LayerNorm(D)), nn.Dropout1d(0.5), gate) is None
 
 
 @pytest.mark.parametrize("name", ["linear", "conv", "batch norm", "layer norm"])
