@@ -60,6 +60,7 @@ bench: setup
 	$(BIN)/python benchmarks/folded.py
 	$(BIN)/python benchmarks/deep_stack.py
 	$(BIN)/python benchmarks/deep_stack.py --dtype bfloat16
+	$(BIN)/python benchmarks/encoder_stack.py
 	$(BIN)/python benchmarks/graft.py
 	$(BIN)/python benchmarks/recorder.py
 	$(BIN)/python benchmarks/lab.py
