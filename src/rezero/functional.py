@@ -30,6 +30,7 @@ def gated_residual(x: Tensor, f: Tensor, alpha: Tensor, *, bias: Tensor | None =
         ``(*, D)``, in the dtype of ``x + f``.
 
     Raises:
+        TypeError: If ``alpha`` is no tensor.
         ValueError: If ``f`` has not the shape of ``x``, ``alpha`` is neither ``(1,)`` nor ``(D,)``, ``bias`` is not
             ``(D,)``, or ``dropout`` is no probability.
 
@@ -78,6 +79,7 @@ def gated_linear_residual(
         ``(*, D)``, in the dtype of ``x + h W^T``.
 
     Raises:
+        TypeError: If ``alpha`` is no tensor.
         ValueError: If the shapes do not fit, for nothing is broadcast, or ``dropout`` is no probability.
 
     References:
@@ -109,6 +111,8 @@ def _check_dropout(dropout: float) -> None:
 
 
 def _check_gate(x: Tensor, alpha: Tensor) -> None:
+    if not isinstance(alpha, Tensor):
+        raise TypeError(f"alpha must be a tensor, such as torch.tensor([0.5]): got {type(alpha).__name__}")
     if alpha.shape != (1,) and alpha.shape != x.shape[-1:]:
         raise ValueError(
             f"alpha must have shape (1,), or {tuple(x.shape[-1:])}, one entry a feature of the last axis: got "

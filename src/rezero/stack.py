@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rezero.gate import AnyGate
+from rezero.kernels.fusing import is_autocast
 from rezero.layers.mlp import MLPBlock
 from rezero.layers.network import check_sizes
 from rezero.layers.transformer import TransformerEncoderLayer
@@ -134,7 +135,7 @@ class DeepStack(AnyGate, nn.Module):
         Raises:
             TypeError: If ``modules`` is no collection, or a module is no such block or a changed one.
             ValueError: If there is none, an MLP block has dropout, a gate has ``tanh`` or a number a feature, a block
-                differs from the first, or two share a parameter.
+                differs from the first, two share a parameter, or only one gate of a layer is frozen.
         """
         if not isinstance(modules, Iterable):
             raise TypeError(
@@ -148,6 +149,11 @@ class DeepStack(AnyGate, nn.Module):
         block = template.branch if isinstance(template, ReZero) else template
         stack = cls(cast(MLPBlock, block), len(units), init_value=start, checkpoint=checkpoint)
         for name, places in stack._places.items():
+            if len({units[0].get_parameter(place).requires_grad for place in places}) > 1:
+                raise ValueError(
+                    f"expected {' and '.join(places)} to learn both or neither, as one tensor holds them: one of them "
+                    "is frozen; freeze both, or keep the layers apart"
+                )
             rows = [torch.cat([unit.get_parameter(place).detach() for place in places]) for unit in units]
             learns = units[0].get_parameter(places[0]).requires_grad
             _put(stack, name, nn.Parameter(torch.stack(rows), requires_grad=learns))
@@ -216,14 +222,16 @@ class DeepStack(AnyGate, nn.Module):
             ``(*, D)``, in the dtype of ``x``.
 
         Raises:
-            ValueError: If ``x`` has another width or dtype than the weights.
+            ValueError: If ``x`` has another width or dtype than the weights, or is on another device.
         """
         unit, stacked = self._find_unit(), self._stacked()
         weight = stacked[find_weight(unit)]
         dim = weight.shape[-1]
         if x.shape[-1:] != (dim,):
             raise ValueError(f"expected an input of width {dim}, (*, {dim}): got {tuple(x.shape)}")
-        if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        if x.device != weight.device:
+            raise ValueError(f"expected an input on {weight.device}, where the weights are: got one on {x.device}")
+        if x.dtype != weight.dtype and not is_autocast(x):
             raise ValueError(
                 f"expected an input in the dtype of the weights, {weight.dtype}: got {x.dtype}; convert it with "
                 ".to(), or call under torch.autocast"

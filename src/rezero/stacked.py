@@ -6,7 +6,7 @@ indexing it a layer would make a gradient of full size a layer.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -32,13 +32,18 @@ class Stacked(nn.Module):
         self._module = (module,)  # in a tuple, so that it is none of ours
         for name, parameter in module.named_parameters(recurse=False):
             values = parameter.detach().expand(depth, *parameter.shape).clone()
-            self.register_parameter(name, nn.Parameter(values, requires_grad=parameter.requires_grad))
+            self.register_parameter(name, nn.Parameter(values))
         for name, child in module.named_children():
             self.add_module(name, stack_child(child, depth))
 
     def reset_parameters(self) -> None:
         """Draw each layer as the module draws itself."""
         draw_layers(self._module[0], dict(self.named_parameters()))
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of the module in all layers."""
+        self._module[0].train(mode)
+        return super().train(mode)
 
     def extra_repr(self) -> str:
         """Return what ``print(model)`` shows."""

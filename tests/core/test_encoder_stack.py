@@ -537,6 +537,22 @@ class Sub(TransformerEncoderLayer):
     """A layer that could do anything."""
 
 
+def with_frozen_gate(made: TransformerEncoderLayer) -> TransformerEncoderLayer:
+    made.gates[0].requires_grad_(False)
+    return made
+
+
+def test_a_part_has_a_mode_of_its_own() -> None:
+    """The attention of all layers is told to drop nothing, as that of the separate layers is."""
+    stacked, x = DeepStack(layer(dropout=0.5, init_value=0.5), 2), torch.randn(1, 4, D)
+    for name, module in stacked.named_modules():
+        if name:
+            module.eval()
+    assert torch.equal(stacked(x), stacked(x))
+    stacked.get_submodule("self_attn").train()
+    assert not torch.equal(stacked(x), stacked(x))
+
+
 BAD_BLOCKS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "torch's own": (
         lambda: [nn.TransformerEncoderLayer(D, HEADS)],
@@ -547,6 +563,11 @@ BAD_BLOCKS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         lambda: nn.TransformerEncoder(layer(), 2, enable_nested_tensor=False),
         TypeError,
         "got one torch.nn.TransformerEncoder; .* pass its layers",
+    ),
+    "frozen gate": (
+        lambda: [with_frozen_gate(layer()) for _ in range(2)],
+        ValueError,
+        "gates.0.alpha and gates.1.alpha to learn both or neither",
     ),
     "subclass": (lambda: [Sub(D, HEADS)], TypeError, "unchanged .*: got Sub|block 0 is Sub"),
     "mixed": (lambda: [layer(), ReZero(MLPBlock(D))], ValueError, "but for their values: .* and missing in block 1"),

@@ -193,3 +193,9 @@ def test_the_gate_twin_scales_in_the_wider_dtype(shape: tuple[int, ...], f_dtype
     assert y.shape == f.shape
     wide = torch.promote_types(f_dtype, torch.float32)
     assert torch.equal(y, (f.to(wide) * (1 + 2.0**-10)).to(f_dtype))
+
+
+def test_refuses_a_gate_that_is_no_tensor() -> None:
+    """A number is told what to become."""
+    with pytest.raises(TypeError, match=r"alpha must be a tensor, such as torch.tensor\(\[0.5\]\): got float"):
+        gated_residual(torch.zeros(2), torch.zeros(2), 0.5)  # type: ignore[arg-type]

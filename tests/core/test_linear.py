@@ -121,6 +121,28 @@ def test_a_closed_gate_returns_x_bitwise(dtype: torch.dtype, gate: int, bias: bo
     assert dalpha.any()
 
 
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+def test_the_output_may_be_changed_in_place(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of every operation that needs it no more, also where the sums are long."""
+    inputs = learning(operands(9, 5, 4, bias=bias))
+    for long in (2048, 3):
+        monkeypatch.setattr(linear, "_LONG", long)
+        y = gated_linear_residual(*inputs)
+        y += 1
+        torch.testing.assert_close(y, written_out(*inputs) + 1)
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float16], ids=str)
+def test_other_dtypes_are_written_out(dtype: torch.dtype) -> None:
+    """Complex gradients need conjugates; in float16 a product without alpha overflows where one with it does not."""
+    x, h, weight, _, alpha = operands(32, 32, 32, bias=False, dtype=torch.float32)
+    inputs = learning([x.to(dtype), (20 * h).to(dtype), weight.to(dtype), None, 1e-3 * alpha])
+    g = torch.full_like(inputs[0], 16.0)
+    found, expected = (gradients(call, inputs, g) for call in (gated_linear_residual, reference.gated_linear_residual))
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True) if pair[0] is not None)
+
+
 def laid_out(tensor: Tensor, strides: str) -> Tensor:
     """Return the same numbers with other strides."""
     if strides == "transposed" and tensor.ndim > 1:

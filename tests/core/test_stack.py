@@ -16,6 +16,8 @@ from rezero.kernels import native, reference_stack
 from rezero.kernels.deep_stack import deep_stack
 from rezero.layers import MLPBlock
 
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own forward mode uses it
+
 F64 = torch.float64
 NAMES = ("x", "weight", "bias", "alpha")
 
@@ -136,7 +138,41 @@ def test_backward_twice_gives_the_same() -> None:
         assert all(map(torch.equal, first, second))
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch.func's own import
+@pytest.mark.parametrize("segments", [False, True])
+def test_derivatives_of_a_stack_in_a_loop(segments: bool) -> None:
+    """Where its input comes out of its own parameters, gradients that can be differentiated are the others."""
+    x, w, b, a = operands(stack(2, 3))
+
+    def run(call: Callable[..., Tensor]) -> Tensor:
+        return call(call(x @ w[0], w, b, a), w, b, a).square().sum()
+
+    expected = torch.autograd.grad(run(reference_stack.deep_stack), (x, w, b, a))
+    for again in (False, True):
+        ours = run(lambda *tensors: deep_stack(*tensors, segments=segments))
+        torch.testing.assert_close(torch.autograd.grad(ours, (x, w, b, a), create_graph=again), expected)
+
+
+def test_tangents_of_a_gradient_pass_through() -> None:
+    """Forward mode over the backward pass alone."""
+    made, x = stack(3), torch.randn(4, 4, dtype=F64, requires_grad=True)
+    tangents = []
+    for model in (made, made.to_modules()):
+        with torch.autograd.forward_ad.dual_level():
+            y = model(x)
+            g = torch.autograd.forward_ad.make_dual(torch.ones_like(y), torch.ones_like(y))
+            [found] = torch.autograd.grad(y, x, g)
+            tangents.append(torch.autograd.forward_ad.unpack_dual(found).tangent)
+    torch.testing.assert_close(*tangents)
+
+
+def test_runs_on_the_meta_device() -> None:
+    """Shapes alone; another device than the weights' is an error."""
+    made = DeepStack(MLPBlock(4, device="meta"), 3)
+    assert made(torch.randn(2, 4, device="meta")).device.type == "meta"
+    with pytest.raises(ValueError, match="expected an input on meta, where the weights are: got one on cpu"):
+        made(torch.randn(2, 4))
+
+
 def test_transforms_of_torch_func_see_through() -> None:
     """vmap, jvp, grad, jacrev, jacfwd and forward-mode duals give what a sequence of blocks gives."""
     made = stack(3)
@@ -375,7 +411,6 @@ def test_compiles_without_unrolling() -> None:
     assert sizes[0] == sizes[1]
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch.func's own import
 def test_compiled_transforms_see_through() -> None:
     """Under torch.compile too, jvp, grad and vmap of a stack are what they are without."""
     made, x, v = stack(2), torch.randn(3, 4, dtype=F64), torch.randn(3, 4, dtype=F64)

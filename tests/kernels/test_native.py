@@ -52,7 +52,10 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch
 
 @pytest.mark.parametrize(
     ("compiler", "reason"),
-    [("no-such-compiler", "No such file or directory: 'no-such-compiler'"), ("false", "exit status 1")],
+    [
+        ("no-such-compiler", "No such file or directory: 'no-such-compiler'"),
+        ("false", "exit status 1"),
+    ],
     ids=["missing", "failing"],
 )
 def test_one_warning_says_what_to_install(
@@ -66,12 +69,29 @@ def test_one_warning_says_what_to_install(
     assert list((tmp_path / "cache/rezero").iterdir()) == []
 
 
+def test_a_library_of_which_a_part_is_missing_is_compiled_anew(tmp_path: Path) -> None:
+    """To load one would end the process; an empty CXX is none."""
+    for _ in range(2):
+        output, said = start(USE, XDG_CACHE_HOME=str(tmp_path), CXX="").communicate(timeout=120)
+        assert (output, said.count("rezero: compiling")) == ("True\n", 1), said
+        [library] = (tmp_path / "rezero").iterdir()
+        with library.open("r+b") as file:
+            file.truncate(library.stat().st_size // 2)
+
+
 def test_the_compilers_own_words_are_passed_on(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What the compiler complains about is part of the warning."""
     (tmp_path / "deep_stack.cpp").write_text("#error out of order\n")
     (tmp_path / "rows.h").touch()
     fresh.setattr(native, "FOLDER", tmp_path)
     with pytest.warns(UserWarning, match="#error out of order"):
+        assert native.load.__wrapped__("deep_stack") is None
+
+
+def test_a_command_that_cannot_be_read_is_no_error(fresh: pytest.MonkeyPatch) -> None:
+    """Such as one with half of its quotation marks."""
+    fresh.setenv("CXX", "g++ '")
+    with pytest.warns(UserWarning, match="No closing quotation"):
         assert native.load.__wrapped__("deep_stack") is None
 
 

@@ -253,3 +253,9 @@ def test_refuses_sizes_below_1(which: str, size: int) -> None:
     sizes = {"in_features": IN, "width": D, "depth": DEPTH, "out_features": OUT, which: size}
     with pytest.raises(ValueError, match=f"^{which} must be at least 1: got {size}"):
         MLP(**sizes)
+
+
+def test_a_block_has_a_width() -> None:
+    """Of one at least."""
+    with pytest.raises(ValueError, match="dim must be at least 1: got 0"):
+        MLPBlock(0)

@@ -23,6 +23,9 @@ def differentiate(
         A gradient for each tensor, None where it is not asked for.
     """
     needs = list(needs)
-    asked = [each for each, needed in zip(tensors, needs, strict=True) if needed and each is not None]
-    found = iter(torch.autograd.grad(twin(*tensors), asked, g, create_graph=True))
+    with torch.enable_grad():
+        # Under other names, so that nothing flows through one of them into another that it was made from.
+        tensors = [None if each is None else each.view_as(each) for each in tensors]
+        asked = [each for each, needed in zip(tensors, needs, strict=True) if needed and each is not None]
+        found = iter(torch.autograd.grad(twin(*tensors), asked, g, create_graph=True))
     return tuple(next(found) if needed else None for needed in needs)

@@ -6,7 +6,7 @@ Shapes: L layers, B rows, D width, S segments; x ``(B, D)``, weight ``(L, D, D)`
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 
 from rezero.kernels import buffers, native, reference_stack
 from rezero.kernels.again import differentiate
-from rezero.kernels.fusing import can_fuse
+from rezero.kernels.fusing import can_fuse, is_autocast
 
 __all__ = ["cut_layers", "deep_stack"]
 
@@ -43,7 +43,7 @@ def deep_stack(x: Tensor, weight: Tensor, bias: Tensor, alpha: Tensor, *, segmen
             f"expected weights ({depth}, {dim}, {dim}), biases ({depth}, {dim}) and alphas ({depth}, 1): got "
             f"{', '.join(str(tuple(each.shape)) for each in tensors[1:])}; give all three for the same layers"
         )
-    if torch.is_autocast_enabled(x.device.type) or _is_transformed(tensors):
+    if is_autocast(x) or _is_transformed(tensors):
         return reference_stack.deep_stack(*tensors)
     learns = torch.is_grad_enabled() and any(each.requires_grad for each in tensors)
     keep = "nothing" if not learns else "segments" if segments else "layers"
@@ -51,7 +51,7 @@ def deep_stack(x: Tensor, weight: Tensor, bias: Tensor, alpha: Tensor, *, segmen
     return y.view(x.shape)
 
 
-def _is_transformed(tensors: tuple[Tensor, ...]) -> bool:
+def _is_transformed(tensors: Sequence[Tensor]) -> bool:
     """Tell whether torch.func or forward-mode differentiation is at work, which custom ops know nothing of."""
     if torch._C._are_functorch_transforms_active():
         return True
@@ -118,7 +118,7 @@ def _derive(ctx: Any, gradient: Tensor | None, _: Tensor | None) -> tuple[Tensor
         return (None,) * 5
     *tensors, kept = ctx.saved_tensors
     needed = ctx.needs_input_grad[:4]
-    if torch.is_grad_enabled():  # derivatives of these are asked for
+    if torch.is_grad_enabled() or _is_transformed((gradient,)):  # derivatives of these are asked for
         return *differentiate(reference_stack.deep_stack, tensors, needed, gradient), None
     found = iter(_backward(gradient, kept, *tensors[1:], ctx.keep, any(needed[1:])))
     return *(each if asked else None for each, asked in zip(found, needed, strict=True)), None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-__all__ = ["can_fuse", "is_watched"]
+__all__ = ["can_fuse", "is_autocast", "is_watched"]
 
 _DEVICES = {"cuda"}
 _DTYPES = {torch.float16, torch.bfloat16, torch.float32}
@@ -35,6 +35,11 @@ def can_fuse(*given: Tensor | None) -> bool:
         and forward_ad._current_level < 0
         and _works(tensors[0].device)
     )
+
+
+def is_autocast(tensor: Tensor) -> bool:
+    """Tell whether autocast chooses the dtypes of operations on a tensor."""
+    return tensor.device.type != "meta" and torch.is_autocast_enabled(tensor.device.type)
 
 
 def is_watched() -> bool:

@@ -22,6 +22,7 @@ __all__ = ["gated_linear_residual", "is_small"]
 Gradients = tuple[Tensor | None, ...]
 _LARGE = 1 << 24  # multiplications; with fewer, what a Function in Python costs is more than what it saves
 _FEW = 16  # rows or features; with fewer, BLAS may round each term of the sum at the size of the skip
+_DTYPES = {torch.float32, torch.float64, torch.bfloat16}  # float16 ends where products without alpha can lie
 _LONG = 2048  # terms of a sum, which BLAS cuts into pieces: with more, they are summed before the skip is added
 
 
@@ -55,6 +56,7 @@ def _is_one_product(given: Sequence[Tensor]) -> bool:
     return (
         all(tensor.is_cpu for tensor in given)
         and len({tensor.dtype for tensor in tensors}) == 1
+        and tensors[0].dtype in _DTYPES
         and alpha.numel() == 1
         and min(tensors[0].shape[:-1].numel(), tensors[0].shape[-1]) >= _FEW
         and not torch.is_autocast_enabled("cpu")
@@ -71,12 +73,18 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor) -> Tensor:
         ctx.save_for_backward(h, weight, bias, alpha)
         ctx.save_for_forward(h, weight, bias, alpha)
-        factor, skip = alpha.item(), _rows(x)
+        factor, y = alpha.item(), torch.empty_like(x, memory_format=torch.contiguous_format)
+        rows = _rows(y)  # whereas a view that is returned could not be changed in place
         if h.shape[-1] > _LONG:
-            y = torch.addmm(skip.new_zeros(1) if bias is None else bias * factor, _rows(h), weight.t(), alpha=factor)
-            return y.add_(skip).view(x.shape)
-        y = skip.clone() if bias is None else skip.add(bias, alpha=factor)
-        return y.addmm_(_rows(h), weight.t(), alpha=factor).view(x.shape)
+            start = y.new_zeros(1) if bias is None else bias * factor
+            torch.addmm(start, _rows(h), weight.t(), alpha=factor, out=rows)
+            return y.add_(x)
+        if bias is None:
+            y.copy_(x)
+        else:
+            torch.add(x, bias, alpha=factor, out=y)
+        rows.addmm_(_rows(h), weight.t(), alpha=factor)
+        return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Gradients:

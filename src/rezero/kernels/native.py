@@ -123,7 +123,7 @@ def load(name: str) -> Loops | None:
     """
     try:
         return Loops(ctypes.CDLL(str(_library(name))))
-    except (OSError, RuntimeError, UsageError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, ValueError, UsageError, subprocess.SubprocessError) as error:
         reason = str(error)
         if isinstance(error, subprocess.CalledProcessError):
             reason = error.stderr.strip() or f"{error.cmd[0]} ended with exit status {error.returncode}"
@@ -138,21 +138,26 @@ def load(name: str) -> Loops | None:
 def _library(name: str) -> Path:
     """Return the shared library's path; compile it if it is not there."""
     source = FOLDER / f"{name}.cpp"
-    home = Path(torch.__file__).parent
-    command = shlex.split(os.environ.get("CXX", "c++"))
+    torch_home = Path(torch.__file__).parent
+    command = shlex.split(os.environ.get("CXX") or "c++")
     command += ["-shared", "-fPIC", "-std=c++20", "-O3", "-fno-math-errno", "-fno-trapping-math"]
     command += _FLAGS.get(torch.backends.cpu.get_cpu_capability(), [])
     # Compiled with OpenMP but not linked to it: torch brings its own, and a second pool of threads would be in its way.
     command += ["-Xpreprocessor", "-fopenmp"] if sys.platform == "darwin" else ["-fopenmp"]
-    command += [f"-I{home / 'include'}", str(source), f"-L{home / 'lib'}", "-ltorch_cpu", "-lc10"]
+    command += [f"-I{torch_home / 'include'}", str(source), f"-L{torch_home / 'lib'}", "-ltorch_cpu", "-lc10"]
     decides = command, torch.__version__, source.read_bytes(), (FOLDER / "rows.h").read_bytes()
     key = hashlib.sha256(repr(decides).encode()).hexdigest()[:16]
-    path = cache_folder() / f"{name}-{key}.so"
-    if not path.exists():
-        print(f"rezero: compiling the loop of DeepStack, once for this machine: {path}", file=sys.stderr, flush=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # another process may do the same right now
-            made = Path(folder) / path.name
-            subprocess.run([*command, "-o", str(made)], check=True, capture_output=True, text=True)  # noqa: S603
-            made.replace(path)
-    return path
+    home = cache_folder()
+    for path in home.glob(f"{name}-{key}-*.so"):
+        if path.stem.endswith(_digest(path)):  # loading one of which a part is missing would end the process
+            return path
+    print(f"rezero: compiling the loop of DeepStack, once for this machine, into {home}", file=sys.stderr, flush=True)
+    home.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=home) as folder:  # another process may do the same right now
+        made = Path(folder) / name
+        subprocess.run([*command, "-o", str(made)], check=True, capture_output=True, text=True)  # noqa: S603
+        return made.replace(home / f"{name}-{key}-{_digest(made)}.so")
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]

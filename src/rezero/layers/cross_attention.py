@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rezero.branch import add_branch, add_linear, is_plain
+from rezero.kernels.fusing import is_autocast
 from rezero.layers.arguments import Rebuildable, remembers
 from rezero.layers.feed_forward import Activation, build_feed_forward
 from rezero.layers.network import (
@@ -18,7 +19,6 @@ from rezero.layers.network import (
     check_heads,
     check_input,
     check_sizes,
-    is_autocast,
     reset_xavier,
 )
 from rezero.residual import ReZero

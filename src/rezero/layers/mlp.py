@@ -21,6 +21,9 @@ class MLPBlock(nn.Module):
         device: Device of the parameters.
         dtype: Dtype of the parameters.
 
+    Raises:
+        ValueError: If ``dim`` is below 1.
+
     References:
         Bachlechner et al. (2020), arXiv:2003.04887, sec. 4.1.
 
@@ -38,6 +41,8 @@ class MLPBlock(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if dim < 1:
+            raise ValueError(f"dim must be at least 1: got {dim}")
         self.gain = gain
         self.linear = nn.Linear(dim, dim, device=device, dtype=dtype)
         self.reset_parameters()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rezero.gate import Gate, gate_dtype
+from rezero.kernels.fusing import is_autocast
 from rezero.layers.residuals import RESIDUALS
 
 __all__ = [
@@ -17,7 +18,6 @@ __all__ = [
     "check_residual",
     "check_sizes",
     "check_whole",
-    "is_autocast",
     "reset_children",
     "reset_xavier",
 ]
@@ -142,11 +142,6 @@ def check_input(name: str, tensor: Tensor, axes: str, width: int, weight: Tensor
             f"{name} is {tensor.dtype}, the layer's weights are {weight.dtype}: convert one of them with .to(), or run "
             "both under torch.autocast"
         )
-
-
-def is_autocast(tensor: Tensor) -> bool:
-    """Tell whether autocast chooses the dtypes of operations on a tensor."""
-    return tensor.device.type != "meta" and torch.is_autocast_enabled(tensor.device.type)
 
 
 def build_gate(gate: str, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Gate:
