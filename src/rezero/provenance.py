@@ -45,7 +45,8 @@ def _commit(file: Path) -> str:
 
     try:
         git("ls-files", "--error-unmatch", file.name)
-        return git("describe", "--always", "--dirty", "--abbrev=12")
+        changed = "-dirty" if git("diff", "--name-only", "HEAD", "--", ".") else ""  # in its folder: not by results
+        return git("describe", "--always", "--abbrev=12") + changed
     except (OSError, subprocess.CalledProcessError):
         return ""
 

@@ -130,7 +130,7 @@ DEEP_TRANSFORMER = Reproduction(
     source="Bachlechner et al. (2020), arXiv:2003.04887, sec. 5.2",
     version=1,
     scales={
-        "laptop": Scale(minutes=60, seeds=3, run=partial(run_all, LAPTOP)),
+        "laptop": Scale(minutes=75, seeds=3, run=partial(run_all, LAPTOP)),
         "paper": Scale(minutes=3000, seeds=3, run=partial(run_all, PAPER)),
     },
     write=write,
