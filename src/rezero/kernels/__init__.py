@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from rezero.kernels import gated, reference
+from rezero.kernels import gated, gated_cpu, reference
 from rezero.kernels.fusing import can_fuse
 
 __all__ = ["gated_residual"]
@@ -14,4 +14,6 @@ def gated_residual(x: Tensor, f: Tensor, alpha: Tensor, bias: Tensor | None = No
     """Choose the kernel for these tensors. Shapes and formula: `rezero.functional.gated_residual`."""
     if x.numel() >= _LARGE and dropout < 1 and can_fuse(x, f, alpha, bias):
         return gated.gated_residual(x, f, alpha, bias, dropout)
+    if gated_cpu.serves(x, f, alpha, bias, dropout):
+        return gated_cpu.gated_residual(x, f, alpha)
     return reference.gated_residual(x, f, alpha, bias, dropout)
