@@ -21,6 +21,8 @@ def serves(x: Tensor, f: Tensor, alpha: Tensor, bias: Tensor | None, dropout: fl
     return (
         x.is_cpu
         and x.numel() >= _LARGE
+        and f.is_cpu
+        and alpha.is_cpu
         and alpha.numel() == 1
         and bias is None
         and not dropout
