@@ -29,7 +29,7 @@ demo: .venv/.lab
 	$(BIN)/rezero compare fc-digits
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/core tests/kernels tests/layers -n 2 --dist loadgroup --cov
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/core tests/kernels tests/layers -m 'not slow' -n 2 --dist loadgroup --cov
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests src -m 'not slow' --ignore tests/core --ignore tests/kernels --ignore tests/layers -n 2 --dist loadgroup
 	OMP_NUM_THREADS=1 $(BIN)/pytest README.md docs -n 2 --dist loadfile  # the blocks of a page build on each other
 	$(BIN)/coverage report --fail-under=95 --include='$(shell echo $(CORE:%=src/rezero/%.py) | tr " " ",")'

@@ -502,6 +502,7 @@ def test_compiles_to_one_graph(case: Case) -> None:
     check_compiled(case, "aot_eager")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"
 )  # inductor's own import
@@ -692,6 +693,7 @@ def naming(what: str) -> Iterator[None]:
         raise AssertionError(what) from error
 
 
+@pytest.mark.slow
 def test_two_processes_shard_and_replicate(tmp_path: Path) -> None:
     """Two processes with gloo train every layer under FSDP2, where a scalar gate lies on one of them, and under DDP."""
     preload = ["tests.core.test_contract"]  # once for both

@@ -350,6 +350,7 @@ def test_threads_do_not_meet() -> None:
 # Compilers
 
 
+@pytest.mark.slow
 @inductors_import
 @pytest.mark.parametrize("options", [{}, {"share": "layer", "bias": False, "activation": nn.PReLU()}], ids=str)
 def test_compiles_without_unrolling(options: dict[str, Any]) -> None:
@@ -378,6 +379,7 @@ def test_compiles_without_unrolling(options: dict[str, Any]) -> None:
     assert sizes[:2] == sizes[2:]
 
 
+@pytest.mark.slow
 @inductors_import
 def test_compiles_to_machine_code() -> None:
     """The default compiler gives the eager output and gradients, each layer with a dropout mask of its own."""
@@ -407,6 +409,7 @@ def test_attention_drops_the_same_in_a_compiled_backward_pass() -> None:
     torch.testing.assert_close((gradient * bias).sum(), change)  # which is linear in the values, all of them biases
 
 
+@pytest.mark.slow
 @inductors_import
 @pytest.mark.parametrize(("dynamic", "graphs"), [(None, 2), (True, 1)], ids=["by default", "dynamic"])
 def test_compiles_with_masks_of_changing_lengths(dynamic: bool | None, graphs: int) -> None:
@@ -423,6 +426,7 @@ def test_compiles_with_masks_of_changing_lengths(dynamic: bool | None, graphs: i
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
 
 
+@pytest.mark.slow
 @inductors_import
 def test_compiles_under_autocast() -> None:
     """Compiled under autocast, output and gradients are those of eager mode as far as bfloat16 goes."""
@@ -437,6 +441,7 @@ def test_compiles_under_autocast() -> None:
     torch.testing.assert_close(*found, rtol=0.05, atol=0.01)
 
 
+@pytest.mark.slow
 @functions_import
 @inductors_import
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # of vmap over attention

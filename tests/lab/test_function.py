@@ -19,6 +19,8 @@ from rezero.errors import UsageError
 from rezero.lab import Answer, Point, Store, Trial
 from rezero.lab.one import slug
 
+pytestmark = pytest.mark.slow
+
 X = torch.linspace(-1, 1, 64).reshape(16, 4)
 
 

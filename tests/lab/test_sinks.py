@@ -25,6 +25,8 @@ from rezero.lab import Point, Store, Study, Trial, TrialResult, Watcher, find_ta
 from rezero.lab.one import slug
 from rezero.lab.sinks import Tracked, scalars_of
 
+pytestmark = pytest.mark.slow
+
 SMALL = [
     "--arms",
     "plain,rezero",

@@ -10,6 +10,8 @@ from rezero.papers import fc
 from rezero.papers.reproduction import Work
 from rezero.papers.studies import Recipe, run_all
 
+pytestmark = pytest.mark.slow
+
 TINY = {"depth": 2, "width": 8, "steps": 4, "measure_every": 2, "threads": 1}
 
 

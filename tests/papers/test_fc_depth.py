@@ -10,6 +10,8 @@ from rezero.papers.fc_depth import FC_DEPTH, LAPTOP, _above
 from rezero.papers.reproduction import Work
 from rezero.papers.studies import run_all
 
+pytestmark = pytest.mark.slow
+
 TINY = {"width": 8, "steps": 4, "measure_every": 2, "threads": 1, "tune": 2}
 
 

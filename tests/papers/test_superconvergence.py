@@ -15,6 +15,8 @@ from rezero.gate import gates
 from rezero.papers.reproduction import Work
 from rezero.papers.superconvergence import LAPTOP, PAPER, SUPERCONVERGENCE, PreActResNet18, run
 
+pytestmark = pytest.mark.slow
+
 TINY = replace(LAPTOP, width=2, images=8, unseen=4, epochs=4, batch=4, every=2)
 
 
