@@ -149,14 +149,14 @@ class DeepStack(AnyGate, nn.Module):
         block = template.branch if isinstance(template, ReZero) else template
         stack = cls(cast(MLPBlock, block), len(units), init_value=start, checkpoint=checkpoint)
         for name, places in stack._places.items():
-            if len({units[0].get_parameter(place).requires_grad for place in places}) > 1:
+            learns = {units[0].get_parameter(place).requires_grad for place in places}
+            if len(learns) > 1:
                 raise ValueError(
                     f"expected {' and '.join(places)} to learn both or neither, as one tensor holds them: one of them "
                     "is frozen; freeze both, or keep the layers apart"
                 )
             rows = [torch.cat([unit.get_parameter(place).detach() for place in places]) for unit in units]
-            learns = units[0].get_parameter(places[0]).requires_grad
-            _put(stack, name, nn.Parameter(torch.stack(rows), requires_grad=learns))
+            _put(stack, name, nn.Parameter(torch.stack(rows), requires_grad=learns.pop()))
         for module in stack.modules():
             if isinstance(module, DeepStack | Stacked):
                 module.training = units[0].training

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-__all__ = ["can_fuse", "is_autocast", "is_watched"]
+__all__ = ["are_plain", "can_fuse", "is_autocast", "is_watched"]
 
 _DEVICES = {"cuda"}
 _DTYPES = {torch.float16, torch.bfloat16, torch.float32}
@@ -29,12 +29,17 @@ def can_fuse(*given: Tensor | None) -> bool:
     return (
         tensors[0].device.type in _DEVICES
         and not torch.compiler.is_compiling()
-        and all(each.device == tensors[0].device and type(each) in {Tensor, nn.Parameter} for each in tensors)
+        and all(each.device == tensors[0].device for each in tensors)
         and ((kinds := {each.dtype for each in tensors}) <= _DTYPES or kinds == {torch.float64})
-        and not is_watched()
+        and are_plain(*tensors)
         and forward_ad._current_level < 0
         and _works(tensors[0].device)
     )
+
+
+def are_plain(*tensors: Tensor) -> bool:
+    """Tell whether these are tensors of no class of somebody's own, and nothing wants to see every operation."""
+    return all(type(each) in {Tensor, nn.Parameter} for each in tensors) and not is_watched()
 
 
 def is_autocast(tensor: Tensor) -> bool:

@@ -6,10 +6,10 @@ Plain operations take two passes, and in half precision beside a float32 alpha f
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rezero.kernels import reference
-from rezero.kernels.fusing import is_watched
+from rezero.kernels.fusing import are_plain
 
 __all__ = ["gated_residual", "serves"]
 
@@ -30,8 +30,7 @@ def serves(x: Tensor, f: Tensor, alpha: Tensor, bias: Tensor | None, dropout: fl
         and x.is_floating_point()
         and (alpha.dtype == torch.float32 or alpha.dtype == x.dtype)
         and not torch.compiler.is_compiling()
-        and all(type(each) in {Tensor, nn.Parameter} for each in (x, f, alpha))
-        and not is_watched()
+        and are_plain(x, f, alpha)
     )
 
 

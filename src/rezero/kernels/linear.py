@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from rezero import kernels
 from rezero.kernels import linear_gpu, reference
-from rezero.kernels.fusing import is_watched
+from rezero.kernels.fusing import are_plain
 
 __all__ = ["gated_linear_residual", "is_small"]
 
@@ -37,7 +37,7 @@ def gated_linear_residual(
     if is_small(x, h.shape[-1]):  # where asking more would take longer than it saves
         return kernels.gated_residual(x, F.linear(h, weight, bias), alpha, None, dropout)
     given = [tensor for tensor in (x, h, weight, bias, alpha) if tensor is not None]
-    if not dropout and all(type(tensor) in {Tensor, nn.Parameter} for tensor in given) and not is_watched():
+    if not dropout and are_plain(*given):
         if not x.is_cpu and h.numel() >= weight.numel():
             return _by_weight(x, h, weight, bias, alpha)
         if h.numel() * len(weight) >= _LARGE and _is_one_product(given):

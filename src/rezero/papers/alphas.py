@@ -183,8 +183,9 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
                 f"{name}: correlation of depth with the step of the rise {rise}, with size after a tenth {early}"
             )
             continue
-        fallen, small = (shown(each, ".0%") for each in _over_seeds(study, "fallen", "small"))
-        sizes = ", ".join(shown(each, "#.2g") for each in _over_seeds(study, "first", "middle", "last"))
+        *shares, first, middle, last = _over_seeds(study, "fallen", "small", "first", "middle", "last")
+        fallen, small = (shown(each, ".0%") for each in shares)
+        sizes = ", ".join(shown(each, "#.2g") for each in (first, middle, last))
         said.append(
             f"{name}: {fallen} of the gates end below {_FALLEN:g} of their largest size, {small} below "
             f"{_SMALL_SHARE:g}; sizes at the end {sizes} (first, middle, last third)"

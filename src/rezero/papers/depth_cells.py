@@ -74,16 +74,19 @@ class Cell:
         branches = self.branches()  # which builds a network
         return {name: rule(self.lr, branches) for name, rule in RULES.items()}
 
+    def tried(self) -> list[Pace]:
+        """Return every pace once: what the rules come to, and the fixed rates."""
+        branches = self.branches()
+        return list(dict.fromkeys((*(rule(self.lr, branches) for rule in RULES.values()), *fixed(branches))))
+
     def constant(self) -> list[Pace]:
-        """Return all paces that are one rate from first to last: fixed ones, and what rules come to."""
-        found = dict.fromkeys((*self.paces().values(), *fixed(self.branches())))
-        return [pace for pace in found if not pace.rise and math.isinf(pace.most)]
+        """Return those that are one rate from first to last."""
+        return [pace for pace in self.tried() if not pace.rise and math.isinf(pace.most)]
 
     def arms(self) -> dict[str, Callable[[nn.Module], nn.Module]]:
         """Return what is compared: each pace once, however many rules come to it, and the rivals."""
-        paces = {str(pace): pace for pace in (*self.paces().values(), *fixed(self.branches()))}
         arms: dict[str, Callable[[nn.Module], nn.Module]] = {
-            name: partial(Paced, pace=pace) for name, pace in paces.items()
+            str(pace): partial(Paced, pace=pace) for pace in self.tried()
         }
         rivals = self.net.rivals if self.depth <= MANY else ()
         return {**arms, MUP: self.divided, **{name: partial(self.rival, name) for name in rivals}}
