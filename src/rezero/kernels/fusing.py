@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-__all__ = ["are_plain", "can_fuse", "is_autocast", "is_watched"]
+__all__ = ["are_plain", "can_fuse", "is_autocast"]
 
 _DEVICES = {"cuda"}
 _DTYPES = {torch.float16, torch.bfloat16, torch.float32}
@@ -39,7 +39,7 @@ def can_fuse(*given: Tensor | None) -> bool:
 
 def are_plain(*tensors: Tensor) -> bool:
     """Tell whether these are tensors of no class of somebody's own, and nothing wants to see every operation."""
-    return all(type(each) in {Tensor, nn.Parameter} for each in tensors) and not is_watched()
+    return all(type(each) in {Tensor, nn.Parameter} for each in tensors) and not _is_watched()
 
 
 def is_autocast(tensor: Tensor) -> bool:
@@ -47,7 +47,7 @@ def is_autocast(tensor: Tensor) -> bool:
     return tensor.device.type != "meta" and torch.is_autocast_enabled(tensor.device.type)
 
 
-def is_watched() -> bool:
+def _is_watched() -> bool:
     """Tell whether something wants to see every operation: torch.func, a mode of functions, jit's tracer."""
     # There is no public way to ask.
     return bool(
