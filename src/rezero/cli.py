@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Group, Parameter, Token
 from cyclopts.validators import Number
 
-from rezero.errors import TooManyError, UsageError
+from rezero.errors import UsageError
 from rezero.interrupt import STOPPED
 
 if TYPE_CHECKING:
@@ -379,30 +379,9 @@ def inspect(spec: str, /, *, json: bool = False) -> None:
             arguments and its example keyword arguments.
         json: Print JSON.
     """
-    from json import dumps
+    from rezero.surgery.command import inspect_named
 
-    from rezero.integrations.models import build_model
-    from rezero.surgery.find import find_residuals
-    from rezero.surgery.sites import counted
-    from rezero.waiting import busy
-
-    with busy(f"building {spec}"):
-        model, args, kwargs = build_model(spec)
-    with busy(f"following a forward pass of {spec}"):
-        found = find_residuals(model, args, kwargs)
-    total = sum(parameter.numel() for parameter in model.parameters())
-    norms = [parameter for name in found.removable for parameter in model.get_submodule(name).parameters()]
-    gained, lost = len(found.branches), sum(parameter.numel() for parameter in norms)
-    if json:
-        counts = {"parameters": total, "gained": gained, "lost_without_norms": lost}
-        print(dumps({"model": spec, "counts": counts, **found.to_json()}, indent=1))
-        return
-    print(found.table(brief=True))
-    print()
-    additions, branches = counted(len(found), "residual addition"), counted(len(found.branches), "branch")
-    print(f"{spec}: {additions} with {branches}, {counted(total, 'parameter')}")
-    removed = f"{lost:,} lost with {counted(len(found.removable), 'norm')}" if found.removable else "no norm to remove"
-    print(f"{counted(gained, 'parameter')} gained by gates; {removed}")
+    inspect_named(spec, json=json)
 
 
 @app.command
@@ -434,44 +413,11 @@ def diagnose(
 
     Returns:
         Exit code.
-
-    Raises:
-        UsageError: If the folder is a file, or there are not so many singular values.
     """
-    import torch
-
-    from rezero.diagnose.diagnosis import diagnose as look
-    from rezero.integrations.models import build_model
-    from rezero.provenance import provenance
-    from rezero.waiting import busy
+    from rezero.diagnose.command import diagnose_named
 
     folder = output or Path("rezero-diagnosis") / re.sub(r"[^\w.-]+", "-", spec)
-    if next(each for each in (folder, *folder.parents) if each.exists()).is_file():
-        raise UsageError(f"cannot write into {folder}: it is a file, or lies in one")
-    torch.manual_seed(seed or 0)
-    with busy(f"building {spec}"):
-        model, args, kwargs = build_model(spec, "cpu")
-    count = None if singular_values == "all" else int(singular_values)
-    try:
-        found = look(model, args, kwargs, singular_values=count, busy=busy)
-    except TooManyError as error:
-        m, n = error.shape
-        raise UsageError(
-            f"expected --singular-values up to {error.most:,}, or all of up to 2,048: the Jacobian from the first "
-            f"block to the last is {m:,} x {n:,}, got {singular_values}"
-        ) from error
-    files = found.write(folder, {"model": spec, **provenance()})
-    if found.converted and found.alphas is not None:
-        print(f"{spec} has no gates of its own: {len(found.alphas.names)} were put in")
-    if found.restarted:
-        print(f"{found.restarted} parameters ended a branch with zeros, as a gate does now, and start as usual instead")
-    print(found.report)
-    for name, signals in found.signals.items():
-        print(f"\n{name}: {signals}")
-    for name, spectrum in found.spectra.items():
-        print(f"\n{name}: {spectrum}")
-    print(f"\n{len(files)} files in {folder}")
-    return int(strict and any(each.severity == "fault" for each in found.report))
+    return diagnose_named(spec, folder, singular_values=singular_values, seed=seed or 0, strict=strict)
 
 
 @app.command

@@ -9,7 +9,7 @@ from rezero.surgery.find import TIES
 from rezero.surgery.linear import is_matrix, is_norm
 from rezero.surgery.sites import Residuals
 from rezero.surgery.sums import additions
-from rezero.surgery.trace import Op, Trace, Value
+from rezero.surgery.traced import Op, Trace, Value
 
 __all__ = ["places", "read_by_hand", "unread_by_module"]
 

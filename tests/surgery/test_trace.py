@@ -19,7 +19,8 @@ from torch.utils.data import TensorDataset
 from rezero.errors import UsageError
 from rezero.surgery.convert import convert_
 from rezero.surgery.shapes import call_on_shapes
-from rezero.surgery.trace import Op, Trace, Value, trace
+from rezero.surgery.trace import trace
+from rezero.surgery.traced import Op, Trace, Value
 from rezero.surgery.undisturbed import switched, undisturbed
 from tests.surgery.models import WIDTH, Attention, PreNorm, Restless, linear
 

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from rezero.gate import AnyGate
 from rezero.surgery.linear import divides, moves, multiplies
-from rezero.surgery.trace import ADDITIONS
+from rezero.surgery.recorder import ADDITIONS
 
 __all__ = ["Ratios", "Seen", "ratios_of"]
 

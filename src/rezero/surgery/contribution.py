@@ -12,7 +12,8 @@ from rezero.errors import UsageError
 from rezero.surgery.find import sort_additions
 from rezero.surgery.linear import is_addition
 from rezero.surgery.sites import Residuals
-from rezero.surgery.trace import Call, Op, Trace, Value, trace
+from rezero.surgery.trace import trace
+from rezero.surgery.traced import Call, Op, Trace, Value
 
 __all__ = ["Addend", "Batch", "find_addends", "measure"]
 

@@ -13,7 +13,7 @@ from rezero.surgery.changed import Changed, has_own_forward
 from rezero.surgery.contribution import Addend, find_addends
 from rezero.surgery.find import sort_additions
 from rezero.surgery.recipe import SilentRecipe
-from rezero.surgery.trace import Call, Op, Trace, Value
+from rezero.surgery.traced import Call, Op, Trace, Value
 from rezero.surgery.zeros import Zeros
 
 __all__ = ["Dead", "choose_silent"]

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from rezero.surgery import linear
 from rezero.surgery.sites import Branch, Kind, Site
 from rezero.surgery.sums import Sum, Term, count_layers, ops_between, weights
-from rezero.surgery.trace import Call, Op, Trace, Value
+from rezero.surgery.traced import Call, Op, Trace, Value
 
 __all__ = ["Describer"]
 

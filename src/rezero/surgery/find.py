@@ -26,7 +26,8 @@ from rezero.surgery.sums import (
     parameter_names,
     reaches,
 )
-from rezero.surgery.trace import Call, Op, Trace, Value, trace
+from rezero.surgery.trace import trace
+from rezero.surgery.traced import Call, Op, Trace, Value
 
 __all__ = ["TIES", "find_residuals", "sort_additions"]
 

@@ -16,7 +16,7 @@ from rezero.surgery.outputs import Mode
 from rezero.surgery.passed import Passed
 from rezero.surgery.sites import Residuals
 from rezero.surgery.skips import silent_branches
-from rezero.surgery.trace import Trace, Value
+from rezero.surgery.traced import Trace, Value
 
 __all__ = ["Learning", "check_gradients", "gated_only", "learning"]
 

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
 
-from rezero.surgery.trace import ADDITIONS, Op, Value
+from rezero.surgery.recorder import ADDITIONS
+from rezero.surgery.traced import Op, Value
 
 __all__ = [
     "affine_sources",

@@ -9,7 +9,7 @@ from torch import nn
 from rezero.surgery import linear
 from rezero.surgery.sites import Repeated
 from rezero.surgery.sums import Sum, Term
-from rezero.surgery.trace import Call, Op, Value
+from rezero.surgery.traced import Call, Op, Value
 
 __all__ = ["NO_MODULE", "USED_ELSEWHERE", "Placer"]
 

@@ -19,7 +19,8 @@ from rezero.surgery.fit import check_intact
 from rezero.surgery.recipe import GateRecipe, Recipe, Undo
 from rezero.surgery.saved import recall, remember
 from rezero.surgery.sites import counted
-from rezero.surgery.trace import Trace, trace
+from rezero.surgery.trace import trace
+from rezero.surgery.traced import Trace
 from rezero.surgery.watch import read_elsewhere, tensors_of
 from rezero.surgery.zeros import Zeros, observe_zeros
 

@@ -15,7 +15,8 @@ from rezero.surgery.gated import ReadsGated, gates_by_name
 from rezero.surgery.linear import is_addition
 from rezero.surgery.outputs import Mode
 from rezero.surgery.sites import Branch, Residuals, Site
-from rezero.surgery.trace import Call, Op, Trace, trace
+from rezero.surgery.trace import trace
+from rezero.surgery.traced import Call, Op, Trace
 
 __all__ = ["check_skips", "silent_branches"]
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from rezero.surgery import linear
 from rezero.surgery.place import NO_MODULE, USED_ELSEWHERE
 from rezero.surgery.sums import Sum
-from rezero.surgery.trace import Op, Value
+from rezero.surgery.traced import Op, Value
 
 __all__ = ["replaces", "why_no_branch"]
 

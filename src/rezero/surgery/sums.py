@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from rezero.surgery import linear
-from rezero.surgery.trace import Call, Op, Trace, Value
+from rezero.surgery.traced import Call, Op, Trace, Value
 
 __all__ = [
     "Sum",
