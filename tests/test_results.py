@@ -11,7 +11,7 @@ import pytest
 
 from rezero.lab.comparison import Comparison, compare
 from rezero.lab.quality import ACCURACY, BITS, Quality
-from rezero.lab.store import TrialResult
+from rezero.lab.study import TrialResult
 from rezero.lab.trial import Point, Trial
 
 ROOT = Path(__file__).parents[1]

@@ -16,7 +16,8 @@ from rich.progress import (
 from rich.table import Table
 
 from rezero.lab.costs import costs_of
-from rezero.lab.store import Store, TrialResult
+from rezero.lab.store import Store
+from rezero.lab.study import TrialResult
 from rezero.lab.subject import subject_of
 from rezero.lab.trial import Point, Trial
 from rezero.lab.tune import plan

@@ -21,7 +21,7 @@ from rezero.lab import Store, Watcher
 from rezero.lab.cluster import open_cluster
 from rezero.lab.one import Work
 from rezero.lab.own import OwnSettings
-from rezero.lab.store import Study
+from rezero.lab.study import Study
 from rezero.lab.sweep import run_own
 
 pytestmark = [

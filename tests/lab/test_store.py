@@ -325,7 +325,7 @@ def test_a_study_that_was_emptied_is_not_begun_anew(tmp_path: Path, left: bytes)
 def test_a_creation_is_whole_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A creation that breaks off after some tables leaves none of them, and the study can be made afterwards."""
     with monkeypatch.context() as patch:
-        patch.setattr("rezero.lab.store.SCHEMA", "CREATE TABLE study (key, value); CREATE TABLE study (key, value);")
+        patch.setattr("rezero.lab.facts.SCHEMA", "CREATE TABLE study (key, value); CREATE TABLE study (key, value);")
         with pytest.raises(UsageError, match="table study already exists"), Store.open(tmp_path, study()):
             pass
     with closing(sqlite3.connect(tmp_path / "study.sqlite")) as connection:

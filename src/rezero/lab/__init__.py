@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from rezero.lab.settings import Settings
     from rezero.lab.spreads import Spread, spread
     from rezero.lab.stats import Paired
-    from rezero.lab.store import Store, Study, TrialResult
+    from rezero.lab.store import Store
+    from rezero.lab.study import Study, TrialResult
     from rezero.lab.sweep import follow_study, run_study
     from rezero.lab.task import Task
     from rezero.lab.tasks import TASKS, find_task

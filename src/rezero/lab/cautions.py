@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rezero.lab.journal import UNMOVED, UNSEEDED
 from rezero.lab.spreads import by_arm
-from rezero.lab.store import TrialResult
+from rezero.lab.study import TrialResult
 
 __all__ = ["all_equal", "cautions_of", "equal_by_seed"]
 

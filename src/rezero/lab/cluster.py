@@ -16,7 +16,8 @@ from rezero.integrations.extras import needs
 from rezero.lab.jobs import DEATHS
 from rezero.lab.one import Silent, Watcher, Work, check_hope, missing_trials
 from rezero.lab.own import LOGS
-from rezero.lab.store import Store, Study, TrialResult
+from rezero.lab.store import Store
+from rezero.lab.study import Study, TrialResult
 from rezero.lab.trial import Trial
 
 __all__ = ["Cluster", "open_cluster", "run_on_cluster"]

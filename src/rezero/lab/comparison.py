@@ -10,7 +10,7 @@ from rezero.lab.quality import Quality
 from rezero.lab.speed import Arrival, arrival
 from rezero.lab.spreads import by_arm
 from rezero.lab.stats import LEVEL, Paired, compare_pairs, holm
-from rezero.lab.store import TrialResult
+from rezero.lab.study import TrialResult
 
 __all__ = ["Comparison", "Outcome", "compare", "fate", "worst_final"]
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from rezero.lab.store import Study, TrialResult
+from rezero.lab.study import Study, TrialResult
 from rezero.lab.subject import chosen_by
 from rezero.lab.trial import Trial
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rezero.errors import UsageError
+from rezero.lab.holder import LOCK
 from rezero.lab.place import DATABASE
-from rezero.lab.store import LOCK, Store
+from rezero.lab.store import Store
 
 __all__ = ["FORMATS", "Row", "export", "kind_of", "rows"]
 

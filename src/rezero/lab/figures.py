@@ -17,7 +17,7 @@ from rezero.lab.settings import Settings
 from rezero.lab.speed import arrival
 from rezero.lab.spreads import by_arm, compared, spread
 from rezero.lab.stats import survival
-from rezero.lab.store import Study, TrialResult
+from rezero.lab.study import Study, TrialResult
 from rezero.lab.subject import chosen_by, subject_of
 from rezero.lab.tables import one_line, quality_title
 from rezero.lab.tune import Choice, choose

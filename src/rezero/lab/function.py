@@ -35,7 +35,8 @@ from rezero.lab.report import write_report
 from rezero.lab.script import arm as apply_arm
 from rezero.lab.script import running
 from rezero.lab.sinks import Tracked, Tracker, check_tracker
-from rezero.lab.store import Store, Study, TrialResult
+from rezero.lab.store import Store
+from rezero.lab.study import Study, TrialResult
 from rezero.lab.sweep import run_own
 from rezero.lab.trial import Point, Trial
 from rezero.lab.verdict import compare_arms, write_verdict

@@ -19,12 +19,13 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from rezero.data.batches import Data
 from rezero.errors import UsageError
+from rezero.lab.holder import LOCK
 from rezero.lab.memory import memory_named
 from rezero.lab.one import Silent, Watcher, Work, check_hope, missing_trials, run_one, slug
 from rezero.lab.parent import end_with
 from rezero.lab.processes import open_processes
 from rezero.lab.settings import Settings
-from rezero.lab.store import LOCK, Store
+from rezero.lab.store import Store
 from rezero.lab.tasks import find_task
 from rezero.lab.trial import Trial
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from rezero.errors import UsageError
 from rezero.lab.own import OwnSettings
-from rezero.lab.store import sound
+from rezero.lab.study import sound
 from rezero.lab.trial import Point, Trial
 
 __all__ = ["UNMOVED", "UNSEEDED", "Journal"]

@@ -18,7 +18,8 @@ from rezero.lab.peak import peak_memory
 from rezero.lab.processes import agree
 from rezero.lab.run import owner, run_trial
 from rezero.lab.settings import total_steps
-from rezero.lab.store import Store, Study, TrialResult
+from rezero.lab.store import Store
+from rezero.lab.study import Study, TrialResult
 from rezero.lab.task import Task
 from rezero.lab.trial import Point, Trial
 from rezero.lab.tune import plan

@@ -14,7 +14,8 @@ import psutil
 
 from rezero.errors import UsageError
 from rezero.lab.spreads import by_arm, compared
-from rezero.lab.store import Store, Study, TrialResult
+from rezero.lab.store import Store
+from rezero.lab.study import Study, TrialResult
 from rezero.lab.subject import subject_of
 from rezero.lab.tables import summary_rows
 from rezero.lab.tasks import SAMPLE_MARK

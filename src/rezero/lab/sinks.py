@@ -17,7 +17,8 @@ from rezero.integrations.extras import needs
 from rezero.integrations.logged import alpha_scalars
 from rezero.lab.arms import read_arm
 from rezero.lab.one import Watcher, slug
-from rezero.lab.store import Store, Study, TrialResult
+from rezero.lab.store import Store
+from rezero.lab.study import Study, TrialResult
 from rezero.lab.trial import Point, Trial
 
 __all__ = ["Tracked", "Tracker", "check_tracker", "scalars_of"]

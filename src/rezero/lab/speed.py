@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from rezero.lab.quality import Quality
-from rezero.lab.store import TrialResult
+from rezero.lab.study import TrialResult
 
 __all__ = ["Arrival", "arrival"]
 

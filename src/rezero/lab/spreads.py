@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
 
-from rezero.lab.store import TrialResult
+from rezero.lab.study import TrialResult
 
 __all__ = ["Spread", "by_arm", "compared", "spread"]
 

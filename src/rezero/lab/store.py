@@ -5,83 +5,26 @@ import math
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from rezero.errors import UsageError
 from rezero.lab.damage import damage_named, disk_error
-from rezero.lab.design import Design, Question
-from rezero.lab.holder import LOCK, hold
+from rezero.lab.design import Question
+from rezero.lab.facts import check_same, is_empty, migrate, note_continuation, of_kind, read_study, write_schema
+from rezero.lab.holder import hold
 from rezero.lab.own import OwnSettings
 from rezero.lab.place import DATABASE, check_local, check_new_folder, check_writable
-from rezero.lab.schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION
-from rezero.lab.settings import Settings
+from rezero.lab.study import Study, TrialResult, sound
 from rezero.lab.trial import Point, Trial
 
-__all__ = ["LOCK", "LONGEST_NOTE", "Store", "Study", "TrialResult", "sound"]
+__all__ = ["LONGEST_NOTE", "Store"]
 
 WAIT = 60.0  # seconds for other writers
 LONGEST_NOTE = 1_000  # characters
-LARGEST = 1e300  # beyond it a sum or a difference may be none
 METRICS = {"train_loss", "val_loss", "val_accuracy", "seconds"}
 ENDS = ("finished", "diverged", "crashed", "timed out", "silent")
-
-
-@dataclass(frozen=True)
-class Study:
-    """What a study is, apart from its results.
-
-    Attributes:
-        task: Name of the task; of a script or function of one's own its name.
-        settings: Everything that decides its numbers.
-        provenance: How it came about, as the report shows it: command, versions, machine, date.
-        data: Name of the data; one that was given by path carries its checksum.
-        question: What is asked of the results.
-    """
-
-    task: str
-    settings: Design
-    provenance: dict[str, str]
-    data: str = ""
-    question: Question = field(default_factory=Question)
-
-    @property
-    def task_settings(self) -> Settings:
-        """The settings of a study of one of the lab's own tasks."""
-        if not isinstance(self.settings, Settings):
-            raise TypeError(f"{self.task} is no task of the lab")
-        return self.settings
-
-
-@dataclass(frozen=True)
-class TrialResult:
-    """A trial with all its points.
-
-    Attributes:
-        trial: Which one.
-        status: ``finished``, ``diverged``, or, of a script, ``crashed``, ``timed out`` or ``silent``.
-        points: What was measured, in the order of steps.
-        memory: Bytes that its process, or its device, held at the peak; None if nobody looked.
-        note: What is worth knowing of its end, in a line; empty if nothing is.
-    """
-
-    trial: Trial
-    status: str
-    points: tuple[Point, ...]
-    memory: float | None = None
-    note: str = ""
-
-    @property
-    def last(self) -> Point:
-        """The last point; one of nothing for a trial that measured nothing."""
-        return self.points[-1] if self.points else Point(0, 0.0, {"seconds": 0.0}, ())
-
-    def final(self, metric: str) -> float:
-        """Return the last value of a metric; nan for a trial that did not finish, whatever it had reached before."""
-        if self.status != "finished":
-            return math.nan
-        return next((each.metrics[metric] for each in reversed(self.points) if metric in each.metrics), math.nan)
 
 
 class Store:
@@ -129,20 +72,20 @@ class Store:
                 check_writable(folder)
                 connection = stack.enter_context(closing(sqlite3.connect(path, timeout=WAIT)))
                 if study is not None:
-                    if _is_empty(connection, folder):
+                    if is_empty(connection, folder):
                         check_new_folder(folder)
                     else:
-                        _migrate(connection, folder)
-                        _check_same(connection, study, folder)
+                        migrate(connection, folder)
+                        check_same(connection, study, folder)
                     stack.enter_context(hold(folder))
-                    _write_schema(connection, study, folder)
+                    write_schema(connection, study, folder)
             except (OSError, sqlite3.Error) as error:
                 purpose = "read" if study is None else "write to"
                 raise UsageError(f"cannot {purpose} the output folder {folder}: {error}") from error
-            _migrate(connection, folder)
+            migrate(connection, folder)
             if study is not None:
-                _check_same(connection, study, folder)
-            held = _read_study(connection, folder)
+                check_same(connection, study, folder)
+            held = read_study(connection, folder)
             store = cls(folder, connection, held, asked=study)
             if study is not None and held.settings != study.settings:  # in what decides no number
                 store._write_fact("settings", asdict(study.settings))
@@ -195,7 +138,7 @@ class Store:
         """Record that a trial starts, forgetting what an interrupted one left after its checkpoint at ``start``."""
         with self._writing() as connection:
             if self._asked is not None:
-                self.study = _note_continuation(connection, self.study, self._asked)
+                self.study = note_continuation(connection, self.study, self._asked)
             found = connection.execute(_FIND, _key(trial)).fetchone()
             for table in ("metric", "alpha", "sample"):
                 statement = f"DELETE FROM {table} WHERE trial = ? AND step > ?"  # noqa: S608 - constant
@@ -319,31 +262,11 @@ class Store:
             yield tuple(map(_of_column, names, row, kinds))
 
 
-def sound(value: float | None) -> float:
-    """Return a number that can be reckoned with, nan in the place of every other.
-
-    Args:
-        value: What was measured; None if it was not finite.
-
-    Returns:
-        The value, if it is finite and not beyond 1e300, from where a sum or a difference may be infinite.
-    """
-    return value if value is not None and abs(value) <= LARGEST else math.nan
-
-
 def _of_column(name: str, value: Any, kind: Any) -> Any:
     """Return a value of a table, which holds no infinity."""
     if isinstance(value, float) and math.isinf(value):
         raise ValueError(f"{name} is {value!r}")
-    return _of_kind(name, value, kind)
-
-
-def _of_kind(name: str, value: Any, kind: Any) -> Any:
-    """Return a value that was read, if it is what is written there; whole numbers are numbers."""
-    wider = kind | int if isinstance(0.0, kind) else kind
-    if isinstance(value, bool) or not isinstance(value, wider):
-        raise TypeError(f"{name} is {value!r}")
-    return value
+    return of_kind(name, value, kind)
 
 
 _FIND = "SELECT id FROM trial WHERE (arm, lr, seed, tuned) = (?, ?, ?, ?)"
@@ -354,8 +277,8 @@ def _key(trial: Trial) -> tuple[str, float, int, str]:
 
 
 def _read_tuned(text: str) -> tuple[tuple[str, float], ...]:
-    tuned = _of_kind("tuned", json.loads(text), dict)
-    return tuple((name, _of_kind(name, value, float)) for name, value in tuned.items())
+    tuned = of_kind("tuned", json.loads(text), dict)
+    return tuple((name, of_kind(name, value, float)) for name, value in tuned.items())
 
 
 def _written(value: float) -> float | None:
@@ -365,131 +288,3 @@ def _written(value: float) -> float | None:
 def _text(text: str) -> str:
     """Return a text with escapes for halves of characters, as Python reads bytes that are no text."""
     return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
-
-
-def _is_empty(connection: sqlite3.Connection, folder: Path) -> bool:
-    with damage_named(folder):
-        return bool(connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,))
-
-
-def _write_schema(connection: sqlite3.Connection, study: Study, folder: Path) -> None:
-    """Write what the study is into a database that holds nothing yet, or a script's study that has no trial."""
-    facts = {
-        "schema": SCHEMA_VERSION,
-        "task": study.task,
-        "data": study.data,
-        "settings": asdict(study.settings),
-        "question": asdict(study.question),
-        **study.provenance,
-    }
-    rows = [(key, json.dumps(value)) for key, value in facts.items()]
-    new = _is_empty(connection, folder)
-    if not new and not _may_be_replaced(connection, study, folder):
-        return
-    with damage_named(folder), connection:
-        if new:
-            connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("BEGIN IMMEDIATE")
-        if new:
-            for statement in filter(str.strip, SCHEMA.split(";")):
-                connection.execute(statement)
-        connection.execute("DELETE FROM study")
-        connection.executemany("INSERT INTO study VALUES (?, ?)", rows)
-
-
-def _may_be_replaced(connection: sqlite3.Connection, study: Study, folder: Path) -> bool:
-    """Say whether the study that is there is one of the same script, of which no trial has begun: it was mended."""
-    held = _read_study(connection, folder)
-    with damage_named(folder):
-        begun = connection.execute("SELECT count(*) FROM trial").fetchone()[0]
-    return not begun and held.task == study.task and isinstance(study.settings, OwnSettings)
-
-
-def _migrate(connection: sqlite3.Connection, folder: Path) -> None:
-    """Bring the tables of an older version up to this one's, in one transaction."""
-    if _is_empty(connection, folder):
-        return
-    with damage_named(folder):
-        (held,) = connection.execute("SELECT value FROM study WHERE key = 'schema'").fetchone() or ("0",)
-        version = _of_kind("schema", json.loads(held), int)
-    if version + 1 not in MIGRATIONS:
-        return  # this one's, or one that is refused
-    with damage_named(folder), connection:
-        connection.execute("BEGIN IMMEDIATE")
-        for number in range(version + 1, SCHEMA_VERSION + 1):
-            for statement in filter(str.strip, MIGRATIONS[number].split(";")):
-                connection.execute(statement)
-        connection.execute("UPDATE study SET value = ? WHERE key = 'schema'", (json.dumps(SCHEMA_VERSION),))
-
-
-def _read_study(connection: sqlite3.Connection, folder: Path) -> Study:
-    with damage_named(folder):
-        rows = connection.execute("SELECT key, value FROM study ORDER BY rowid").fetchall()
-        facts: dict[str, Any] = {_of_kind("key", key, str): json.loads(value) for key, value in rows}
-        version = _of_kind("schema", facts.pop("schema"), int)
-    if version != SCHEMA_VERSION:
-        whose, advice = ("an older", "use that one") if version < SCHEMA_VERSION else ("a newer", "update rezero")
-        raise UsageError(
-            f"{folder} was written by {whose} version of rezero: expected schema {SCHEMA_VERSION}, got {version}; "
-            f"{advice}, or choose another folder"
-        )
-    with damage_named(folder):
-        given = _of_kind("settings", facts.pop("settings"), dict)
-        settings = _read_settings(OwnSettings if "script" in given else Settings, given)
-        asked = _of_kind("question", facts.pop("question", {}), dict)
-        question = Question(
-            **{field.name: _of_kind(field.name, asked.get(field.name), field.type) for field in fields(Question)}
-        )
-        texts = {name: _of_kind(name, value, str) for name, value in facts.items()}
-        task, data = texts.pop("task"), texts.pop("data")
-        return Study(task, settings, texts, data, question)
-
-
-def _read_settings(kind: type[Settings] | type[OwnSettings], given: Mapping[str, Any]) -> Design:
-    kinds: dict[str, Any] = {each.name: each.type for each in fields(kind)}
-    read: dict[str, Any] = {}
-    for name, value in given.items():
-        if name in ("arms", "arguments"):
-            read[name] = tuple(_of_kind(name, each, str) for each in value)
-        else:
-            read[name] = _of_kind(name, value, kinds[name])
-    return kind(**read)
-
-
-def _note_continuation(connection: sqlite3.Connection, held: Study, asked: Study) -> Study:
-    """Record that a study goes on under another version, commit or machine than it began with."""
-    changed = [
-        name for name in ("commit", "versions", "machine") if held.provenance.get(name) != asked.provenance.get(name)
-    ]
-    if not changed or not held.provenance:
-        return held
-    note = "; ".join(f"{name}: {asked.provenance.get(name, 'unknown')}" for name in changed)
-    title = f"continued {asked.provenance.get('date', '')}".strip()
-    connection.execute("INSERT OR IGNORE INTO study VALUES (?, ?)", (title, json.dumps(note)))
-    return replace(held, provenance={**held.provenance, title: note})
-
-
-def _check_same(connection: sqlite3.Connection, asked: Study, folder: Path) -> None:
-    held = _read_study(connection, folder)
-    if _may_be_replaced(connection, asked, folder):
-        return
-    old, new = ({"task": each.task, "data set": each.data, **each.settings.decides()} for each in (held, asked))
-    differences = [
-        _changed(str(new["script"]))
-        if name == "digest"
-        else f"{name} {_show(old[name])} there, {_show(new[name])} asked"
-        for name in old
-        if name in new and old[name] != new[name]
-    ]
-    if differences:
-        raise UsageError(
-            f"{folder} holds another study ({'; '.join(differences)}): choose another folder with --output"
-        )
-
-
-def _changed(script: str) -> str:
-    return f"{script if Path(script).is_file() else 'build, train, an arm or what they use'} has changed since"
-
-
-def _show(value: object) -> str:
-    return (",".join(map(str, value)) or "nothing") if isinstance(value, tuple) else str(value)

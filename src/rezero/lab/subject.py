@@ -12,7 +12,7 @@ from rezero.lab.design import Question
 from rezero.lab.own import OwnSettings, choose_metric, own_quality
 from rezero.lab.quality import Quality, loss_unit, show_value
 from rezero.lab.settings import Settings
-from rezero.lab.store import Study, TrialResult
+from rezero.lab.study import Study, TrialResult
 from rezero.lab.tasks import find_task
 from rezero.lab.trial import Point
 

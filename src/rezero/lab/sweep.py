@@ -10,7 +10,8 @@ from rezero.lab.memory import memory_named
 from rezero.lab.one import Watcher, Work, check_hope, checkpoints_of, missing_trials, run_one
 from rezero.lab.processes import agree, open_processes
 from rezero.lab.run import run_trial
-from rezero.lab.store import Store, Study
+from rezero.lab.store import Store
+from rezero.lab.study import Study
 from rezero.lab.task import Task
 
 __all__ = ["CHECKPOINT_SECONDS", "follow_study", "run_own", "run_study"]

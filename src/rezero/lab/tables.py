@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from rezero.lab.own import FAILURES, OwnSettings
 from rezero.lab.quality import Quality, show_value
 from rezero.lab.spreads import Spread, by_arm, compared, spread
-from rezero.lab.store import Store, TrialResult
+from rezero.lab.store import Store
+from rezero.lab.study import TrialResult
 from rezero.lab.subject import subject_of
 from rezero.lab.trial import Trial
 

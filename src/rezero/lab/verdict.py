@@ -12,7 +12,7 @@ from rezero.lab.quality import Quality
 from rezero.lab.settings import Settings
 from rezero.lab.spreads import by_arm, compared
 from rezero.lab.stats import LEVEL, Paired, compare_pairs, detectable, pairs_needed
-from rezero.lab.store import Study, TrialResult
+from rezero.lab.study import Study, TrialResult
 from rezero.lab.subject import chosen_by, counted, subject_of
 from rezero.lab.trial import settings_of
 from rezero.lab.tune import Choice, choose, plan

@@ -18,7 +18,7 @@ from rezero.lab import Question, Store
 from rezero.lab.comparison import Comparison, compare
 from rezero.lab.own import OwnSettings
 from rezero.lab.spreads import by_arm, compared
-from rezero.lab.store import TrialResult
+from rezero.lab.study import TrialResult
 from rezero.lab.subject import subject_of
 from rezero.papers.claims import interval, shown
 from rezero.papers.reproduction import Work
