@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from rezero.cli import run as command_line
+from rezero.papers.drawing import draw_arms
+from rezero.papers.reading import gain_of, loss_of_epoch, of_pair, speed_of
 from rezero.papers.reproduction import Work
-from rezero.papers.studies import Asked, Recipe, draw_arms, gain_of, loss_of_epoch, of_pair, run_all, speed_of
+from rezero.papers.studies import Asked, Recipe, run_all
 
 TINY = {"depth": 2, "width": 8, "steps": 6, "measure_every": 2, "threads": 1}
 FAST = "rezero lr=0.02"

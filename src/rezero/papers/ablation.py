@@ -24,8 +24,9 @@ from rezero.layers.decoder import CausalAttention, FeedForward
 from rezero.optim import param_groups
 from rezero.papers.claims import Claim, Finding, closed, judge
 from rezero.papers.plain_text import load_plain_text, measure, take_step
+from rezero.papers.reading import gain_of
 from rezero.papers.reproduction import Reproduction, Scale, Work
-from rezero.papers.studies import compare_own, gain_of
+from rezero.papers.studies import compare_own
 
 __all__ = ["ABLATION", "ARMS", "Plan", "run", "train"]
 

@@ -20,8 +20,9 @@ from rezero.diagnose.alpha_history import AlphaHistory
 from rezero.lab import Store
 from rezero.lab.spreads import by_arm, compared
 from rezero.papers.claims import Claim, Finding, closed, interval, judge, shown
+from rezero.papers.drawing import file_stem
 from rezero.papers.reproduction import Reproduction, Scale, Work
-from rezero.papers.studies import Recipe, file_stem
+from rezero.papers.studies import Recipe
 
 __all__ = ["ALPHAS", "LAPTOP", "PAPER", "describe", "read", "run"]
 

@@ -14,18 +14,10 @@ from statistics import median
 from typing import Any
 
 from rezero.papers.claims import Claim, Finding, closed, interval, judge, shown
+from rezero.papers.drawing import draw_arms, file_stem
+from rezero.papers.reading import gain_of, loss_of_epoch, of_pair, speed_of
 from rezero.papers.reproduction import Reproduction, Scale
-from rezero.papers.studies import (
-    Asked,
-    Recipe,
-    draw_arms,
-    file_stem,
-    gain_of,
-    loss_of_epoch,
-    of_pair,
-    run_all,
-    speed_of,
-)
+from rezero.papers.studies import Asked, Recipe, run_all
 
 __all__ = ["FC", "LAPTOP", "PAPER"]
 

@@ -14,8 +14,9 @@ from typing import Any
 
 from rezero.charts import curves, save
 from rezero.papers.claims import Claim, Finding, judge
+from rezero.papers.reading import gain_of, of_pair, speed_of
 from rezero.papers.reproduction import Reproduction, Scale
-from rezero.papers.studies import Asked, Recipe, gain_of, of_pair, run_all, speed_of
+from rezero.papers.studies import Asked, Recipe, run_all
 
 __all__ = ["FC_DEPTH", "LAPTOP", "PAPER"]
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from rezero.charts import intervals, save
 from rezero.papers.claims import Claim, Finding, closed, judge, shown
+from rezero.papers.reading import gain_of, of_pair
 from rezero.papers.reproduction import Reproduction, Scale
-from rezero.papers.studies import Asked, Recipe, gain_of, of_pair, run_all
+from rezero.papers.studies import Asked, Recipe, run_all
 
 __all__ = ["GENERALIZATION", "LAPTOP", "PAPER"]
 

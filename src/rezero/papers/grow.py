@@ -20,9 +20,11 @@ from rezero.data.windows import TextData
 from rezero.layers import LanguageModel
 from rezero.optim import param_groups
 from rezero.papers.claims import Claim, Finding, closed, interval, judge, shown
+from rezero.papers.drawing import draw_arms
 from rezero.papers.plain_text import load_plain_text, measure, take_step
+from rezero.papers.reading import gain_of
 from rezero.papers.reproduction import Reproduction, Scale, Work
-from rezero.papers.studies import compare_own, draw_arms, gain_of
+from rezero.papers.studies import compare_own
 from rezero.surgery.grow import grow_
 
 __all__ = ["GROW", "Growing", "Plan", "train"]

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from rezero.papers.claims import Claim, Finding, interval, judge, shown
+from rezero.papers.drawing import draw_arms, file_stem
+from rezero.papers.reading import gain_of, of_pair, speed_of
 from rezero.papers.reproduction import Reproduction, Scale
-from rezero.papers.studies import Asked, Recipe, draw_arms, file_stem, gain_of, of_pair, run_all, speed_of
+from rezero.papers.studies import Asked, Recipe, run_all
 
 __all__ = ["LAPTOP", "PAPER", "RESNET"]
 

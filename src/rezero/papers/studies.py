@@ -1,18 +1,15 @@
 """Studies of the lab as parts of a reproduction: declared, run, and their numbers taken home."""
 
 import math
-import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from statistics import fmean, median
 from typing import Any
 
 import torch
 
 from rezero import lab
-from rezero.charts import curves, save
 from rezero.comparing import Request
 from rezero.lab import Question, Store
 from rezero.lab.comparison import Comparison, compare
@@ -20,23 +17,14 @@ from rezero.lab.own import OwnSettings
 from rezero.lab.spreads import by_arm, compared
 from rezero.lab.study import TrialResult
 from rezero.lab.subject import subject_of
-from rezero.papers.claims import interval, shown
 from rezero.papers.reproduction import Work
 
 __all__ = [
     "Asked",
     "Recipe",
     "arms_of",
-    "bits_at_end",
     "compare_own",
-    "draw_arms",
-    "end_of",
-    "file_stem",
-    "gain_of",
-    "loss_of_epoch",
-    "of_pair",
     "run_all",
-    "speed_of",
     "told",
 ]
 
@@ -201,34 +189,6 @@ def compare_own(folder: Path, *, device: str = "cpu", **asked: Any) -> dict[str,
     }
 
 
-def bits_at_end(study: Mapping[str, Any], arm: str) -> list[float | None]:
-    """Return the validation losses that an arm ends with.
-
-    Args:
-        study: What `Recipe.run` returned.
-        arm: Which.
-
-    Returns:
-        Bits a byte, a seed each; None where it diverged.
-    """
-    losses = [points[-1]["val_loss"] for points in study["arms"][arm]["points"].values()]
-    return [None if loss is None else loss / math.log(2) for loss in losses]
-
-
-def end_of(study: Mapping[str, Any], arm: str) -> str:
-    """Write what an arm ends with, in bits a byte.
-
-    Args:
-        study: What `Recipe.run` returned.
-        arm: Which.
-
-    Returns:
-        Mean and interval, or that it diverged.
-    """
-    ends = bits_at_end(study, arm)
-    return "diverged" if None in ends else shown(interval([end for end in ends if end is not None]))
-
-
 def arms_of(finals: Sequence[TrialResult]) -> dict[str, Any]:
     """Put the trials of a study into what JSON can hold.
 
@@ -286,142 +246,3 @@ def _paired(found: Any) -> dict[str, float | None] | None:
     if found is None:
         return None
     return _finite({"mean": found.mean, "low": found.low, "high": found.high, "n": found.n})
-
-
-def of_pair(study: Mapping[str, Any], arm: str, baseline: str, metric: str) -> Mapping[str, Any]:
-    """Return what was asked of two arms.
-
-    Args:
-        study: What `Recipe.run` returned.
-        arm: The one.
-        baseline: The other, which the one is held against.
-        metric: By which.
-
-    Returns:
-        What `told` made of it, and ``early``: on how many seeds the arm and the baseline had reached the target when
-        they were first measured.
-    """
-    asked = next(each for each in study["asked"] if (each["baseline"], each["metric"]) == (baseline, metric))
-    found = next(each for each in asked["found"] if each["arm"] == arm)
-    return {**found, "early": [_early(study, name, metric, found["target"]) for name in (arm, baseline)]}
-
-
-def _early(study: Mapping[str, Any], arm: str, metric: str, target: float | None) -> int:
-    """Count the seeds on which an arm had reached a target when it was first measured."""
-    firsts = [
-        next((point[metric] for point in points if metric in point), None)
-        for points in study["arms"][arm]["points"].values()
-    ]
-    sign = -1 if metric.endswith("accuracy") else 1
-    return sum(target is not None and first is not None and sign * first <= sign * target for first in firsts)
-
-
-def speed_of(found: Mapping[str, Any]) -> str:
-    """Write how many times as fast an arm is as the other, with its interval.
-
-    Args:
-        found: What `of_pair` or `told` returned.
-
-    Returns:
-        Text: "at least" where the one was there whenever it was first measured, "at most" where the other was.
-    """
-    if found["lead"] is not None and any(found["censored"]):
-        which = found["arm"] if found["censored"][0] else found["baseline"]
-        return f"{which} never got there on {max(found['censored'])} of {found['lead']['n']} seeds"
-    ours, theirs = found.get("early", (0, 0))
-    bound = "" if bool(ours) == bool(theirs) else "at least " if ours else "at most "
-    return f"{bound}{shown(found['lead'], of=math.exp)}"
-
-
-def gain_of(
-    found: Mapping[str, Any], unit: str, factor: float = 1.0, words: tuple[str, str] = ("better", "worse")
-) -> str:
-    """Write how much better or worse an arm ends than the other, with its interval.
-
-    Args:
-        found: What `told` returned.
-        unit: Of what is shown.
-        factor: What a recorded difference is multiplied by to be shown.
-        words: For a gain and for a loss.
-
-    Returns:
-        Text, such as "0.54 (0.44 to 0.64) bits better"; the interval of a loss is that of the loss.
-    """
-    if found["gain"] is None:
-        lost = [name for name, times in zip((found["arm"], found["baseline"]), found["diverged"], strict=True) if times]
-        return f"{' and '.join(lost)} diverged"
-    mean, low, high = (found["gain"][name] for name in ("mean", "low", "high"))
-    if mean is None or mean >= 0:
-        return f"{shown(found['gain'], of=lambda value: factor * value)} {unit} {words[0]}"
-    lost_by = {"mean": -mean, "low": None if high is None else -high, "high": None if low is None else -low}
-    return f"{shown(lost_by, of=lambda value: factor * value)} {unit} {words[1]}"
-
-
-def loss_of_epoch(study: Mapping[str, Any], arm: str, steps: int) -> list[float | None]:
-    """Average the training loss over the first steps.
-
-    Args:
-        study: What `Recipe.run` returned; measured at equal distances, each loss a mean over what lies between.
-        arm: Which.
-        steps: How many, such as those of the first epoch.
-
-    Returns:
-        A loss a seed (nats); None where it was not finite.
-    """
-    means: list[float | None] = []
-    for points in study["arms"][arm]["points"].values():
-        losses = [point["train_loss"] for point in points if point["step"] <= steps]
-        means.append(None if None in losses or points[-1]["step"] < steps else fmean(losses))
-    return means
-
-
-def file_stem(name: str) -> str:
-    """Return what the pictures of a study are called by: words and numbers, joined by hyphens.
-
-    Args:
-        name: Of the study.
-
-    Returns:
-        The name of a file, without what tells its kind.
-    """
-    return "-".join(re.findall(r"[\w.]+", name.replace("'", "")))
-
-
-def draw_arms(
-    study: Mapping[str, Any],
-    file: Path,
-    *,
-    metric: str,
-    title: str,
-    description: str,
-    factor: float = 1.0,
-    log: bool = False,
-    percent: bool = False,
-    x: str = "step",
-) -> None:
-    """Draw a metric over the steps, median and range over the seeds of each arm, as SVG and PNG.
-
-    Args:
-        study: What `Recipe.run` returned, or anything with ``arms`` as `arms_of` makes them.
-        file: Path without an ending.
-        metric: Which.
-        title: Of the vertical axis, with its unit.
-        description: What the chart shows, for readers who do not see it.
-        factor: What values are multiplied by to be shown.
-        log: Whether the vertical axis is logarithmic.
-        percent: Whether values are fractions that are shown in percent.
-        x: Title of the horizontal axis.
-    """
-    rows = list(_rows(study["arms"], metric, factor))
-    arms = tuple(study["arms"])
-    save(curves(rows, x=x, y=title, arms=arms, log=log, percent=percent, description=description), file)
-
-
-def _rows(arms: Mapping[str, Any], metric: str, factor: float) -> Iterator[dict[str, Any]]:
-    for arm, each in arms.items():
-        for place in range(max(map(len, each["points"].values()))):
-            points = [points[place] for points in each["points"].values() if place < len(points)]
-            values = [factor * point[metric] for point in points if point[metric] is not None]
-            if values:
-                ends = {"median": median(values), "low": min(values), "high": max(values)}
-                yield {"arm": arm, "x": points[0]["step"], **ends}

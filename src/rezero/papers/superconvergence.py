@@ -24,8 +24,10 @@ from rezero.functional import gated_residual
 from rezero.gate import Gate
 from rezero.optim import param_groups
 from rezero.papers.claims import Claim, Finding, interval, judge, shown
+from rezero.papers.drawing import draw_arms
+from rezero.papers.reading import gain_of, speed_of
 from rezero.papers.reproduction import Reproduction, Scale, Work
-from rezero.papers.studies import compare_own, draw_arms, gain_of, speed_of
+from rezero.papers.studies import compare_own
 
 __all__ = ["LAPTOP", "PAPER", "SUPERCONVERGENCE", "Plan", "PreActResNet18", "run", "train"]
 

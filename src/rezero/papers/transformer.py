@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from rezero.papers.claims import Claim, Finding, judge
+from rezero.papers.drawing import draw_arms
+from rezero.papers.reading import bits_at_end, end_of, gain_of, of_pair, speed_of
 from rezero.papers.reproduction import Reproduction, Scale
-from rezero.papers.studies import Asked, Recipe, bits_at_end, draw_arms, end_of, gain_of, of_pair, run_all, speed_of
+from rezero.papers.studies import Asked, Recipe, run_all
 
 __all__ = ["LAPTOP", "PAPER", "TRANSFORMER"]
 
