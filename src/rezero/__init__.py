@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rezero import diagnose, functional, layers, transformer
     from rezero.gate import Gate, gates
+    from rezero.hold import hold_gates
     from rezero.optim import param_groups
     from rezero.residual import ReZero
     from rezero.stack import DeepStack
@@ -52,6 +53,7 @@ __all__ = [  # noqa: RUF022 - grouped by what a reader looks for, not by alphabe
     "Folded",
     # training
     "param_groups",
+    "hold_gates",
     "diagnose",
     # modules
     "functional",
@@ -81,6 +83,7 @@ _HOME = {
     "prune_": "rezero.surgery.prune",
     "Pruned": "rezero.surgery.prune",
     "param_groups": "rezero.optim",
+    "hold_gates": "rezero.hold",
 }
 
 

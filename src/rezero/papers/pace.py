@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rezero.gate import gates
+from rezero.hold import hold_gates
 from rezero.optim import param_groups
 
 __all__ = ["OPTIMIZERS", "RULES", "Kind", "Pace", "Stepper", "fixed"]
@@ -119,7 +119,6 @@ class Stepper:
 
     def __init__(self, model: nn.Module, kind: Kind, pace: Pace | None, hidden: float, blocks: nn.Module) -> None:
         self.pace = pace
-        self.alphas = [gate.gate_parameter for gate in gates(model).values()] if pace else []
         inside = {id(each) for each in blocks.parameters()}
         groups = []
         matrices: list[Tensor] = []
@@ -130,6 +129,8 @@ class Stepper:
                 matrices, own = own, []
             groups += [{**group, "params": rest}, {**group, "params": own, "lr": kind.lr * hidden}]
         self.optimizers = [kind.make([group for group in groups if group["params"]], lr=kind.lr, fused=True)]
+        if pace and math.isfinite(pace.most):
+            hold_gates(self.optimizers[0], model, most=pace.most)
         if matrices:
             assert kind.muon is not None  # noqa: S101 - there are none otherwise
             self.optimizers.append(torch.optim.Muon(matrices, lr=kind.muon * hidden, weight_decay=0.0))
@@ -144,19 +145,9 @@ class Stepper:
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         loss.backward()
-        if self.pace is None:
-            for optimizer in self.optimizers:
-                optimizer.step()
-            return
-        before = [alpha.detach().clone() for alpha in self.alphas]
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                if group.get("name") == "gates":
+                if self.pace and group.get("name") == "gates":
                     group["lr"] = self.pace.at(self.steps)
             optimizer.step()
         self.steps += 1
-        with torch.no_grad():
-            moved = sum(float((alpha - old).abs().sum()) for alpha, old in zip(self.alphas, before, strict=True))
-            if moved > self.pace.most:
-                for alpha, old in zip(self.alphas, before, strict=True):
-                    alpha.lerp_(old, 1 - self.pace.most / moved)
