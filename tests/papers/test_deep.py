@@ -80,13 +80,24 @@ def test_it_ends_when_it_diverges(data: TensorData, tmp_path: Path) -> None:
 
 
 def test_alpha_has_the_rate_of_the_plan() -> None:
-    """The rule of param_groups, or the authors' own."""
+    """The depth recipe's, or the authors' own."""
     assert {name: plan.alpha_lr for name, plan in LAPTOP.items()} == {
         "overfit": None,
         "authors' setting": 0.003,
         "100,000 layers": None,
     }
     assert LAPTOP["authors' setting"].lr == 0.003
+
+
+def test_steps_are_held_but_for_the_authors_own(
+    data: TensorData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the depth recipe, to a sum of 1."""
+    limits: list[float] = []
+    monkeypatch.setattr(deep, "hold_gates", lambda *_, most: limits.append(most))
+    for place, plan in enumerate((TINY, replace(TINY, alpha_lr=0.003))):
+        train(plan, data, Work(tmp_path / str(place), tmp_path, 1), silent)
+    assert limits == [1.0]
 
 
 @pytest.mark.parametrize("name", list(PAPER))

@@ -2,8 +2,8 @@
 
 Bachlechner et al. (2020), arXiv:2003.04887, sec. 4.1, and the authors' notebook: 10,000 fully connected layers of width
 150 on CIFAR-10, batches of 100, Adagrad at 0.003 for everything, alpha too. No result of it was published. Here it
-overfits 5,000 images with the rate of alpha that `rezero.param_groups` chooses; the authors' own setting is run beside,
-and a network of 100,000 layers.
+overfits 5,000 images with alpha at the depth recipe's rate, its steps held; the authors' own setting is run beside, and
+a network of 100,000 layers.
 
     rezero reproduce deep
 """
@@ -24,9 +24,11 @@ from torch import Tensor, nn
 from rezero.charts import curves, save
 from rezero.data.batches import TensorData
 from rezero.data.cifar10 import load_cifar10
+from rezero.hold import hold_gates
 from rezero.layers import MLPBlock
 from rezero.optim import param_groups
 from rezero.papers.claims import Claim, Finding, judge, written
+from rezero.papers.pace import RECIPE, RULES, Pace
 from rezero.papers.reproduction import Reproduction, Scale, Work
 from rezero.stack import DeepStack
 from rezero.waiting import share_bar
@@ -48,7 +50,7 @@ class Plan:
         steps: Optimizer steps at the most.
         batch: Images a step.
         lr: Rate of everything but alpha.
-        alpha_lr: Rate of alpha; None for that of `rezero.param_groups`.
+        alpha_lr: Rate of alpha, whose steps are then not held; None for the depth recipe.
         goal: Accuracy over an epoch of training at which it ends; above 1 it does not.
         device: Where.
     """
@@ -138,8 +140,11 @@ def train(plan: Plan, data: TensorData, work: Work, tell: Callable[[float, float
     data = data.to(plan.device)
     torch.manual_seed(0)
     model = Deep(plan)
-    groups = param_groups(model, lr=plan.lr, weight_decay=0.0, alpha_lr=plan.alpha_lr)
+    pace = RULES[RECIPE](plan.lr, plan.depth) if plan.alpha_lr is None else Pace(plan.alpha_lr)
+    groups = param_groups(model, lr=plan.lr, weight_decay=0.0, alpha_lr=pace.rate)
     optimizer = torch.optim.Adagrad(groups, fused=plan.device == "cpu")
+    if math.isfinite(pace.most):
+        hold_gates(optimizer, model, most=pace.most)
     checkpoint = _Checkpoint(work, model, optimizer)
     losses, right = checkpoint.restore()
     size = data.steps_per_epoch(plan.batch)

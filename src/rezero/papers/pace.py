@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rezero.hold import hold_gates
 from rezero.optim import param_groups
 
-__all__ = ["OPTIMIZERS", "RULES", "Kind", "Pace", "Stepper", "fixed"]
+__all__ = ["OPTIMIZERS", "RECIPE", "RULES", "Kind", "Pace", "Stepper", "fixed"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,8 @@ RULES: Mapping[str, Callable[[float, int], Pace]] = {
     "20 lr / sqrt(L), held to 0.3": lambda lr, depth: Pace(20 * lr / math.sqrt(depth), most=0.3),
 }
 """Name to rule: of the rate of everything else and the number ``L`` of gated branches. ``held``: to 1 a step in all."""
+RECIPE = "20 lr / sqrt(L), held"
+"""The rule that the page on alpha's rate advises."""
 
 
 def fixed(branches: int) -> list[Pace]:
