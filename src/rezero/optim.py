@@ -21,15 +21,16 @@ def param_groups(
     Each parameter is in exactly one group, frozen ones too, so that they can be thawed later; empty groups are left
     out. A decayed gate shrinks even without a gradient: 0.5 falls to 0.18 in 1,000 AdamW steps.
 
-    The default rate of the gates is ``min(lr, 1 / L)`` with ``L`` the number of gated branches. A sign-like first step
-    (Adam, Adagrad) moves every ``alpha`` by its whole rate at once and changes the output by about ``(1 + rate) ** L``,
-    so ``L * rate`` must stay of order one. The page "The learning rate of alpha" has the measurement behind it.
+    The default rate of the gates is ``min(3 * lr, 3 / L)`` with ``L`` the number of gated branches. A sign-like first
+    step (Adam, Adagrad) moves every ``alpha`` by its whole rate at once and changes the output by about
+    ``(1 + rate) ** L``, so ``L * rate`` must stay of order one. With `hold_gates` the rate can be higher. The page "The
+    learning rate of alpha" has the measurement behind both.
 
     Args:
         model: Any module, with gates or without.
         lr: Learning rate of everything but the gates.
         weight_decay: Decay of the ``decayed`` group, in the optimizer's own unit.
-        alpha_lr: Learning rate of the gates; by default ``min(lr, 1 / L)``.
+        alpha_lr: Learning rate of the gates; by default ``min(3 * lr, 3 / L)``.
 
     Returns:
         Groups with the keys ``name``, ``params``, ``lr`` and ``weight_decay``.
@@ -46,7 +47,7 @@ def param_groups(
         ...     print(group["name"], group["lr"], group["weight_decay"])
         decayed 0.01 0.1
         undecayed 0.01 0.0
-        gates 0.005 0.0
+        gates 0.015 0.0
         >>> optimizer = torch.optim.AdamW(groups)
     """
     if not isinstance(model, nn.Module):
@@ -63,7 +64,7 @@ def param_groups(
     stacked = {id(p) for module in model.modules() if isinstance(module, DeepStack) for p in module.parameters()}
     gated = {id(module.gate_parameter) for module in model.modules() if isinstance(module, AnyGate)}
     if alpha_lr is None:
-        alpha_lr = min(lr, 1 / max(1, count_branches(model)))
+        alpha_lr = min(3 * lr, 3 / max(1, count_branches(model)))
     groups = [
         {
             "name": "decayed",

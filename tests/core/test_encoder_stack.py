@@ -690,7 +690,7 @@ def test_is_one_gate_of_two_branches_a_layer() -> None:
         assert rezero.gates(model) == {"1": model[1]}
         groups = {each["name"]: each for each in rezero.param_groups(model, lr=0.1, weight_decay=0.1)}
         assert groups["gates"]["params"] == [model[1].alpha]
-        assert groups["gates"]["lr"] == 1 / 1000
+        assert groups["gates"]["lr"] == 3 / 1000
         assert {each.ndim for each in groups["decayed"]["params"][1:]} == {3}
         assert {each.ndim for each in groups["undecayed"]["params"][1:]} == {2}
         assert sum(len(each["params"]) for each in groups.values()) == 2 + 9

@@ -144,10 +144,10 @@ def test_counts_what_the_signal_passes(build: Callable[[], nn.Module], count: in
 @pytest.mark.parametrize(("build", "count"), COUNTS.values(), ids=COUNTS)
 @pytest.mark.parametrize("lr", [1.0, 1e-3], ids=str)
 def test_default_rate_of_gates(build: Callable[[], nn.Module], count: int, lr: float) -> None:
-    """By default gates learn at min(lr, 1 / L); an explicit alpha_lr wins, also 0 and above lr."""
+    """By default gates learn at min(3 lr, 3 / L); an explicit alpha_lr wins, also 0 and above lr."""
     model = build()
     rate = {group["name"]: group["lr"] for group in param_groups(model, lr=lr, weight_decay=0.0)}
-    assert rate.get("gates") == (min(lr, 1 / count) if count else None)
+    assert rate.get("gates") == (min(3 * lr, 3 / count) if count else None)
     for alpha_lr in (0.0, 5.0):
         rate = {group["name"]: group["lr"] for group in param_groups(model, lr=lr, weight_decay=0.0, alpha_lr=alpha_lr)}
         assert rate.get("gates") == (alpha_lr if count else None)
@@ -155,12 +155,12 @@ def test_default_rate_of_gates(build: Callable[[], nn.Module], count: int, lr: f
 
 
 def test_first_step_by_default_keeps_a_deep_stack_in_bounds() -> None:
-    """With the default rate Adam's first step moves the sum of |alpha| by 1, where lr alone would move it by L * lr."""
+    """With the default rate Adam's first step moves the sum of |alpha| by 3, where lr alone would move it by L * lr."""
     model = MLP(4, 8, 400, 2).double()
     optimizer = torch.optim.Adam(param_groups(model, lr=0.1, weight_decay=0.0))
     model(torch.randn(16, 4, dtype=torch.float64)).square().mean().backward()
     optimizer.step()
-    assert sum(gate.alpha.abs().item() for gate in gates(model).values()) == pytest.approx(1.0, rel=1e-3)
+    assert sum(gate.alpha.abs().item() for gate in gates(model).values()) == pytest.approx(3.0, rel=1e-3)
 
 
 def test_decay_shrinks_no_gate() -> None:

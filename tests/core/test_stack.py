@@ -518,7 +518,7 @@ def test_is_one_gate_of_many_branches() -> None:
     assert rezero.gates(model) == {"1": model[1]}
     groups = {each["name"]: each for each in rezero.param_groups(model, lr=0.1, weight_decay=0.1)}
     assert groups["gates"]["params"] == [model[1].alpha]
-    assert groups["gates"]["lr"] == 1 / 1000
+    assert groups["gates"]["lr"] == 3 / 1000
     assert [each.shape for each in groups["decayed"]["params"]] == [(4, 4), (1000, 4, 4)]
     assert [each.shape for each in groups["undecayed"]["params"]] == [(4,), (1000, 4)]
 

@@ -184,7 +184,7 @@ def test_shared_gates_count_as_two_branches(share: str, count: int) -> None:
     assert count_branches(model) == 2 * DEPTH
     (group,) = (g for g in param_groups(model, lr=1.0, weight_decay=0.0) if g["name"] == "gates")
     assert len(group["params"]) == count
-    assert group["lr"] == 1 / (2 * DEPTH)
+    assert group["lr"] == 3 / (2 * DEPTH)
 
 
 def test_a_shared_gate_is_equal_gates() -> None:

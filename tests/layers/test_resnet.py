@@ -263,7 +263,7 @@ def test_a_gate_a_block(family: type[nn.Module], residual: str) -> None:
     assert [gate.alpha.tolist() for gate in gates(model).values()] == [[0.0]] * expected
     assert count_branches(model) == expected
     rates = [group["lr"] for group in param_groups(model, lr=1.0, weight_decay=0.0) if group["name"] == "gates"]
-    assert rates == ([1 / expected] if expected else [])
+    assert rates == ([3 / expected] if expected else [])
 
 
 # Starts

@@ -291,11 +291,11 @@ def test_an_optimizer_that_has_run_takes_the_gates(case: Case) -> None:
 
 @pytest.mark.parametrize("share", ["sublayer", "layer"])
 def test_the_default_rate_counts_branches_and_not_gates(share: str) -> None:
-    """The default rate of the gates is 1 / L with L the gated branches, also where a layer shares its gate."""
+    """The default rate of the gates is 3 / L with L the gated branches, also where a layer shares its gate."""
     model = encoder()
     rezero.convert_(model, SEQUENCE, share=share)
     [group] = [group for group in rezero.param_groups(model, lr=1.0, weight_decay=0.0) if group["name"] == "gates"]
-    assert group["lr"] == 1 / 4
+    assert group["lr"] == 3 / 4
 
 
 # Copies and checkpoints

@@ -26,7 +26,7 @@ from rezero.papers.studies import compare_own
 
 __all__ = ["DEFAULT", "DEPTH_RECIPE", "NETS", "run"]
 
-DEFAULT = "min(lr, 1 / L)"
+DEFAULT = "min(3 lr, 3 / L)"
 """The rule of `rezero.param_groups`."""
 STEADY = 1.05
 """Largest loss of the first 100 steps, over that of the untrained model on the same batch."""
