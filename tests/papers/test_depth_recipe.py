@@ -15,7 +15,7 @@ from rezero.optim import param_groups
 from rezero.papers.depth_cells import MUP, Cell, Paced
 from rezero.papers.depth_nets import Bytes, Digits
 from rezero.papers.depth_recipe import DEFAULT, DEPTH_RECIPE, NETS, run, tally
-from rezero.papers.pace import OPTIMIZERS, RULES, Pace, Stepper, fixed
+from rezero.papers.pace import OPTIMIZERS, RECIPE, RULES, Pace, Stepper, fixed
 from rezero.papers.reproduction import Work
 
 TINY = {
@@ -160,17 +160,20 @@ def test_verdicts() -> None:
     }
     rate = {name: found["lr"][name] for name in ("steady", "alike", "both", "worst", "lost")}
     assert rate == {"steady": 0, "alike": 1, "both": 0, "worst": 1.05, "lost": 1}
-    one, same, deeper = (claim.find({"cells": [good, lost]}) for claim in DEPTH_RECIPE.claims)
+    one, default, same, deeper = (claim.find({"cells": [good, lost]}) for claim in DEPTH_RECIPE.claims)
     assert one is not None
+    assert default is not None
     assert same is not None
     assert deeper is not None
-    assert (one.verdict, same.verdict, deeper.verdict) == ("holds", "does not hold", "holds")
+    assert (one.verdict, default.verdict, same.verdict, deeper.verdict) == ("holds", "holds", "does not hold", "holds")
+    assert (RECIPE in one.ours, DEFAULT in default.ours) == (True, True)
     assert "N, O, 8: 1.20; N, O, 64: diverges" in same.ours
     worse = cell_of({"a": 1.0, "b": 0.5, MUP: 0.9}, {"a": 1.0, "b": 1.0, MUP: 1.0})
-    one, _, deeper = (claim.find({"cells": [worse]}) for claim in DEPTH_RECIPE.claims)
+    one, _, _, deeper = (claim.find({"cells": [worse]}) for claim in DEPTH_RECIPE.claims)
     assert one is not None
     assert deeper is not None
     assert (one.verdict, deeper.verdict) == ("holds in part", "does not hold")
     assert any(
-        "fails at N, O, 8 layers: loss 2.00 of the best" in line for line in DEPTH_RECIPE.lines({"cells": [worse]})
+        f"{RECIPE} falls short at N, O, 8 layers: loss 2.00 of the best" == line
+        for line in DEPTH_RECIPE.lines({"cells": [worse]})
     )

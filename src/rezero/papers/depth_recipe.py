@@ -20,7 +20,7 @@ from rezero.charts.depth import Panel, depth_panels
 from rezero.papers.claims import Claim, Finding, judge, written
 from rezero.papers.depth_cells import EARLY, MUP, STEPS, Cell
 from rezero.papers.depth_nets import Bytes, Digits, Net
-from rezero.papers.pace import RULES
+from rezero.papers.pace import RECIPE, RULES
 from rezero.papers.reproduction import Reproduction, Scale, Work
 from rezero.papers.studies import compare_own
 
@@ -135,7 +135,7 @@ def tally(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def write(summary: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """Draw the loss at the end against depth: of the rules, and of the default beside other ways to go deep.
+    """Draw the loss at the end against depth: of the rules, and of two of them beside other ways to go deep.
 
     Args:
         summary: What `run` returned.
@@ -149,7 +149,7 @@ def write(summary: Mapping[str, Any], folder: Path) -> dict[str, str]:
     others = list(dict.fromkeys(arm for cell in summary["cells"] for arm in cell["arms"] if arm in _OTHERS))
     lines: dict[str, tuple[list[str], str]] = {
         "rules": ([best, *SHOWN], "rules for the rate of alpha, and the best of the fixed ones."),
-        "rivals": ([DEFAULT, *others], "the default rule, and other ways to go deep at the same rates."),
+        "rivals": ([RECIPE, DEFAULT, *others], "two of the rules, and other ways to go deep at the same rates."),
     }
     for name, (drawn, said) in lines.items():
         panels = list(_panels(summary, drawn, best))
@@ -158,7 +158,7 @@ def write(summary: Mapping[str, Any], folder: Path) -> dict[str, str]:
     return {name: about + said for name, (_, said) in lines.items()}
 
 
-SHOWN = ("lr", "lr / L", "min(lr, 1 / L)", "min(3 lr, 1 / L)", "3 lr, held", "10 lr / sqrt(L)", "20 lr / sqrt(L), held")
+SHOWN = ("lr", "lr / L", "min(lr, 1 / L)", DEFAULT, "10 lr / sqrt(L)", "3 lr, held", RECIPE)
 _OTHERS = (MUP, *dict.fromkeys(name for net in NETS.values() for name in net.rivals))
 
 
@@ -179,7 +179,7 @@ def _panels(summary: Mapping[str, Any], drawn: list[str], best: str) -> Iterator
 
 
 def lines(summary: Mapping[str, Any]) -> list[str]:
-    """Say how often each rule does what it should, and where the default does not.
+    """Say how often each rule does what it should, and where the recipe and the default do not.
 
     Args:
         summary: What `run` returned.
@@ -193,24 +193,27 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
         f"diverged {each['lost']}"
         for rule, each in tally(summary).items()
     ]
+    return [*said, *(line for rule in (RECIPE, DEFAULT) for line in _failures(summary, rule))]
+
+
+def _failures(summary: Mapping[str, Any], rule: str) -> Iterator[str]:
     for cell in summary["cells"]:
-        arm = cell["rules"][DEFAULT]
+        arm = cell["rules"][rule]
         miss, jump = _end(cell, arm) / _best(cell), _jump(cell, arm)
         if miss > ALIKE or jump > STEADY:
             where = f"{cell['net']}, {cell['optimizer']}, {cell['depth']:,} layers"
-            said.append(
-                f"{DEFAULT} fails at {where}: loss {written(miss)} of the best, highest {written(jump)} of the start"
-            )
-    return said
+            said = "diverged" if math.isinf(miss) else f"loss {written(miss)} of the best"
+            rose = f", highest {written(jump)} of the start" if jump > STEADY else ""
+            yield f"{rule} falls short at {where}: {said}{rose}"
 
 
-def _one_rule(summary: Mapping[str, Any]) -> Finding:
+def _one_rule(rule: str, summary: Mapping[str, Any]) -> Finding:
     found = tally(summary)
     best = max(found, key=lambda rule: (found[rule]["both"], -found[rule]["mean"]))
-    ours = found[DEFAULT]
-    said = f"{DEFAULT}: both in {ours['both']} of {ours['cells']}, steady in {ours['steady']}, loss over the best "
-    said += f"{written(ours['mean'])} (worst {written(ours['worst'])})"
-    if best != DEFAULT:
+    ours = found[rule]
+    said = f"{rule}: both in {ours['both']} of {ours['cells']}, never above in {ours['steady']}, as good in "
+    said += f"{ours['alike']}, loss over the best {written(ours['mean'])} (worst {written(ours['worst'])})"
+    if found[best]["both"] > ours["both"]:
         said += f"; most in {best}: {found[best]['both']}"
     return Finding(said, judge(ours["both"] == ours["cells"], ours["steady"] == ours["cells"]))
 
@@ -229,15 +232,15 @@ def _one_rate(summary: Mapping[str, Any]) -> Finding:
 
 
 def _deeper(summary: Mapping[str, Any]) -> Finding:
-    """Hold the default against other ways to go deep, cell by cell."""
+    """Hold the recipe against other ways to go deep, cell by cell."""
     said, better = [], []
     for rival in _OTHERS:
         cells = [cell for cell in summary["cells"] if rival in cell["arms"]]
         if cells:
-            won = sum(_end(cell, cell["rules"][DEFAULT]) < _end(cell, rival) for cell in cells)
+            won = sum(_end(cell, cell["rules"][RECIPE]) < _end(cell, rival) for cell in cells)
             said.append(f"{rival} {won} of {len(cells)}")
             better.append(2 * won > len(cells))
-    return Finding(f"networks where it ends lower: than {'; than '.join(said)}", judge(*better))
+    return Finding(f"networks where {RECIPE} ends lower: than {'; than '.join(said)}", judge(*better))
 
 
 DEPTH_RECIPE = Reproduction(
@@ -253,8 +256,9 @@ DEPTH_RECIPE = Reproduction(
             "One rule needs no tuning at any depth: never above the loss of the start, as good as the best fixed rate",
             "ours",
             "",
-            _one_rule,
+            partial(_one_rule, RECIPE),
         ),
+        Claim("So does a rate alone, the default of param_groups", "ours", "", partial(_one_rule, DEFAULT)),
         Claim("Alpha can learn at the rate of everything else", "authors' code", "no number", _one_rate),
         Claim(
             "At one rate for all depths it trains better than other ways to go deep",
