@@ -17,24 +17,54 @@ from rezero.kernels.deep_stack import cut_layers
 __all__ = ["Stacked", "draw_layers", "run_layers", "stack_child"]
 
 
+def _of_module(name: str) -> Any:
+    """Make a method that registers a hook with the module that is called for every layer."""
+
+    def register(self: "Stacked", *args: Any, **kwargs: Any) -> Any:
+        return getattr(self._module[0], name)(*args, **kwargs)
+
+    return register
+
+
 class Stacked(nn.Module):
     """The parameters of a module for all layers: by the same names, with an axis of layers in front.
 
-    Children without parameters are the module's own; the others are stacked in turn. It is never called.
+    Children without parameters are the module's own; the others are stacked in turn. It is never called: hooks and plain
+    attributes are those of the module, which is called once a layer.
 
     Args:
-        module: The module; it stays as it is.
+        module: The module.
         depth: Number of layers ``L``. Each starts with the module's values.
     """
 
+    _module: tuple[nn.Module]  # in a tuple, so that it is none of ours
+    register_forward_pre_hook = _of_module("register_forward_pre_hook")
+    register_forward_hook = _of_module("register_forward_hook")
+    register_full_backward_pre_hook = _of_module("register_full_backward_pre_hook")
+    register_full_backward_hook = _of_module("register_full_backward_hook")
+
     def __init__(self, module: nn.Module, depth: int) -> None:
         super().__init__()
-        self._module = (module,)  # in a tuple, so that it is none of ours
+        self._module = (module,)
         for name, parameter in module.named_parameters(recurse=False):
             values = parameter.detach().expand(depth, *parameter.shape).clone()
             self.register_parameter(name, nn.Parameter(values))
         for name, child in module.named_children():
             self.add_module(name, stack_child(child, depth))
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "_module" not in vars(self) or name not in vars(self._module[0]):
+                raise
+            return vars(self._module[0])[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in vars(self) and "_module" in vars(self) and name in vars(self._module[0]):
+            setattr(self._module[0], name, value)
+        else:
+            super().__setattr__(name, value)
 
     def reset_parameters(self) -> None:
         """Draw each layer as the module draws itself."""

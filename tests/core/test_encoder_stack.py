@@ -547,6 +547,48 @@ def with_frozen_gate(made: TransformerEncoderLayer) -> TransformerEncoderLayer:
     return made
 
 
+@pytest.mark.parametrize("place", ["self_attn", "linear1", "linear2", "self_attn.out_proj"])
+def test_hooks_on_a_part_run_in_every_layer(place: str) -> None:
+    """Forward hooks change what each layer passes on, as in layers one by one; backward hooks see each; both go away."""
+    stack = DeepStack(layer(init_value=0.1), 3)
+    layers, x = stack.to_modules(), torch.randn(2, 5, D)
+    seen: list[Any] = []
+
+    def double(_: nn.Module, __: Any, y: Any) -> Any:
+        seen.append(y)
+        return (2 * y[0], *y[1:]) if isinstance(y, tuple) else 2 * y
+
+    parts = [each.get_submodule(place) for each in layers]
+    hooks = [part.register_forward_hook(double) for part in parts]
+    own = stack.get_submodule(place).register_forward_hook(double)
+    expected = layers(x)
+    times = len(seen)
+    torch.testing.assert_close(stack(x), expected)
+    assert len(seen) == 2 * times
+    own.remove()
+    for hook in hooks:
+        hook.remove()
+    assert torch.equal(stack(x), layers(x))
+    assert len(seen) == 2 * times
+
+
+def test_a_setting_of_a_part_is_that_of_every_layer() -> None:
+    """Attributes of a stacked part are read and set like those of the layers' own part."""
+    stack = DeepStack(layer(init_value=1.0, dropout=0.5), 3)
+    assert stack.self_attn.dropout == 0.5
+    assert stack.linear1.in_features == D
+    stack.self_attn.dropout = 0.0
+    for name, module in stack.named_modules():
+        if isinstance(module, nn.Dropout):
+            stack.get_submodule(name).p = 0.0
+    x = torch.randn(2, 5, D)
+    assert torch.equal(stack(x), stack.eval()(x))
+    assert all(each.self_attn.dropout == 0.0 for each in stack.to_modules())
+    assert copy.deepcopy(stack).self_attn.dropout == 0.0
+    with pytest.raises(AttributeError, match="no attribute 'dropouts'"):
+        _ = stack.self_attn.dropouts
+
+
 def test_a_part_has_a_mode_of_its_own() -> None:
     """The attention of all layers is told to drop nothing, as that of the separate layers is."""
     stacked, x = DeepStack(layer(dropout=0.5, init_value=0.5), 2), torch.randn(1, 4, D)
