@@ -29,8 +29,8 @@ def _of_module(name: str) -> Any:
 class Stacked(nn.Module):
     """The parameters of a module for all layers: by the same names, with an axis of layers in front.
 
-    Children without parameters are the module's own; the others are stacked in turn. It is never called: hooks and plain
-    attributes are those of the module, which is called once a layer.
+    Children without parameters are the module's own; the others are stacked in turn. It is never called: hooks and
+    plain attributes are those of the module, which is called once a layer.
 
     Args:
         module: The module.

@@ -549,9 +549,9 @@ def with_frozen_gate(made: TransformerEncoderLayer) -> TransformerEncoderLayer:
 
 @pytest.mark.parametrize("place", ["self_attn", "linear1", "linear2", "self_attn.out_proj"])
 def test_hooks_on_a_part_run_in_every_layer(place: str) -> None:
-    """Forward hooks change what each layer passes on, as in layers one by one; backward hooks see each; both go away."""
-    stack = DeepStack(layer(init_value=0.1), 3)
-    layers, x = stack.to_modules(), torch.randn(2, 5, D)
+    """Forward hooks change what each layer passes on, as in layers one by one, and can be removed."""
+    made = DeepStack(layer(init_value=0.1), 3)
+    layers, x = made.to_modules(), torch.randn(2, 5, D)
     seen: list[Any] = []
 
     def double(_: nn.Module, __: Any, y: Any) -> Any:
@@ -560,33 +560,42 @@ def test_hooks_on_a_part_run_in_every_layer(place: str) -> None:
 
     parts = [each.get_submodule(place) for each in layers]
     hooks = [part.register_forward_hook(double) for part in parts]
-    own = stack.get_submodule(place).register_forward_hook(double)
+    own = made.get_submodule(place).register_forward_hook(double)
     expected = layers(x)
     times = len(seen)
-    torch.testing.assert_close(stack(x), expected)
+    torch.testing.assert_close(made(x), expected)
     assert len(seen) == 2 * times
     own.remove()
     for hook in hooks:
         hook.remove()
-    assert torch.equal(stack(x), layers(x))
+    assert torch.equal(made(x), layers(x))
     assert len(seen) == 2 * times
+
+
+def test_backward_hooks_on_a_part_run_in_every_layer() -> None:
+    """Before and behind the gradients of a part, once a layer."""
+    made, seen = DeepStack(layer(init_value=0.1), 3), []
+    made.linear1.register_full_backward_pre_hook(lambda *_: seen.append("before"))
+    made.linear1.register_full_backward_hook(lambda *_: seen.append("behind"))
+    made(torch.randn(2, 5, D, requires_grad=True)).sum().backward()
+    assert seen == ["before", "behind"] * 3
 
 
 def test_a_setting_of_a_part_is_that_of_every_layer() -> None:
     """Attributes of a stacked part are read and set like those of the layers' own part."""
-    stack = DeepStack(layer(init_value=1.0, dropout=0.5), 3)
-    assert stack.self_attn.dropout == 0.5
-    assert stack.linear1.in_features == D
-    stack.self_attn.dropout = 0.0
-    for name, module in stack.named_modules():
+    made = DeepStack(layer(init_value=1.0, dropout=0.5), 3)
+    assert made.self_attn.dropout == 0.5
+    assert made.linear1.in_features == D
+    made.self_attn.dropout = 0.0
+    for name, module in made.named_modules():
         if isinstance(module, nn.Dropout):
-            stack.get_submodule(name).p = 0.0
+            made.get_submodule(name).p = 0.0
     x = torch.randn(2, 5, D)
-    assert torch.equal(stack(x), stack.eval()(x))
-    assert all(each.self_attn.dropout == 0.0 for each in stack.to_modules())
-    assert copy.deepcopy(stack).self_attn.dropout == 0.0
+    assert torch.equal(made(x), made.eval()(x))
+    assert all(each.self_attn.dropout == 0.0 for each in made.to_modules())
+    assert copy.deepcopy(made).self_attn.dropout == 0.0
     with pytest.raises(AttributeError, match="no attribute 'dropouts'"):
-        _ = stack.self_attn.dropouts
+        _ = made.self_attn.dropouts
 
 
 def test_a_part_has_a_mode_of_its_own() -> None:
