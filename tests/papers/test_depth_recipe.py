@@ -4,11 +4,12 @@ import json
 import math
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rezero.gate import gates
 from rezero.optim import param_groups
@@ -85,6 +86,43 @@ def test_rates_rise() -> None:
     pace = Pace(0.1, start=0.01, rise=3)
     assert [pace.at(step) for step in (0, 1, 3, 9)] == pytest.approx([0.01, 0.04, 0.1, 0.1])
     assert moved(pace, 1, "Adagrad") == pytest.approx([16 * 0.01], rel=1e-4)
+
+
+def recipe_steps(kind: str, depth: int) -> tuple[list[Tensor], Tensor]:
+    """Train one of the recipe's fully connected networks by it; return all steps of the gates, and the gates."""
+    net, optimizer = Digits({}), OPTIMIZERS[kind]
+    torch.manual_seed(0)
+    model = net.build(depth, stacked=True)
+    stepper = Stepper(model, optimizer, RULES[RECIPE](optimizer.lr, depth), 1.0, net.blocks(model))
+    [alpha] = [gate.gate_parameter.detach() for gate in gates(model).values()]
+    steps = []
+    for step in range(300):
+        before = alpha.clone()
+        stepper.step(net.loss(model, 0, step))
+        steps.append(alpha - before)
+    return steps, alpha
+
+
+def held_steps(steps: list[Tensor]) -> list[int]:
+    return [place for place, step in enumerate(steps) if step.abs().sum().item() > 0.999]
+
+
+@pytest.mark.parametrize("depth", [64, 512])
+def test_gates_move_together_at_first_and_end_at_one_over_the_root_of_the_depth(depth: int) -> None:
+    """What the page on alpha's rate says of the recipe's fully connected networks under Adagrad."""
+    steps, alpha = recipe_steps("Adagrad", depth)
+    agree = [(step.sum().abs() / step.abs().sum()).item() for step in steps]
+    assert fmean(agree[:10]) > 0.6
+    assert fmean(agree[-100:]) < 0.5
+    assert 0.5 < alpha.norm().item() < 2
+    assert held_steps(steps)[:2] == [0, 1]
+    assert len(held_steps(steps)) < 30
+
+
+def test_the_limit_binds_as_the_page_says() -> None:
+    """Under SGD in most steps, under AdamW in none of a network that is not very deep."""
+    assert len(held_steps(recipe_steps("SGD", 64)[0])) > 200
+    assert not held_steps(recipe_steps("AdamW", 512)[0])
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
