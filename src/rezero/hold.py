@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Partial, Replicate
 
 from rezero.gate import AnyGate, gates
 
@@ -65,7 +64,7 @@ class _Together:
 
     def _parts(self) -> list[Tensor]:
         """Return what this process has of the gates; writing into it writes into them."""
-        if isinstance(self.parameters[0], DTensor):
+        if _is_sharded(self.parameters[0]):
             return [parameter.to_local() for parameter in self.parameters]  # type: ignore[attr-defined]
         return list(self.parameters)
 
@@ -79,8 +78,11 @@ class _Together:
         """Sum what all processes have moved their parts by since."""
         self.step = self._flat() - self.step
         moved = (self.step.abs() * self.shares).sum()
-        if not isinstance(first := self.parameters[0], DTensor):
+        first: Any = self.parameters[0]
+        if not _is_sharded(first):
             return moved
+        from torch.distributed.tensor import DTensor, Partial, Replicate  # slow to import
+
         parts = [Partial() if each.is_shard() else Replicate() for each in first.placements]
         return DTensor.from_local(moved, first.device_mesh, parts).full_tensor()
 
@@ -93,9 +95,14 @@ class _Together:
 
 
 def _place(parameter: nn.Parameter) -> Any:
-    if isinstance(parameter, DTensor):
-        return parameter.device_mesh, parameter.placements
+    if _is_sharded(parameter):
+        sharded: Any = parameter
+        return sharded.device_mesh, sharded.placements
     return parameter.device
+
+
+def _is_sharded(tensor: Tensor) -> bool:
+    return hasattr(tensor, "device_mesh")
 
 
 def hold_gates(optimizer: torch.optim.Optimizer, model: nn.Module, *, most: float = 1.0) -> HeldGates:
