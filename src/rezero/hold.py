@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rezero.gate import AnyGate, gates
+from rezero.optim import branches_by_gate
 
 __all__ = ["HeldGates", "hold_gates"]
 
@@ -72,12 +72,12 @@ class _Together:
         return torch.cat([part if part.ndim == 1 else part.reshape(-1) for part in self._parts()])
 
     def remember(self) -> None:
-        self.step = self._flat()
+        self._before = self._flat()
 
     def moved(self) -> Tensor:
         """Sum what all processes have moved their parts by since."""
-        self.step = self._flat() - self.step
-        moved = (self.step.abs() * self.shares).sum()
+        self._step = self._flat() - self._before
+        moved = (self._step.abs() * self.shares).sum()
         first: Any = self.parameters[0]
         if not _is_sharded(first):
             return moved
@@ -88,7 +88,7 @@ class _Together:
 
     def take_back(self, share: Tensor) -> None:
         """Undo a share of the step."""
-        back = self.step * share.to(self.step.device)
+        back = self._step * share.to(self._step.device)
         parts = self._parts()
         undone = [each.view_as(part) for each, part in zip(back.split(self.sizes), parts, strict=True)]
         torch._foreach_sub_(parts, undone)
@@ -130,7 +130,7 @@ def hold_gates(optimizer: torch.optim.Optimizer, model: nn.Module, *, most: floa
         ValueError: If ``most`` is not above 0 or not finite, or the optimizer trains no gate of the model.
 
     Example:
-        >>> from rezero import ReZero, param_groups
+        >>> from rezero import ReZero, gates, param_groups
         >>> model = nn.Sequential(*(ReZero(nn.Linear(4, 4)) for _ in range(100)))
         >>> optimizer = torch.optim.Adam(param_groups(model, lr=0.01, weight_decay=0.0, alpha_lr=0.5))
         >>> held = hold_gates(optimizer, model)
@@ -149,11 +149,9 @@ def hold_gates(optimizer: torch.optim.Optimizer, model: nn.Module, *, most: floa
     if not (math.isfinite(most) and most > 0):
         raise ValueError(f"most must be a finite number above 0: got {most}")
     trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    owned: dict[nn.Parameter, int] = {}
-    for _, gate in model.named_modules(remove_duplicate=False):  # one that is used twice counts twice
-        if isinstance(gate, AnyGate) and id(gate.gate_parameter) in trained:
-            owned[gate.gate_parameter] = owned.get(gate.gate_parameter, 0) + gate.gate_branches
+    branches = branches_by_gate(model)
+    owned = {parameter: count for parameter, count in branches.items() if id(parameter) in trained}
     if not owned:
-        found = "of the model's gates it trains none" if gates(model) else "the model has none"
+        found = "of the model's gates it trains none" if branches else "the model has none"
         raise ValueError(f"expected an optimizer that trains the gates of the model: {found}")
     return HeldGates(optimizer, owned, most)

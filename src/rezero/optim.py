@@ -8,7 +8,7 @@ from torch import nn
 from rezero.gate import AnyGate
 from rezero.stack import DeepStack
 
-__all__ = ["count_branches", "param_groups"]
+__all__ = ["branches_by_gate", "count_branches", "param_groups"]
 
 
 def param_groups(
@@ -97,5 +97,20 @@ def count_branches(model: nn.Module) -> int:
     Returns:
         The number ``L`` of gated residual additions, read from the module tree.
     """
-    modules = (module for _, module in model.named_modules(remove_duplicate=False))
-    return sum(module.gate_branches for module in modules if isinstance(module, AnyGate))
+    return sum(branches_by_gate(model).values())
+
+
+def branches_by_gate(model: nn.Module) -> dict[nn.Parameter, int]:
+    """Count the branches that each gate's parameter scales, as `count_branches` counts them.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        Parameter to number, in the order of the module tree.
+    """
+    found: dict[nn.Parameter, int] = {}
+    for _, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, AnyGate):
+            found[module.gate_parameter] = found.get(module.gate_parameter, 0) + module.gate_branches
+    return found

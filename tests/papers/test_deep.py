@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rezero.data.batches import TensorData
-from rezero.papers import deep
+from rezero.papers import deep, pace
 from rezero.papers.deep import DEEP, LAPTOP, PAPER, Deep, Plan, train
 from rezero.papers.reproduction import Work
 
@@ -94,7 +94,7 @@ def test_steps_are_held_but_for_the_authors_own(
 ) -> None:
     """Of the depth recipe, to a sum of 1."""
     limits: list[float] = []
-    monkeypatch.setattr(deep, "hold_gates", lambda *_, most: limits.append(most))
+    monkeypatch.setattr(pace, "hold_gates", lambda *_, most: limits.append(most))
     for place, plan in enumerate((TINY, replace(TINY, alpha_lr=0.003))):
         train(plan, data, Work(tmp_path / str(place), tmp_path, 1), silent)
     assert limits == [1.0]

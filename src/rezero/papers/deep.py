@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from rezero.charts import curves, save
 from rezero.data.batches import TensorData
 from rezero.data.cifar10 import load_cifar10
-from rezero.hold import hold_gates
 from rezero.layers import MLPBlock
 from rezero.optim import param_groups
 from rezero.papers.claims import Claim, Finding, judge, written
@@ -143,8 +142,7 @@ def train(plan: Plan, data: TensorData, work: Work, tell: Callable[[float, float
     pace = RULES[RECIPE](plan.lr, plan.depth) if plan.alpha_lr is None else Pace(plan.alpha_lr)
     groups = param_groups(model, lr=plan.lr, weight_decay=0.0, alpha_lr=pace.rate)
     optimizer = torch.optim.Adagrad(groups, fused=plan.device == "cpu")
-    if math.isfinite(pace.most):
-        hold_gates(optimizer, model, most=pace.most)
+    pace.hold(optimizer, model)
     checkpoint = _Checkpoint(work, model, optimizer)
     losses, right = checkpoint.restore()
     size = data.steps_per_epoch(plan.batch)

@@ -45,6 +45,16 @@ class Pace:
         """
         return self.rate if step >= self.rise else self.start + (self.rate - self.start) * step / self.rise
 
+    def hold(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+        """Hold the steps of a model's gates, if there is a limit.
+
+        Args:
+            optimizer: Trains the gates.
+            model: The model.
+        """
+        if math.isfinite(self.most):
+            hold_gates(optimizer, model, most=self.most)
+
 
 RISE = 100
 HELD = 1.0
@@ -131,8 +141,8 @@ class Stepper:
                 matrices, own = own, []
             groups += [{**group, "params": rest}, {**group, "params": own, "lr": kind.lr * hidden}]
         self.optimizers = [kind.make([group for group in groups if group["params"]], lr=kind.lr, fused=True)]
-        if pace and math.isfinite(pace.most):
-            hold_gates(self.optimizers[0], model, most=pace.most)
+        if pace:
+            pace.hold(self.optimizers[0], model)
         if matrices:
             assert kind.muon is not None  # noqa: S101 - there are none otherwise
             self.optimizers.append(torch.optim.Muon(matrices, lr=kind.muon * hidden, weight_decay=0.0))
