@@ -1,6 +1,7 @@
 """Steps of the gates that are never too large, whatever their learning rate."""
 
 import math
+from collections import Counter
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ class HeldGates:
         most: Largest sum over all branches of what one step changes their scales by.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, parameters: dict[nn.Parameter, int], most: float) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, parameters: Counter[nn.Parameter], most: float) -> None:
         self.most = most
         together: dict[Any, list[tuple[nn.Parameter, float]]] = {}
         for parameter, branches in parameters.items():
@@ -150,7 +151,10 @@ def hold_gates(optimizer: torch.optim.Optimizer, model: nn.Module, *, most: floa
         raise ValueError(f"most must be a finite number above 0: got {most}")
     trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     branches = branches_by_gate(model)
-    owned = {parameter: count for parameter, count in branches.items() if id(parameter) in trained}
+    owned: Counter[nn.Parameter] = Counter()
+    for gate, count in branches.items():
+        if id(gate.gate_parameter) in trained:
+            owned[gate.gate_parameter] += count
     if not owned:
         found = "of the model's gates it trains none" if branches else "the model has none"
         raise ValueError(f"expected an optimizer that trains the gates of the model: {found}")

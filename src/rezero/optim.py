@@ -1,6 +1,7 @@
 """Parameter groups: gates learn at their own rate and are never decayed."""
 
 import math
+from collections import Counter
 from typing import Any
 
 from torch import nn
@@ -100,17 +101,17 @@ def count_branches(model: nn.Module) -> int:
     return sum(branches_by_gate(model).values())
 
 
-def branches_by_gate(model: nn.Module) -> dict[nn.Parameter, int]:
-    """Count the branches that each gate's parameter scales, as `count_branches` counts them.
+def branches_by_gate(model: nn.Module) -> Counter[AnyGate]:
+    """Count the branches that each gate scales, as `count_branches` counts them.
 
     Args:
         model: Any module.
 
     Returns:
-        Parameter to number, in the order of the module tree.
+        Gate to number, in the order of the module tree.
     """
-    found: dict[nn.Parameter, int] = {}
+    found: Counter[AnyGate] = Counter()
     for _, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, AnyGate):
-            found[module.gate_parameter] = found.get(module.gate_parameter, 0) + module.gate_branches
+            found[module] += module.gate_branches
     return found

@@ -58,19 +58,24 @@ def test_no_rival_is_a_stack() -> None:
     assert Cell(NETS["MLP"], "SGD", 10_000).arms().keys().isdisjoint(NETS["MLP"].rivals)
 
 
-def moved(pace: Pace, steps: int, kind: str = "SGD") -> list[float]:
-    """Return the sum over all gates of what each step changed them by."""
-    net = Digits({}, width=8)
+def steps_of(pace: Pace, steps: int, kind: str, depth: int, width: int) -> tuple[list[Tensor], Tensor]:
+    """Train a fully connected network; return all steps of its gates, and the gates."""
+    net = Digits({}, width=width)
     torch.manual_seed(0)
-    model = net.build(16, stacked=True)
+    model = net.build(depth, stacked=True)
     stepper = Stepper(model, OPTIMIZERS[kind], pace, 1.0, net.blocks(model))
+    [alpha] = [gate.gate_parameter.detach() for gate in gates(model).values()]
     found = []
     for step in range(steps):
-        before = [gate.gate_parameter.detach().clone() for gate in gates(model).values()]
+        before = alpha.clone()
         stepper.step(net.loss(model, 0, step))
-        after = [gate.gate_parameter.detach() for gate in gates(model).values()]
-        found.append(sum(float((new - old).abs().sum()) for new, old in zip(after, before, strict=True)))
-    return found
+        found.append(alpha - before)
+    return found, alpha
+
+
+def moved(pace: Pace, steps: int, kind: str = "SGD") -> list[float]:
+    """Return the sum over all gates of what each step changed them by."""
+    return [float(step.abs().sum()) for step in steps_of(pace, steps, kind, depth=16, width=8)[0]]
 
 
 def test_steps_are_held() -> None:
@@ -90,17 +95,7 @@ def test_rates_rise() -> None:
 
 def recipe_steps(kind: str, depth: int) -> tuple[list[Tensor], Tensor]:
     """Train one of the recipe's fully connected networks by it; return all steps of the gates, and the gates."""
-    net, optimizer = Digits({}), OPTIMIZERS[kind]
-    torch.manual_seed(0)
-    model = net.build(depth, stacked=True)
-    stepper = Stepper(model, optimizer, RULES[RECIPE](optimizer.lr, depth), 1.0, net.blocks(model))
-    [alpha] = [gate.gate_parameter.detach() for gate in gates(model).values()]
-    steps = []
-    for step in range(300):
-        before = alpha.clone()
-        stepper.step(net.loss(model, 0, step))
-        steps.append(alpha - before)
-    return steps, alpha
+    return steps_of(RULES[RECIPE](OPTIMIZERS[kind].lr, depth), 300, kind, depth, width=16)
 
 
 def held_steps(steps: list[Tensor]) -> list[int]:

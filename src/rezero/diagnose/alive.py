@@ -12,8 +12,8 @@ from rezero.diagnose.liveness import Pass, is_finite, run
 from rezero.diagnose.stepping import Stepping
 from rezero.diagnose.stored import is_zero
 from rezero.errors import UsageError
-from rezero.gate import AnyGate, Gate, held
-from rezero.optim import count_branches
+from rezero.gate import Gate, held
+from rezero.optim import branches_by_gate, count_branches
 from rezero.surgery.backward import Objective, started
 from rezero.surgery.find import sort_additions, trace_learning
 
@@ -60,7 +60,9 @@ def in_a_pass(
     if stepping is not None:
         gradients = {name: now.gradients.get(names[name]) for name in names}
         if of_loss or not stepping.grows(gradients):
-            yield from stepping.first_step(_branches(model, owners), gradients)
+            counts = branches_by_gate(model)
+            named = Counter({name: counts[owner] for name, owner in owners.items()})
+            yield from stepping.first_step(named, gradients)
         else:
             notes.append("the first step of the gates, which grows with the loss, was not judged: give a loss function")
     yield from _activations(model, owners, now.inputs, notes)
@@ -80,16 +82,6 @@ def _not_finite(now: Pass, ajar: Pass) -> Finding:
     why = f"the loss is nan or infinite{behind}, and it is no module that makes it so"
     advice = "look at the loss function and its targets: a division or a logarithm of zero, a mean of nothing"
     return Finding(name, (), why, advice, "fault")
-
-
-def _branches(model: nn.Module, owners: Owners) -> Counter[str]:
-    """Count the branches that each gate scales."""
-    known = {id(owner): name for name, owner in owners.items()}
-    branches: Counter[str] = Counter()
-    for _, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, AnyGate):
-            branches[known[id(module)]] += module.gate_branches
-    return branches
 
 
 def _dead(owners: Owners, names: Mapping[str, str], passes: Sequence[Pass]) -> Iterator[Finding]:
