@@ -55,7 +55,7 @@ def depth_panels(
         panels: The quantities.
         x: Title of the horizontal axis.
         lines: Names of the lines, in the order of the legend.
-        log: Whether the depth is on a logarithmic axis of base 2.
+        log: Whether the depth is on a logarithmic axis of base 2, which then ends in each panel where its points do.
         description: What the chart shows, for readers who do not see it.
 
     Returns:
@@ -73,8 +73,11 @@ def depth_panels(
         scale=alt.Scale(domain=list(lines), range=colours(lines)),
         legend=alt.Legend(**stroke, columns=4) if len(lines) > 1 else None,
     )
-    horizontal = _depth_axis({row["x"] for panel in panels for row in panel.rows}, x, log=log)
-    drawn = [_panel(panel, horizontal, colour) for panel in panels]
+    everywhere = {row["x"] for panel in panels for row in panel.rows}
+    drawn = [
+        _panel(panel, _depth_axis({row["x"] for row in panel.rows} if log else everywhere, x, log=log), colour)
+        for panel in panels
+    ]
     chart: alt.ConcatChart = dress_panels(alt.concat(*drawn, columns=2, spacing=24), description)
     return chart
 
