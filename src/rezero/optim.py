@@ -9,7 +9,7 @@ from torch import nn
 from rezero.gate import AnyGate
 from rezero.stack import DeepStack
 
-__all__ = ["branches_by_gate", "count_branches", "param_groups"]
+__all__ = ["branches_by_gate", "count_branches", "default_alpha_lr", "param_groups"]
 
 
 def param_groups(
@@ -65,7 +65,7 @@ def param_groups(
     stacked = {id(p) for module in model.modules() if isinstance(module, DeepStack) for p in module.parameters()}
     gated = {id(module.gate_parameter) for module in model.modules() if isinstance(module, AnyGate)}
     if alpha_lr is None:
-        alpha_lr = min(3 * lr, 3 / max(1, count_branches(model)))
+        alpha_lr = default_alpha_lr(model, lr)
     groups = [
         {
             "name": "decayed",
@@ -87,6 +87,19 @@ def param_groups(
         },
     ]
     return [group for group in groups if group["params"]]
+
+
+def default_alpha_lr(model: nn.Module, lr: float) -> float:
+    """Return the rate of the gates where none is given, ``min(3 * lr, 3 / L)``.
+
+    Args:
+        model: Any module; ``L`` is the number of its gated branches.
+        lr: Learning rate of everything else.
+
+    Returns:
+        The rate.
+    """
+    return min(3 * lr, 3 / max(1, count_branches(model)))
 
 
 def count_branches(model: nn.Module) -> int:

@@ -572,19 +572,24 @@ def test_a_branch_that_no_module_returns_is_refused_or_left_out() -> None:
 
 @pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad, torch.optim.Rprop])
 def test_an_optimizer_gets_the_gates_as_a_group(kind: Any) -> None:
-    """optimizer= adds one group of all gates without decay, a step moves them, and undo takes the group away."""
+    """optimizer= adds one group of all gates, as param_groups has it; a step moves them, undo takes it away."""
     model = nn.Sequential(PreNorm(), PreNorm())
-    optimizer = kind(model.parameters(), lr=0.01)
+    optimizer = kind(rezero.param_groups(model, lr=0.01, weight_decay=0.0))
+    groups = len(optimizer.param_groups)
     conversion = rezero.convert_(model, X_BD, optimizer=optimizer)
-    assert len(optimizer.param_groups) == 2
-    group = optimizer.param_groups[1]
-    assert (group["name"], group["weight_decay"], group["lr"]) == ("gates", 0.0, 0.01)
+    assert len(optimizer.param_groups) == groups + 1
+    group = optimizer.param_groups[-1]
+    wanted = next(each for each in rezero.param_groups(model, lr=0.01, weight_decay=0.0) if each["name"] == "gates")
+    assert {name: group[name] for name in ("name", "weight_decay", "lr")} == {
+        name: wanted[name] for name in ("name", "weight_decay", "lr")
+    }
+    assert group["lr"] == 0.03
     assert [id(p) for p in group["params"]] == [id(model.get_parameter(name)) for name in conversion.gates]
     model(X_BD).square().sum().backward()
     optimizer.step()
     assert all(model.get_parameter(name).any() for name in conversion.gates)
     conversion.undo()
-    assert len(optimizer.param_groups) == 1
+    assert len(optimizer.param_groups) == groups
 
 
 def scheduled(model: nn.Module) -> torch.optim.Optimizer:

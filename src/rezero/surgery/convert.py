@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from rezero.errors import UsageError
+from rezero.optim import default_alpha_lr
 from rezero.surgery.apply import apply_, check_convertible, check_forwards, check_unwrapped, drop_
 from rezero.surgery.example import as_example
 from rezero.surgery.find import sort_additions, trace_learning
@@ -168,8 +169,9 @@ def convert_(
         repeated: What is done with a module that is used several times, each time as a branch, such as the one layer of
             ALBERT: ``refuse`` is an error, ``tie`` gives it one gate for all its uses, as its parameters are tied.
         filter_fn: Is given a branch's module and its qualified name, and says whether the branch gets a gate.
-        optimizer: Gets the gates as a group of their own, without decay. One made before would not know them otherwise,
-            and they would never move. It must have no learning-rate scheduler yet, since most of torch's count groups.
+        optimizer: Gets the gates as a group of their own, without decay, at the default rate of `rezero.param_groups`.
+            One made before would not know them otherwise, and they would never move. It must have no learning-rate
+            scheduler yet, since most of torch's count groups.
         verify: Whether the converted model is held against the original.
 
     Returns:
@@ -334,4 +336,9 @@ def _add_to(optimizer: torch.optim.Optimizer, model: nn.Module, recipe: Recipe, 
 
     undo.steps.append(put_back)
     params = list(parameters.items()) if with_names else list(parameters.values())
-    optimizer.add_param_group({"params": params, "weight_decay": 0.0, "name": "gates"})
+    group: dict[str, Any] = {"params": params, "weight_decay": 0.0, "name": "gates"}
+    ours = {id(parameter) for parameter in model.parameters()}
+    first = next(group for group in before if any(id(parameter) in ours for parameter in group["params"]))
+    if first.get("lr") is not None:  # some optimizers find their own
+        group["lr"] = default_alpha_lr(model, first["lr"])
+    optimizer.add_param_group(group)
