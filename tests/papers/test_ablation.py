@@ -76,20 +76,30 @@ def test_the_lab_compares_the_arms(tmp_path: Path) -> None:
     assert list(summary["arms"]) == list(ARMS)
     assert [each["arm"] for each in summary["found"]] == [arm for arm in ARMS if arm != PAPERS]
     assert run(TINY, work)["arms"] == summary["arms"]
-    assert len(ABLATION.lines(summary)) == len(ARMS) - 1
+    assert len(ABLATION.lines(summary)) == len(ARMS)
     assert all(claim.find(summary) for claim in ABLATION.claims)
     assert list(ABLATION.write(summary, tmp_path)) == ["ends"]
 
 
 def test_claims_follow_what_the_lab_concludes() -> None:
-    """A difference that is not seen keeps "no better", and does not make "worse"."""
+    """A difference that is not seen tells nothing, unless the interval leaves no room for one that matters."""
     found = [
         {"arm": arm, "quality": "level", "gain": {"mean": 0.0, "low": -0.1, "high": 0.1}, "diverged": [0, 0]}
         for arm in ARMS
     ]
     verdicts = [claim.find({"found": found}).verdict for claim in ABLATION.claims]  # type: ignore[union-attr]
-    assert verdicts == ["does not hold", "does not hold", "holds", "holds", "holds"]
+    assert verdicts == ["cannot be told"] * 5
     for each in found:
+        each["gain"] = {"mean": 0.0, "low": -0.1, "high": 0.019}
+    verdicts = [claim.find({"found": found}).verdict for claim in ABLATION.claims]  # type: ignore[union-attr]
+    assert verdicts == ["cannot be told", "cannot be told", "holds", "holds", "holds"]
+    lost = [
+        {**each, "baseline": "the paper's", "quality": "unknown", "gain": None, "diverged": [2, 0]} for each in found
+    ]
+    verdicts = [claim.find({"found": lost}).verdict for claim in ABLATION.claims]  # type: ignore[union-attr]
+    assert verdicts == ["holds"] * 5
+    for each in found:
+        each["gain"] = {"mean": 0.2, "low": 0.1, "high": 0.3}
         each["quality"] = "less" if each["arm"] in ("from 1", "frozen at 1") else "more"
     verdicts = [claim.find({"found": found}).verdict for claim in ABLATION.claims]  # type: ignore[union-attr]
     assert verdicts == ["holds", "holds in part", *["does not hold"] * 3]

@@ -71,7 +71,7 @@ def test_studies_are_read_with_their_signs(tmp_path: Path) -> None:
 
 
 def test_the_claims_are_about_transformers() -> None:
-    """Deep gates first means a negative correlation on all seeds, falling that nine of ten end below half."""
+    """Deep gates first means a negative correlation, falling that nine of ten end below half on each seed."""
     steps, zeros = [1, 2, 3, 4], [0.0, 0.0]
     deep_first = [zeros, [0.1, 0.9], [0.6, 1.0], [1.0, 1.0]]
     shallow_first = [row[::-1] for row in deep_first]
@@ -80,10 +80,15 @@ def test_the_claims_are_about_transformers() -> None:
 
     def verdicts(whole: list[Any], beginning: list[Any]) -> list[str]:
         runs = {"Transformer of 2": whole, "Transformer of 2, first steps": beginning, "MLP": [shallow_first]}
-        studies = {name: {"steps": steps, "alphas": dict(enumerate(each))} for name, each in runs.items()}
+        studies = {
+            name: {"settings": {"lr": 0.1}, "steps": steps, "alphas": dict(enumerate(each))}
+            for name, each in runs.items()
+        }
         findings = [claim.find({"studies": studies}) for claim in ALPHAS.claims]
         return [finding.verdict for finding in findings if finding is not None]
 
     assert verdicts([gone] * 2, [deep_first] * 2) == ["holds", "holds"]
-    assert verdicts([fallen] * 2, [deep_first, shallow_first]) == ["does not hold", "holds in part"]
+    assert verdicts([fallen] * 2, [deep_first, shallow_first]) == ["cannot be told", "holds in part"]
+    assert verdicts([fallen, gone], [deep_first]) == ["cannot be told", "holds in part"]
+    assert verdicts([deep_first] * 2, [shallow_first] * 2) == ["does not hold", "does not hold"]
     assert ALPHAS.claims[0].find({"studies": {}}) is None

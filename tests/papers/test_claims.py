@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from rezero.papers.claims import interval, judge, shown
+from rezero.papers.claims import above, below, confirmed, interval, judge, shown
 
 
 @pytest.mark.parametrize(
@@ -13,13 +13,25 @@ from rezero.papers.claims import interval, judge, shown
         ((True,), "holds"),
         ((True, True), "holds"),
         ((True, False), "holds in part"),
+        ((True, None), "holds in part"),
         ((False, False), "does not hold"),
+        ((False, None), "does not hold"),
+        ((None, None), "cannot be told"),
     ],
-    ids=["one", "all", "some", "none"],
+    ids=["one", "all", "some", "some-open", "none", "none-open", "open"],
 )
-def test_the_verdict_is_of_the_parts(parts: tuple[bool, *tuple[bool, ...]], verdict: str) -> None:
-    """All, some or none of them hold."""
+def test_the_verdict_is_of_the_parts(parts: tuple[bool | None, *tuple[bool | None, ...]], verdict: str) -> None:
+    """All, some or none of them hold, or the numbers leave them open."""
     assert judge(*parts) == verdict
+
+
+def test_an_interval_about_the_mark_tells_nothing() -> None:
+    """No more than that of one seed, and of what the lab finds level."""
+    sides = [{"mean": 0.0, "low": low, "high": low + 2} for low in (1.0, -1.0, -3.0)]
+    assert [above(side) for side in sides] == [True, None, False]
+    assert [below(side) for side in sides] == [False, None, True]
+    assert above(None) is above({"mean": 3.0, "low": None, "high": None}) is None
+    assert [confirmed(each) for each in ("more", "less", "level", "unknown")] == [True, False, None, None]
 
 
 def test_an_interval_needs_two_seeds() -> None:
@@ -48,4 +60,5 @@ def test_what_rounding_leaves_is_nothing() -> None:
 
 def test_what_was_not_compared_is_not_told() -> None:
     """No number is made up where there is none."""
-    assert shown(None) == shown({"mean": None, "low": None, "high": None}) == "not to be told"
+    assert shown(None) == shown({"mean": None, "low": None, "high": None}) == "cannot be told"
+    assert shown(interval([1.0, None, 2.0])) == "cannot be told"

@@ -1,5 +1,6 @@
 """Reproductions that are studies of the lab and nothing else: small ones of the same arms give lines and claims."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,11 @@ def resnet(depth: int, epochs: int, accuracies: dict[str, list[float]]) -> dict[
         "settings": {"depth": depth, "epochs": epochs, "seeds": len(accuracies["rezero"])},
         "arms": {
             arm: {
+                "status": {str(seed): "finished" for seed in range(len(values))},
                 "points": {
                     str(seed): [point(1, val_accuracy=value), *[point(2, val_accuracy=0.9)] * (epochs > 1)]
                     for seed, value in enumerate(values)
-                }
+                },
             }
             for arm, values in accuracies.items()
         },
@@ -57,10 +59,11 @@ def test_the_first_epoch_is_judged_by_its_interval() -> None:
     assert first is not None
     assert (first.verdict, first.ours.endswith("; 3 seeds")) == ("holds", True)
     assert second is not None
-    assert second.verdict == "does not hold"
+    assert second.verdict == "cannot be told"
     assert third is None
     assert sooner is not None
-    assert sooner.ours.startswith("ResNet-20: times as fast to 80%")
+    assert sooner.ours.startswith("ResNet-20, 1 seed: to 80% as fast as residual or not cannot be told")
+    assert sooner.verdict == "cannot be told"
     assert final is None
     said = RESNET.lines(summary)
     assert said[0].startswith("a: rezero 51.0% (48.5% to 53.5%) after the first, published 49.52%")
@@ -117,8 +120,16 @@ def test_deep_transformers_learn_more_than_single_bytes_or_not(text: dict[str, A
     learns, others = (claim.find(summary) for claim in DEEP_TRANSFORMER.claims)
     assert learns is not None
     assert others is not None
-    assert learns.ours.startswith("rezero 64 layers: ")
-    assert "post-norm warmup=100 64 layers: " in others.ours
+    assert learns.ours.startswith("rezero, bits a byte: 64 layers: ")
+    assert "post-norm warmup=100, bits a byte: 64 layers: " in others.ours
+    for study in summary["studies"].values():
+        for arm in study["arms"].values():
+            arm["points"]["0"][-1]["val_loss"] = 5 * math.log(2)
+    verdicts = []
+    for steps in (110, 5000):
+        summary["studies"]["64 layers"]["settings"]["steps"] = steps
+        verdicts.append([claim.find(summary).verdict for claim in DEEP_TRANSFORMER.claims])  # type: ignore[union-attr]
+    assert verdicts == [["does not hold", "cannot be told"], ["does not hold", "holds"]]
     assert list(DEEP_TRANSFORMER.write(summary, tmp_path)) == ["64-layers"]
 
 

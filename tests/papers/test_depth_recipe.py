@@ -198,14 +198,21 @@ def test_verdicts() -> None:
     assert default is not None
     assert same is not None
     assert deeper is not None
-    assert (one.verdict, default.verdict, same.verdict, deeper.verdict) == ("holds", "holds", "does not hold", "holds")
+    assert (one.verdict, default.verdict, same.verdict) == ("holds", "holds", "does not hold")
     assert (RECIPE in one.ours, DEFAULT in default.ours) == (True, True)
-    assert "N, O, 8: 1.20; N, O, 64: diverges" in same.ours
+    assert "N, O, 8: 1.20; N, O, 64: 3 of 3 seeds diverge" in same.ours
+    assert deeper.verdict == "cannot be told"
+    assert f"than {MUP} in 2 of 2 Ns (p = 0.5)" in deeper.ours
+    of_many = [[good] * 6, [good] * 5 + [lost | {"arms": lost["arms"] | {MUP: lost["arms"]["b"]}}]]
+    assert [DEPTH_RECIPE.claims[3].find({"cells": cells}).verdict for cells in of_many] == ["holds", "holds"]  # type: ignore[union-attr]
     worse = cell_of({"a": 1.0, "b": 0.5, MUP: 0.9}, {"a": 1.0, "b": 1.0, MUP: 1.0})
     one, _, _, deeper = (claim.find({"cells": [worse]}) for claim in DEPTH_RECIPE.claims)
     assert one is not None
     assert deeper is not None
-    assert (one.verdict, deeper.verdict) == ("holds in part", "does not hold")
+    assert (one.verdict, deeper.verdict) == ("holds in part", "cannot be told")
+    losing = DEPTH_RECIPE.claims[3].find({"cells": [worse] * 6})
+    assert losing is not None
+    assert losing.verdict == "does not hold"
     assert any(
         f"{RECIPE} falls short at N, O, 8 layers: loss 2.00 of the best" == line
         for line in DEPTH_RECIPE.lines({"cells": [worse]})

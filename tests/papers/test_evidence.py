@@ -34,12 +34,15 @@ def test_what_contradicts_the_paper_comes_first(tmp_path: Path) -> None:
     """On the page of a reproduction and in the table, whatever the order of its claims."""
     folder = tmp_path / "flamingo"
     folder.mkdir()
-    summary = {**made_up(1), "seeds": 1, "pictures": {}, "scale": "laptop"}
+    summary = {**made_up(2), "seeds": 2, "pictures": {}, "scale": "laptop"}
+    summary["found"]["gates from 0"]["accuracy at the end"] |= {"low": 0.4, "high": 0.6}
+    summary["found"]["gates from 1"]["change of plain loss at the start"] |= {"low": 0.4, "high": 0.6}
     about = dict.fromkeys(("command", "versions", "machine", "date", "commit"), "told")
     (folder / "summary.json").write_text(json.dumps({**summary, **about}))
     text = pages(tmp_path)["evidence/flamingo.md"]
     verdicts = ["**does not hold**", "**holds in part**", "**holds**"]
     assert sorted(verdicts, key=text.index) == verdicts
+    assert "`told`, 2 seeds (" in text
 
 
 @pytest.mark.parametrize("name", list(REPRODUCTIONS))

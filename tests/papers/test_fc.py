@@ -38,7 +38,7 @@ def test_lines_claims_and_pictures_are_made(
     fc.FC.write(summary, tmp_path)
     assert len(list(tmp_path.glob("*.svg"))) == len(list(tmp_path.glob("*.png"))) == 6
     said = fc.FC.lines(summary)
-    assert len([line for line in said if "learns nothing" not in line]) == 8
+    assert len([line for line in said if "knows nothing" not in line]) == 8
     assert ("one seed" in said[0]) == (seeds == 1)
     assert all(claim.find(summary).ours for claim in fc.FC.claims)
 
@@ -47,38 +47,36 @@ def test_lines_claims_and_pictures_are_made(
     ("lead", "censored", "reaches"),
     [
         ((2.3, 2.2, 2.4), (0, 0), True),
-        ((1.9, 1.7, 2.4), (0, 0), True),
+        ((1.9, 1.7, 2.4), (0, 0), None),
         ((1.0, 0.9, 1.1), (0, 0), False),
-        ((3.0, 2.9, 3.1), (0, 0), False),
-        ((2.3, None, None), (0, 0), True),
+        ((2.3, None, None), (0, 0), None),
         ((500.0, 1.0, 900.0), (0, 5), True),
-        ((-500.0, -900.0, 1.0), (5, 0), False),
+        ((-500.0, -900.0, 1.0), (5, 0), None),
     ],
-    ids=["within", "touching", "below", "above", "one-seed", "plain-never", "rezero-never"],
+    ids=["above", "touching", "below", "one-seed", "plain-never", "rezero-never"],
 )
-def test_seven_to_fifteen_times_is_asked_of_the_interval(
-    lead: tuple[float | None, ...], censored: tuple[int, int], reaches: bool
+def test_seven_times_is_asked_of_the_interval(
+    lead: tuple[float | None, ...], censored: tuple[int, int], reaches: bool | None
 ) -> None:
     """It is logarithmic; where the plain network never gets there ReZero is faster than any ratio."""
     found = {"lead": dict(zip(("mean", "low", "high"), lead, strict=True)), "censored": list(censored), "early": [0, 0]}
-    assert fc._reaches(found, fc.LEAST, fc.MOST) is reaches
+    assert fc._reaches(found, fc.LEAST) is reaches
 
 
-def test_a_bound_has_to_reach_the_range_itself() -> None:
-    """Where ReZero was there when it was first measured the ratio is a lower bound; an interval about it says less."""
-    found = {"lead": {"mean": 1.9, "low": 1.7, "high": 2.4}, "censored": [0, 0], "early": [5, 0]}
-    assert not fc._reaches(found, fc.LEAST, fc.MOST)
-    assert fc._reaches({**found, "lead": {"mean": 2.0, "low": 1.7, "high": 2.4}}, fc.LEAST, fc.MOST)
+def test_a_bound_never_falls_short() -> None:
+    """Where ReZero was there when it was first measured the ratio is a lower bound."""
+    found = {"lead": {"mean": 1.0, "low": 0.9, "high": 1.1}, "censored": [0, 0], "early": [5, 0]}
+    assert fc._reaches(found, fc.LEAST) is None
+    assert fc._reaches({**found, "lead": {"mean": 2.2, "low": 2.1, "high": 2.4}}, fc.LEAST)
 
 
-def test_arms_that_learn_nothing_are_named_and_left_out_of_the_picture() -> None:
-    """By their median at the end, above chance; by the largest loss of all, which would flatten the others."""
+def test_an_arm_that_explodes_is_left_out_of_the_picture() -> None:
+    """By the largest loss of all, which would flatten the others."""
     points = {"a": [(1, 50.0), (2, 11.0)], "b": [(1, 2.4), (2, 2.0)]}
     arms = {
         arm: {"points": {"0": [{"step": step, "train_loss": loss} for step, loss in each]}}
         for arm, each in points.items()
     }
-    assert fc._learned_nothing({"arms": arms}) == ["a"]
     assert [fc._highest({"arms": arms}, arm) for arm in arms] == [50.0, 2.4]
 
 

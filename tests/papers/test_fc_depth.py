@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rezero.papers.fc_depth import FC_DEPTH, LAPTOP, _above
+from rezero.papers.fc_depth import FC_DEPTH, LAPTOP
 from rezero.papers.reproduction import Work
 from rezero.papers.studies import run_all
 
@@ -21,29 +21,57 @@ def test_lines_claims_and_the_picture_are_made(tmp_path: Path) -> None:
     summary = {"seeds": 2, **run_all(small, Work(tmp_path, tmp_path, 2))}
     assert list(summary["studies"]) == ["8 layers", "32 layers"]
     assert len(FC_DEPTH.lines(summary)) == 6
-    assert [claim.find(summary).ours.partition(":")[0] for claim in FC_DEPTH.claims] == [
-        f"times as fast as {arm}" for arm in ("plain", "residual", "pre-norm")
-    ]
+    assert all(claim.find(summary).ours.startswith("by training loss, 8 layers: ") for claim in FC_DEPTH.claims)
     FC_DEPTH.write(summary, tmp_path)
     assert (tmp_path / "speed.svg").stat().st_size > 1000
 
 
-def lead(low: float | None, high: float | None, ours: int = 0, theirs: int = 0) -> dict[str, Any]:
-    return {"lead": {"mean": 1.0, "low": low, "high": high}, "censored": [ours, theirs]}
+def study(low: float | None, high: float | None, *, missed: tuple[int, int] = (0, 0), **end: float) -> dict[str, Any]:
+    """Make up a study of an arm beside ReZero: the lead of ReZero, who never got there, and where both end."""
+    known = {"arm": "rezero", "baseline": "plain", "target": 1.0, "censored": list(missed)}
+    known |= {"lead": {"mean": 1.0, "low": low, "high": high, "n": 5}, "lead p": 0.01}
+    return {
+        "arms": {
+            arm: {"status": {"0": "finished"}, "points": {"0": [{"step": 1, "train_loss": end.get(arm, 1.5)}]}}
+            for arm in ("plain", "rezero")
+        },
+        "asked": [{"baseline": "plain", "metric": "train_loss", "target": None, "found": [known]}],
+    }
 
 
 @pytest.mark.parametrize(
-    ("deep", "shallow", "above"),
+    ("deep", "shallow", "verdict"),
     [
-        (lead(1.5, 2.0), lead(0.5, 1.4), True),
-        (lead(1.3, 2.0), lead(0.5, 1.4), False),
-        (lead(None, None), lead(None, None), False),
-        (lead(100.0, 200.0, theirs=5), lead(0.5, 1.4), True),
-        (lead(-200.0, -100.0, ours=5), lead(0.5, 1.4), False),
-        (lead(1.5, 2.0), lead(100.0, 200.0, theirs=5), False),
+        (study(1.5, 2.0), study(0.5, 1.4), "holds"),
+        (study(1.3, 2.0), study(0.5, 1.4), "cannot be told"),
+        (study(0.1, 0.2), study(0.5, 1.4), "does not hold"),
+        (study(0.1, 0.2, rezero=0.9), study(0.5, 1.4), "cannot be told"),
+        (study(1.5, 2.0), study(0.5, 1.4, rezero=0.9), "cannot be told"),
+        (study(None, None), study(None, None), "cannot be told"),
+        (study(100.0, 200.0, missed=(0, 5)), study(0.5, 1.4), "holds"),
+        (study(-200.0, -100.0, missed=(5, 0)), study(0.5, 1.4), "cannot be told"),
+        (study(0.1, 0.2, plain=2.3), study(0.5, 1.4), "holds"),
+        (study(1.5, 2.0), study(0.5, 1.4, plain=2.3), "does not hold"),
+        (study(1.5, 2.0, plain=2.3), study(0.5, 1.4, plain=2.3), "cannot be told"),
+        (study(1.5, 2.0, rezero=2.3), study(0.5, 1.4), "cannot be told"),
     ],
-    ids=["apart", "overlap", "one-seed", "never", "rezero-never", "never-when-shallow"],
+    ids=[
+        "apart",
+        "overlap",
+        "below",
+        "deep-earlier-yet",
+        "shallow-earlier-yet",
+        "one-seed",
+        "never",
+        "rezero-never",
+        "flat-when-deep",
+        "flat-when-shallow",
+        "flat",
+        "rezero-flat",
+    ],
 )
-def test_more_is_gained_where_the_intervals_lie_apart(deep: Any, shallow: Any, above: bool) -> None:
-    """Or where the other arm gets there when shallow and no longer when deep."""
-    assert _above(deep, shallow) is above
+def test_more_is_gained_where_the_intervals_lie_apart(deep: Any, shallow: Any, verdict: str) -> None:
+    """Or where the other arm learns when shallow and no longer when deep; who is there at first may be faster yet."""
+    found = FC_DEPTH.claims[0].find({"studies": {"8 layers": shallow, "512 layers": deep}})
+    assert found is not None
+    assert found.verdict == verdict

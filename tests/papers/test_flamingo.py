@@ -123,7 +123,8 @@ def test_one_seed_has_no_interval_and_is_told_all_the_same() -> None:
     """Lines and claims say that it is one."""
     said = " ".join(FLAMINGO.lines(made_up(1)))
     assert "numbers read right 50.00% (one seed)" in said
-    assert [claim.find(made_up(1)).verdict for claim in FLAMINGO.claims] == ["holds in part", "does not hold", "holds"]
+    verdicts = [claim.find(made_up(1)).verdict for claim in FLAMINGO.claims]
+    assert verdicts == ["holds in part", "cannot be told", "cannot be told"]
 
 
 def test_it_writes_numbers_and_pictures(tmp_path: Path) -> None:

@@ -4,12 +4,13 @@ import json
 import math
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rezero.cli import run as command_line
 from rezero.papers.drawing import draw_arms
-from rezero.papers.reading import gain_of, loss_of_epoch, of_pair, speed_of
+from rezero.papers.reading import ends_at, gain_of, learned_nothing, loss_of_epoch, of_pair, speed_of
 from rezero.papers.reproduction import Work
 from rezero.papers.studies import Asked, Recipe, run_all
 
@@ -70,8 +71,43 @@ def test_what_diverged_or_never_got_there_is_said() -> None:
     """In words, in the place of a number."""
     found = {"arm": "a", "baseline": "b", "gain": None, "diverged": [0, 2], "lead": {"mean": 3.0, "n": 5}}
     assert gain_of(found, "points") == "b diverged"
-    assert speed_of({**found, "censored": [0, 4]}) == "b never got there on 4 of 5 seeds"
-    assert speed_of({**found, "censored": [1, 0]}) == "a never got there on 1 of 5 seeds"
+    assert speed_of({**found, "censored": [0, 4]}) == "there on 5 of 5 seeds, b on 1"
+    assert speed_of({**found, "censored": [1, 5]}) == "there on 4 of 5 seeds, b on 0"
+    assert speed_of({**found, "lead": None, "censored": [0, 0]}) == "as fast as b or not cannot be told"
+
+
+def test_p_is_told_where_it_says_less_than_the_interval() -> None:
+    """After the correction the seeds may show no difference although the interval lies on one side."""
+    apart, about = {"mean": 2.0, "low": 1.0, "high": 3.0, "n": 5}, {"mean": 2.0, "low": -1.0, "high": 5.0, "n": 5}
+    found = {"arm": "a", "baseline": "b", "censored": [0, 0], "lead": apart, "lead p": 0.08, "gain": about}
+    assert speed_of(found) == "7.39 (2.72 to 20.1) times as fast as b, p = 0.08"
+    assert speed_of({**found, "lead p": 0.04}) == "7.39 (2.72 to 20.1) times as fast as b"
+    assert gain_of({**found, "gain p": 0.2}, "nats") == "2.00 (-1.00 to 5.00) nats better"
+    assert gain_of({**found, "gain": apart, "gain p": 0.2}, "nats") == "2.00 (1.00 to 3.00) nats better, p = 0.2"
+
+
+def ended(arms: dict[str, list[float | None]], status: str = "finished") -> dict[str, Any]:
+    """Return a study in which every arm has a seed, with its training losses."""
+    return {
+        "arms": {
+            arm: {
+                "status": {"0": status},
+                "points": {"0": [{"step": at, "train_loss": loss} for at, loss in enumerate(losses, 1)]},
+            }
+            for arm, losses in arms.items()
+        }
+    }
+
+
+def test_what_ends_at_chance_has_learned_nothing() -> None:
+    """Nor has what diverges; the accuracy of a network that diverged is no number."""
+    study = ended({"a": [50.0, 11.0], "b": [2.4, 2.0], "c": [2.4, 2.29], "d": [1.0, None]})
+    assert learned_nothing(study, 2.3) == ["a", "c", "d"]
+    assert ends_at(study, "b", "train_loss") == [2.0]
+    assert ends_at(study, "b", "train_loss", 0) == [2.4]
+    study["arms"]["b"]["points"]["0"][0] |= {"val_accuracy": 0.1, "train_loss": None}
+    assert ends_at(study, "b", "val_accuracy", 0) == [None]
+    assert ends_at(ended({"b": [2.4, 2.0]}, "diverged"), "b", "train_loss") == [None]
 
 
 def test_losses_are_told_as_losses() -> None:
@@ -95,12 +131,18 @@ def test_who_was_there_at_the_first_measurement_may_have_been_sooner() -> None:
     ]
     study = {
         "arms": arms,
-        "asked": [{"baseline": each["baseline"], "metric": "val_accuracy", "found": [each]} for each in pairs],
+        "asked": [
+            {"baseline": each["baseline"], "metric": "val_accuracy", "target": target, "found": [found]}
+            for each in pairs
+            for target, found in ((None, each), (0.5, {**each, "target": 0.5}))
+        ],
     }
     first, second = (of_pair(study, one, other, "val_accuracy") for one, other in ("ab", "ba"))
     assert (first["early"], second["early"]) == ([1, 0], [0, 1])
-    assert (speed_of(first), speed_of(second)) == ("at least 1.00 (0.368 to 2.72)", "at most 1.00 (0.368 to 2.72)")
-    assert speed_of({**first, "early": [1, 1]}) == "1.00 (0.368 to 2.72)"
+    assert of_pair(study, "a", "b", "val_accuracy", target=True)["target"] == 0.5
+    number = "1.00 (0.368 to 2.72) times as fast as"
+    assert (speed_of(first), speed_of(second)) == (f"at least {number} b", f"at most {number} a")
+    assert speed_of({**first, "early": [1, 1]}) == f"{number} b"
 
 
 def test_curves_are_drawn_where_there_are_numbers(work: Work, tmp_path: Path) -> None:

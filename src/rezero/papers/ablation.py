@@ -22,15 +22,17 @@ from rezero.gate import Gate, gates
 from rezero.layers import LanguageModel
 from rezero.layers.decoder import CausalAttention, FeedForward
 from rezero.optim import param_groups
-from rezero.papers.claims import Claim, Finding, closed, judge
+from rezero.papers.claims import Claim, Finding, above, closed, confirmed, interval, judge, shown
 from rezero.papers.plain_text import load_plain_text, measure, take_step
-from rezero.papers.reading import gain_of
+from rezero.papers.reading import ends_at, gain_of
 from rezero.papers.reproduction import Reproduction, Scale, Work
 from rezero.papers.studies import compare_own
 
 __all__ = ["ABLATION", "ARMS", "Plan", "run", "train"]
 
 PAPERS = "as the paper has it"
+MARGIN = 0.02
+"""Nats a byte: what is no better than this is no better."""
 
 
 @dataclass(frozen=True)
@@ -292,9 +294,13 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
     rates = {arm: found["lr"] for arm, found in summary["arms"].items()}
     words = {"more": "better", "less": "worse", "level": "no difference that the seeds can see", "unknown": "not told"}
     return [
-        f"{each['arm']}: {gain_of(each, 'nats a byte')} ({words[each['quality']]}; rate "
-        f"{rates[each['arm']] * summary['plan']['lr']:.3g})"
-        for each in summary["found"]
+        f"{PAPERS}: {shown(interval(ends_at(summary, PAPERS, 'val_loss')))} nats a byte (rate "
+        f"{rates[PAPERS] * summary['plan']['lr']:.3g})",
+        *(
+            f"{each['arm']}: {gain_of(each, 'nats a byte')} ({words[each['quality']]}; rate "
+            f"{rates[each['arm']] * summary['plan']['lr']:.3g})"
+            for each in summary["found"]
+        ),
     ]
 
 
@@ -302,15 +308,29 @@ def _worse(arms: tuple[str, ...], summary: Mapping[str, Any]) -> Finding:
     """Ask whether the paper's choice is better than each of these."""
     found = {each["arm"]: each for each in summary["found"]}
     said = "; ".join(f"{arm} {gain_of(found[arm], 'nats a byte')}" for arm in arms)
-    lost = (found[arm]["quality"] == "less" or found[arm]["diverged"][0] > 0 for arm in arms)
-    return Finding(f"beside the paper's choice: {said}", judge(*lost))
+    return Finding(f"beside the paper's choice: {said}", judge(*(_is_worse(found[arm]) for arm in arms)))
+
+
+def _is_worse(found: Mapping[str, Any]) -> bool | None:
+    lost, papers_lost = found["diverged"]
+    if lost and not papers_lost:
+        return True
+    better = confirmed(found["quality"])
+    return None if better is None else not better
 
 
 def _no_better(arms: tuple[str, ...], summary: Mapping[str, Any]) -> Finding:
-    """Ask whether none of these is better than the paper's choice."""
+    """Ask whether none of these is better than the paper's choice by more than a margin."""
     found = {each["arm"]: each for each in summary["found"]}
     said = "; ".join(f"{arm} {gain_of(found[arm], 'nats a byte')}" for arm in arms)
-    return Finding(f"beside the paper's choice: {said}", judge(*(found[arm]["quality"] != "more" for arm in arms)))
+    asked = f"asked is an interval that ends below {MARGIN:g} better"
+    return Finding(f"beside the paper's choice: {said}; {asked}", judge(*(_is_no_better(found[arm]) for arm in arms)))
+
+
+def _is_no_better(found: Mapping[str, Any]) -> bool | None:
+    if _is_worse(found) or above(found["gain"], MARGIN) is False:
+        return True
+    return False if confirmed(found["quality"]) else None
 
 
 ABLATION = Reproduction(

@@ -5,15 +5,29 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rezero.lab.comparison import Outcome
 from rezero.lab.stats import compare_pairs
 
-__all__ = ["VERDICTS", "Claim", "Finding", "Verdict", "closed", "interval", "judge", "shown", "written"]
+__all__ = [
+    "VERDICTS",
+    "Claim",
+    "Finding",
+    "Verdict",
+    "above",
+    "below",
+    "closed",
+    "confirmed",
+    "interval",
+    "judge",
+    "shown",
+    "written",
+]
 
 _ROUNDING = 1e-12  # what is smaller is left of numbers that cancel
 
-Verdict = Literal["does not hold", "holds in part", "holds"]
-VERDICTS: tuple[Verdict, ...] = ("does not hold", "holds in part", "holds")
-"""All of them, the worst first."""
+Verdict = Literal["does not hold", "holds in part", "cannot be told", "holds"]
+VERDICTS: tuple[Verdict, ...] = ("does not hold", "holds in part", "cannot be told", "holds")
+"""All of them, contradictions first."""
 
 
 @dataclass(frozen=True)
@@ -46,35 +60,79 @@ class Claim:
     find: Callable[[Mapping[str, Any]], Finding | None]
 
 
-def judge(first: bool, *others: bool) -> Verdict:
+def judge(first: bool | None, *others: bool | None) -> Verdict:
     """Return the verdict on a claim of one or several parts.
 
     Args:
-        first: Whether the first part holds.
+        first: Whether the first part holds; None where the numbers do not tell.
         *others: Whether each other one does.
 
     Returns:
-        The verdict.
+        The verdict: of parts that do not hold and parts that cannot be told the claim does not hold.
 
     Example:
-        >>> judge(True, False)
-        'holds in part'
+        >>> judge(True, False), judge(False, None), judge(None)
+        ('holds in part', 'does not hold', 'cannot be told')
     """
     parts = (first, *others)
-    return "holds" if all(parts) else "holds in part" if any(parts) else "does not hold"
+    if all(parts):
+        return "holds"
+    if any(parts):
+        return "holds in part"
+    return "does not hold" if False in parts else "cannot be told"
 
 
-def interval(values: Sequence[float]) -> dict[str, float]:
+def above(found: Mapping[str, float | None] | None, mark: float = 0.0) -> bool | None:
+    """Tell whether a mean is above a mark, by its interval.
+
+    Args:
+        found: ``mean``, ``low`` and ``high``; None where nothing could be compared.
+        mark: The mark.
+
+    Returns:
+        Whether; None where the mark lies within the interval, or where there is none, as of a single seed.
+
+    Example:
+        >>> above({"mean": 2.0, "low": 1.0, "high": 3.0}), above({"mean": 2.0, "low": -1.0, "high": 5.0})
+        (True, None)
+    """
+    if found is None or (low := found["low"]) is None or (high := found["high"]) is None:
+        return None
+    return True if low > mark else False if high < mark else None
+
+
+def below(found: Mapping[str, float | None] | None, mark: float = 0.0) -> bool | None:
+    """Tell whether a mean is below a mark, as `above` does."""
+    return None if (higher := above(found, mark)) is None else not higher
+
+
+def confirmed(outcome: Outcome) -> bool | None:
+    """Tell whether the lab's tests find more of what is good.
+
+    Args:
+        outcome: What they find.
+
+    Returns:
+        Whether; None where they find no difference, which is not the same as that there is none.
+    """
+    return {"more": True, "less": False}.get(outcome)
+
+
+def interval(values: Sequence[float | None]) -> dict[str, float | None]:
     """Return mean and 95% interval over seeds.
 
     Args:
-        values: A number a seed.
+        values: A number a seed; None of one that diverged.
 
     Returns:
-        ``mean``, ``low`` and ``high``, of Student's t; both ends are None where a single seed gives none.
+        ``mean``, ``low`` and ``high``, of Student's t; both ends are None where a single seed gives none, and all three
+        where a seed diverged.
     """
-    pairs = compare_pairs(values)
-    return {name: None if math.isnan(value) else value for name, value in _ends(pairs).items()}  # type: ignore[misc]
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return {"mean": None, "low": None, "high": None}
+    pairs = compare_pairs(known)
+    return {name: None if math.isnan(value) else value for name, value in _ends(pairs).items()}
 
 
 def closed(found: Mapping[str, float | None]) -> tuple[float, float, float]:
@@ -118,7 +176,7 @@ def shown(found: Mapping[str, float | None] | None, form: str = "#.3g", *, of: C
         '2.00 (one seed)'
     """
     if found is None or found["mean"] is None:
-        return "not to be told"
+        return "cannot be told"
     middle = written(of(found["mean"]), form)
     if found["low"] is None or found["high"] is None:
         return f"{middle} (one seed)"

@@ -21,10 +21,10 @@ from rezero.papers.studies import Asked, Recipe, run_all
 __all__ = ["DEEP_TRANSFORMER", "LAPTOP", "PAPER"]
 
 ARMS = ("post-norm", "post-norm warmup=100", "pre-norm", "rezero")
-SINGLE = 5.0
-"""Bits a byte of a model that knows how often each byte comes, and nothing of what stands before it: about 5."""
 LEARNT = 4.5
-"""Bits a byte: what lies below has learned more than how often each byte comes."""
+"""Bits a byte: what lies below has learned more than how often each byte comes, which leaves 4.78 here."""
+LONG = 5000
+"""Steps after which what has learned nothing does not learn."""
 
 
 def _recipes(lengths: Mapping[int, int], jobs: int, every: int, **settings: Any) -> tuple[Recipe, ...]:
@@ -97,22 +97,41 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
         ]
         found = of_pair(study, "rezero", "pre-norm", "val_loss")
         better = gain_of(found, "bits a byte", 1 / math.log(2))
-        said.append(f"{name}: rezero {speed_of(found)} times as fast as pre-norm, {better} at the end")
+        said.append(f"{name}: rezero {speed_of(found)}, {better} at the end")
     return said
 
 
-def _learns(arm: str, summary: Mapping[str, Any]) -> Finding:
-    said, learnt = [], []
-    for name, study in summary["studies"].items():
-        said.append(f"{name}: {end_of(study, arm)} bits a byte")
-        learnt.append(all(end is not None and end < LEARNT for end in bits_at_end(study, arm)))
-    return Finding(f"{arm} {'; '.join(said)} (single bytes: about {SINGLE:g})", judge(*learnt))
+def _ends(arm: str, summary: Mapping[str, Any]) -> str:
+    said = (
+        f"{name}: {end_of(study, arm)} after {study['settings']['steps']:,} steps"
+        for name, study in summary["studies"].items()
+    )
+    return f"{arm}, bits a byte: {'; '.join(said)}"
+
+
+def _seeds_that_learn(arm: str, study: Mapping[str, Any]) -> list[bool]:
+    return [end is not None and end < LEARNT for end in bits_at_end(study, arm)]
+
+
+def _learns(summary: Mapping[str, Any]) -> Finding:
+    parts = []
+    for study in summary["studies"].values():
+        learnt = _seeds_that_learn("rezero", study)
+        parts.append(True if all(learnt) else None if any(learnt) else False)
+    return Finding(f"{_ends('rezero', summary)}; asked is less than {LEARNT:g}, single bytes give 4.78", judge(*parts))
 
 
 def _does_not(summary: Mapping[str, Any]) -> Finding:
-    """The claim is that post-norm does not learn there."""
-    found = [_learns(arm, summary) for arm in ARMS[:2]]
-    return Finding("; ".join(each.ours for each in found), judge(*(each.verdict == "does not hold" for each in found)))
+    """Ask that post-norm learns on no seed; in a short run that may come yet."""
+    parts: list[bool | None] = []
+    for arm in ARMS[:2]:
+        for study in summary["studies"].values():
+            learnt = _seeds_that_learn(arm, study)
+            parts.append(
+                False if all(learnt) else True if not any(learnt) and study["settings"]["steps"] >= LONG else None
+            )
+    said = f"{_ends(ARMS[0], summary)}; {_ends(ARMS[1], summary)}; asked is {LEARNT:g} or more after {LONG:,} steps"
+    return Finding(f"{said}, since 12 layers of it are as far as this after 300 steps, and learn by 800", judge(*parts))
 
 
 DEEP_TRANSFORMER = Reproduction(
@@ -131,8 +150,8 @@ DEEP_TRANSFORMER = Reproduction(
             "64 and 128 layers train without warm-up and without LayerNorm",
             "sec. 5.2",
             "128 layers train",
-            partial(_learns, "rezero"),
+            _learns,
         ),
-        Claim("Post-norm of that depth does not, with a warm-up or without", "sec. 5.2", "no number", _does_not),
+        Claim("Post-norm of that depth does not train, with a warm-up or without", "sec. 5.2", "no number", _does_not),
     ),
 )

@@ -15,8 +15,11 @@ from pathlib import Path
 from statistics import geometric_mean, median
 from typing import Any
 
+from scipy.stats import binomtest
+
 from rezero.charts import save
 from rezero.charts.depth import Panel, depth_panels
+from rezero.lab.stats import LEVEL
 from rezero.papers.claims import Claim, Finding, judge, written
 from rezero.papers.depth_cells import EARLY, MUP, STEPS, Cell
 from rezero.papers.depth_nets import Bytes, Digits, Net
@@ -101,6 +104,11 @@ def _jump(cell: Mapping[str, Any], arm: str) -> float:
     return max(math.inf if jump is None else jump for jump in cell["arms"][arm]["jumps"])
 
 
+def _steady(cell: Mapping[str, Any], arm: str) -> bool:
+    """Tell whether no seed rises above the start at first, or diverges later."""
+    return _jump(cell, arm) <= STEADY and None not in cell["arms"][arm]["ends"]
+
+
 def _best(cell: Mapping[str, Any]) -> float:
     return min(_end(cell, arm) for arm in cell["fixed"])
 
@@ -114,12 +122,12 @@ def tally(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     Returns:
         Rule to ``cells``; those that are ``steady``, those ``alike`` the best fixed rate, and ``both``; the geometric
         mean of the final loss over that of the best fixed rate where it is finite, the ``worst`` of them, and how many
-        are ``lost``.
+        are ``lost``: most seeds diverge.
     """
     found = {}
     for rule in RULES:
         ends = [(cell, cell["rules"][rule]) for cell in summary["cells"]]
-        steady = [_jump(cell, arm) <= STEADY for cell, arm in ends]
+        steady = [_steady(cell, arm) for cell, arm in ends]
         misses = [_end(cell, arm) / _best(cell) for cell, arm in ends]
         known = [miss for miss in misses if math.isfinite(miss)]
         found[rule] = {
@@ -193,14 +201,18 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
         f"diverged {each['lost']}"
         for rule, each in tally(summary).items()
     ]
-    return [*said, *(line for rule in (RECIPE, DEFAULT) for line in _failures(summary, rule))]
+    meaning = (
+        f"steady: no loss of the first {EARLY} steps above {STEADY:g} times the untrained network's, on any seed, and "
+        f"none diverges; as good: the median final loss within {ALIKE:g} times that of the best fixed rate"
+    )
+    return [meaning, *said, *(line for rule in (RECIPE, DEFAULT) for line in _failures(summary, rule))]
 
 
 def _failures(summary: Mapping[str, Any], rule: str) -> Iterator[str]:
     for cell in summary["cells"]:
         arm = cell["rules"][rule]
         miss, jump = _end(cell, arm) / _best(cell), _jump(cell, arm)
-        if miss > ALIKE or jump > STEADY:
+        if miss > ALIKE or not _steady(cell, arm):
             where = f"{cell['net']}, {cell['optimizer']}, {cell['depth']:,} layers"
             said = "diverged" if math.isinf(miss) else f"loss {written(miss)} of the best"
             rose = f", highest {written(jump)} of the start" if jump > STEADY else ""
@@ -222,25 +234,34 @@ def _one_rate(summary: Mapping[str, Any]) -> Finding:
     """Ask whether alpha at the rate of everything else is steady."""
     jumps = {}
     for cell in summary["cells"]:
-        if (jump := _jump(cell, cell["rules"]["lr"])) > STEADY:
-            jumps[f"{cell['net']}, {cell['optimizer']}, {cell['depth']:,}"] = jump
-    said = "; ".join(f"{where}: {'diverges' if math.isinf(jump) else written(jump)}" for where, jump in jumps.items())
+        arm = cell["rules"]["lr"]
+        if not _steady(cell, arm):
+            lost = cell["arms"][arm]["ends"].count(None)
+            where = f"{cell['net']}, {cell['optimizer']}, {cell['depth']:,}"
+            jumps[where] = (
+                f"{lost} of {len(cell['arms'][arm]['ends'])} seeds diverge" if lost else written(_jump(cell, arm))
+            )
+    said = "; ".join(f"{where}: {jump}" for where, jump in jumps.items())
     return Finding(
-        f"largest loss of the first {EARLY} steps over that of the start, where it rises: {said or 'nowhere'}",
+        f"of {len(summary['cells'])} networks {len(jumps)} rise above their start in the first {EARLY} steps (largest "
+        f"loss over that of the start) or diverge: {said or 'none'}",
         judge(not jumps, len(jumps) < len(summary["cells"])),
     )
 
 
 def _deeper(summary: Mapping[str, Any]) -> Finding:
-    """Hold the recipe against other ways to go deep, cell by cell."""
+    """Hold the recipe against other ways to go deep, by the signs over the networks of a kind."""
     said, better = [], []
     for rival in _OTHERS:
-        cells = [cell for cell in summary["cells"] if rival in cell["arms"]]
-        if cells:
-            won = sum(_end(cell, cell["rules"][RECIPE]) < _end(cell, rival) for cell in cells)
-            said.append(f"{rival} {won} of {len(cells)}")
-            better.append(2 * won > len(cells))
-    return Finding(f"networks where {RECIPE} ends lower: than {'; than '.join(said)}", judge(*better))
+        for net in dict.fromkeys(cell["net"] for cell in summary["cells"]):
+            cells = [cell for cell in summary["cells"] if rival in cell["arms"] and cell["net"] == net]
+            if cells:
+                won = sum(_end(cell, cell["rules"][RECIPE]) < _end(cell, rival) for cell in cells)
+                p = float(binomtest(won, len(cells)).pvalue)
+                said.append(f"{rival} in {won} of {len(cells)} {net}s (p = {p:.2g})")
+                better.append(None if p > LEVEL else 2 * won > len(cells))
+    asked = "a test by signs at 5%; the others as they are, the recipe chosen on these networks"
+    return Finding(f"{RECIPE} ends lower than {'; than '.join(said)} ({asked})", judge(*better))
 
 
 DEPTH_RECIPE = Reproduction(

@@ -19,8 +19,12 @@ Found = Mapping[ScaleName, Mapping[str, Any]]
 BEGIN = """# The evidence
 
 Claims of the paper, and of those that build on it, beside what `rezero reproduce NAME` measured. {state} *Holds in
-part* means that some of its parts do: the numbers tell which. Intervals are of 95% over paired seeds. Small networks on
-two cores say little about large ones: where the scale is *laptop*, read "in small".
+part* means that some of its parts do: the numbers tell which. *Cannot be told* means that the seeds leave it open, or
+that there is one of them. Intervals are of 95% over paired seeds, if nothing else is said. *Times as fast* counts steps
+to the worst loss or accuracy that any seed of the two arms ends with, unless a target is named. Whether an arm is
+better or faster a test decides, at 5%, corrected by Holm's method for all that is asked against one baseline; p is
+given where it says less than the interval. Small networks on two cores say little about large ones: where the scale is
+*laptop*, read "in small".
 
 This page and those that it leads to are made by `python -m rezero.papers.evidence` from the results that they name.
 """
@@ -38,9 +42,10 @@ def pages(results: Path) -> dict[str, str]:
         Path in ``docs`` to Markdown, and to the SVG of each picture.
     """
     made = {"evidence.md": ""}
-    missing = []
+    missing, told = [], 0
     for each in REPRODUCTIONS.values():
         found = {name: _read(file) for name in each.scales if (file := _file(each, name, results)).exists()}
+        told += sum(any(claim.find(summary) is not None for summary in found.values()) for claim in each.claims)
         if not found:
             missing.append(each)
             continue
@@ -53,18 +58,16 @@ def pages(results: Path) -> dict[str, str]:
                 made[f"evidence/{_picture(each, name, stem)}"] = picture.read_text(encoding="utf-8")
     if missing:
         made["evidence.md"] += f"\n## Not yet run\n\n{_missing(missing)}\n"
-    made["evidence.md"] = BEGIN.replace("{state}", _state(missing)) + made["evidence.md"]
+    made["evidence.md"] = BEGIN.replace("{state}", _state(missing, told)) + made["evidence.md"]
     return made
 
 
-def _state(missing: Sequence[Reproduction]) -> str:
+def _state(missing: Sequence[Reproduction], told: int) -> str:
     """Say how many of the claims something was measured of."""
     all_claims = sum(len(each.claims) for each in REPRODUCTIONS.values())
-    open_claims = sum(len(each.claims) for each in missing)
-    if not missing:
-        return f"All {all_claims} were measured."
+    said = f"All {all_claims} were measured." if told == all_claims else f"Of {all_claims} claims {told} were measured."
     names = ", ".join(each.name for each in missing)
-    return f"Of {all_claims} claims {all_claims - open_claims} were measured; those of {names} wait at the end."
+    return f"{said} Those of {names} are at the end, not yet run." if missing else said
 
 
 def _missing(reproductions: Sequence[Reproduction]) -> str:
@@ -104,7 +107,8 @@ def _row(each: Reproduction, claim: Claim, found: Found) -> tuple[int, tuple[str
         for name in each.scales
     ]
     place = min((VERDICTS.index(finding.verdict) for finding in judged.values()), default=len(VERDICTS))
-    ours = "; ".join(finding.ours for finding in judged.values())
+    several = len(judged) > 1
+    ours = "; ".join((f"{name} scale: " if several else "") + finding.ours for name, finding in judged.items())
     return place, (claim.says, claim.source, claim.published or "no number", ours, "; ".join(verdicts))
 
 
@@ -120,12 +124,24 @@ def _scales(each: Reproduction, found: Found) -> Iterator[str]:
             yield f"![{said}]({_picture(each, name, stem)})\n\n*{said}*"
         where = each.results(name, Path("results/papers"))
         yield (
-            f"Made by `{summary['command']}`, {summary['seeds']} seeds ({summary['versions']}; {summary['machine']}; "
+            f"Made by `{summary['command']}`, {_repeats(each, summary)} ({summary['versions']}; {summary['machine']}; "
             f"{summary['date']}; commit {summary['commit']}). All numbers are in `{where}`."
         )
         commands = [study["command"] for study in summary.get("studies", {}).values()]
         if commands:
             yield "Its studies, each by itself:\n\n```text\n" + "\n".join(commands) + "\n```"
+
+
+def _repeats(each: Reproduction, summary: Mapping[str, Any]) -> str:
+    """Say on how many seeds it was done, and which studies had fewer."""
+    asked = summary["seeds"]
+    fewer = {
+        name: seeds
+        for name, study in summary.get("studies", {}).items()
+        if (seeds := study["settings"].get("seeds", asked)) < asked
+    }
+    less = f", fewer in {', '.join(f'{name} ({seeds})' for name, seeds in fewer.items())}" if fewer else ""
+    return f"{asked} {each.repeats.removesuffix('s') if asked == 1 else each.repeats}{less}"
 
 
 def _picture(each: Reproduction, scale: ScaleName, stem: str) -> str:

@@ -20,7 +20,7 @@ from torch import nn
 from rezero.charts import save, story_panels
 from rezero.gate import gates
 from rezero.layers import GatedCrossAttention
-from rezero.papers.claims import Claim, Finding, interval, judge, shown
+from rezero.papers.claims import Claim, Finding, above, below, interval, judge, shown
 from rezero.papers.flamingo_story import FEATURES, Plan, Sight, Story, take_step
 from rezero.papers.plain_text import load_plain_text, loss_of
 from rezero.papers.reproduction import Reproduction, Scale, Work
@@ -228,20 +228,18 @@ def _unchanged(summary: Mapping[str, Any]) -> Finding:
     end = row["change of plain loss at the end"]
     said = f"plain loss {_percent(end)} at the end"
     same = row["unchanged at the start"]
-    return Finding(
-        f"{'bitwise unchanged' if same else 'changed'} at the start, {said}", judge(same, end["mean"] < 0.01)
-    )
+    return Finding(f"{'bitwise unchanged' if same else 'changed'} at the start, {said}", judge(same, below(end, 0.01)))
 
 
 def _reads(summary: Mapping[str, Any]) -> Finding:
     read = summary["found"]["gates from 0"]["accuracy at the end"]
-    return Finding(f"{_percent(read, sign='')} of the numbers read right", judge(read["mean"] > 0.9))
+    return Finding(f"{_percent(read, sign='')} of the numbers read right", judge(above(read, 0.9)))
 
 
 def _spoils(summary: Mapping[str, Any]) -> Finding:
     row = summary["found"]["gates from 1"]
     start, end = row["change of plain loss at the start"], row["change of plain loss at the end"]
-    return Finding(f"plain loss {_percent(start)} at step 0, {_percent(end)} at the end", judge(start["mean"] > 0))
+    return Finding(f"plain loss {_percent(start)} at step 0, {_percent(end)} at the end", judge(above(start)))
 
 
 FLAMINGO = Reproduction(

@@ -19,7 +19,7 @@ from rezero import lab
 from rezero.data.windows import TextData
 from rezero.layers import LanguageModel
 from rezero.optim import param_groups
-from rezero.papers.claims import Claim, Finding, closed, interval, judge, shown
+from rezero.papers.claims import Claim, Finding, above, confirmed, interval, judge, shown
 from rezero.papers.drawing import draw_arms
 from rezero.papers.plain_text import load_plain_text, measure, take_step
 from rezero.papers.reading import gain_of
@@ -191,36 +191,37 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _at(summary: Mapping[str, Any], arm: str, compute: int) -> list[float]:
+def _at(summary: Mapping[str, Any], arm: str, compute: int) -> list[float | None]:
     """Return the losses of an arm when it had spent so much, or at the last measurement before."""
     points = summary["arms"][arm]["points"].values()
     return [[point["val_loss"] for point in each if point["step"] <= compute][-1] for each in points]
 
 
-def _better(found: Mapping[str, float | None]) -> bool:
-    """Tell whether an interval lies above zero; the mean, where there is no interval."""
-    return closed(found)[1] > 0
+def _by_seed(more: list[float | None], less: list[float | None]) -> dict[str, float | None]:
+    """Return mean and interval of a difference."""
+    pairs = zip(more, less, strict=True)
+    return interval([None if one is None or other is None else one - other for one, other in pairs])
 
 
 def _goes_on(summary: Mapping[str, Any]) -> Finding:
     plan = summary["plan"]
     before, after = (_at(summary, "grown", compute) for compute in (plan["growth"], plan["compute"]))
-    fall = interval([one - other for one, other in zip(before, after, strict=True)])
-    return Finding(f"its loss falls by {shown(fall)} nats a byte from growth to end", judge(_better(fall)))
+    fall = _by_seed(before, after)
+    return Finding(f"its loss falls by {shown(fall)} nats a byte from growth to end", judge(above(fall)))
 
 
 def _saves(summary: Mapping[str, Any]) -> Finding:
     grown = next(each for each in summary["found"] if each["arm"] == "grown")
-    return Finding(f"{gain_of(grown, 'nats a byte')} at equal compute", judge(grown["quality"] == "more"))
+    return Finding(f"{gain_of(grown, 'nats a byte')} at equal compute", judge(confirmed(grown["quality"])))
 
 
 def _pays(summary: Mapping[str, Any]) -> Finding:
     """Compare with the model that stays shallow, on the same compute and seeds."""
     shallow = next(arm for arm in summary["arms"] if arm not in ("grown", summary["found"][0]["baseline"]))
     ends = (_at(summary, arm, summary["plan"]["compute"]) for arm in (shallow, "grown"))
-    gain = interval([theirs - ours for theirs, ours in zip(*ends, strict=True)])
+    gain = _by_seed(*ends)
     said = gain_of({"arm": "grown", "gain": gain}, "nats a byte")
-    return Finding(f"{said} than {shallow} to the end", judge(_better(gain)))
+    return Finding(f"{said} than {shallow} to the end", judge(above(gain)))
 
 
 GROW = Reproduction(

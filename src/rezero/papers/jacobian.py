@@ -19,7 +19,7 @@ from rezero.charts import histogram, save
 from rezero.diagnose.jacobian import jacobian_spectrum
 from rezero.gate import gates
 from rezero.layers import TransformerEncoderLayer
-from rezero.papers.claims import Claim, Finding, closed, interval, judge, shown, written
+from rezero.papers.claims import Claim, Finding, above, below, interval, judge, shown, written
 from rezero.papers.reproduction import Reproduction, Scale, Work
 from rezero.waiting import share_bar
 
@@ -160,7 +160,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def _row(row: Mapping[str, Any]) -> str:
-    spread = "" if row["deviation"] is None else f" ± {row['deviation']:.2g}"
+    spread = "" if row["deviation"] is None else f" ± {row['deviation']:.2g} (standard deviation)"
     beside = "" if row["published"] is None else f", published {row['published']:g}"
     return f"{written(row['mean_squared'])}{spread}{beside}"
 
@@ -168,9 +168,9 @@ def _row(row: Mapping[str, Any]) -> str:
 def _squares(found: Mapping[str, Any]) -> Finding:
     squares = {arm: interval(_squares_of(found, arm, DEPTHS[0])) for arm in ARMS}
     said = "; ".join(f"{arm} {shown(mean)}" for arm, mean in squares.items())
-    ends = {arm: closed(mean)[1:] for arm, mean in squares.items()}
-    near = ONE[0] <= ends["rezero"][0] and ends["rezero"][1] <= ONE[1]
-    return Finding(said, judge(near, ends["pre-norm"][0] > ONE[1], ends["post-norm"][1] < ONE[0]))
+    sides = above(squares["rezero"], ONE[0]), below(squares["rezero"], ONE[1])
+    near = False if False in sides else None if None in sides else True
+    return Finding(said, judge(near, above(squares["pre-norm"], ONE[1]), below(squares["post-norm"], ONE[0])))
 
 
 def _squares_of(found: Mapping[str, Any], arm: str, depth: int) -> list[float]:

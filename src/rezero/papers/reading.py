@@ -2,12 +2,57 @@
 
 import math
 from collections.abc import Mapping
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
-from rezero.papers.claims import interval, shown
+from rezero.lab.stats import LEVEL
+from rezero.papers.claims import above, interval, shown
 
-__all__ = ["bits_at_end", "end_of", "gain_of", "loss_of_epoch", "of_pair", "speed_of"]
+__all__ = ["bits_at_end", "end_of", "ends_at", "gain_of", "learned_nothing", "loss_of_epoch", "of_pair", "speed_of"]
+
+
+_NEAR = 0.99
+"""Of chance: an arm may have learned how often each class comes, no more."""
+
+
+def ends_at(study: Mapping[str, Any], arm: str, metric: str, place: int = -1) -> list[float | None]:
+    """Return what an arm ends with.
+
+    Args:
+        study: What `Recipe.run` or `compare_own` returned.
+        arm: Which.
+        metric: What.
+        place: Of the measurement, by default the last.
+
+    Returns:
+        A value a seed; None where the training did not go as far, or something that was measured then is not finite:
+        the accuracy of a network that has diverged is, and means nothing.
+    """
+    found = study["arms"][arm]
+    return [
+        None
+        if not points or None in points[place].values() or (place == -1 and found["status"][seed] != "finished")
+        else points[place][metric]
+        for seed, points in found["points"].items()
+    ]
+
+
+def learned_nothing(study: Mapping[str, Any], chance: float) -> list[str]:
+    """Return the arms whose training loss ends as that of a model that knows nothing, at their rates.
+
+    Args:
+        study: What `Recipe.run` returned.
+        chance: The loss of such a model (nats).
+
+    Returns:
+        Those that end above 99% of it in the median of the seeds, or diverge.
+    """
+    ends = {arm: ends_at(study, arm, "train_loss") for arm in study["arms"]}
+    return [
+        arm
+        for arm, values in ends.items()
+        if median(math.inf if end is None else end for end in values) > _NEAR * chance
+    ]
 
 
 def bits_at_end(study: Mapping[str, Any], arm: str) -> list[float | None]:
@@ -20,8 +65,7 @@ def bits_at_end(study: Mapping[str, Any], arm: str) -> list[float | None]:
     Returns:
         Bits a byte, a seed each; None where it diverged.
     """
-    losses = [points[-1]["val_loss"] for points in study["arms"][arm]["points"].values()]
-    return [None if loss is None else loss / math.log(2) for loss in losses]
+    return [None if loss is None else loss / math.log(2) for loss in ends_at(study, arm, "val_loss")]
 
 
 def end_of(study: Mapping[str, Any], arm: str) -> str:
@@ -38,7 +82,9 @@ def end_of(study: Mapping[str, Any], arm: str) -> str:
     return "diverged" if None in ends else shown(interval([end for end in ends if end is not None]))
 
 
-def of_pair(study: Mapping[str, Any], arm: str, baseline: str, metric: str) -> Mapping[str, Any]:
+def of_pair(
+    study: Mapping[str, Any], arm: str, baseline: str, metric: str, *, target: bool = False
+) -> Mapping[str, Any]:
     """Return what was asked of two arms.
 
     Args:
@@ -46,12 +92,14 @@ def of_pair(study: Mapping[str, Any], arm: str, baseline: str, metric: str) -> M
         arm: The one.
         baseline: The other, which the one is held against.
         metric: By which.
+        target: Whether a target was named, where that was asked too.
 
     Returns:
         What `told` made of it, and ``early``: on how many seeds the arm and the baseline had reached the target when
         they were first measured.
     """
-    asked = next(each for each in study["asked"] if (each["baseline"], each["metric"]) == (baseline, metric))
+    both = [each for each in study["asked"] if (each["baseline"], each["metric"]) == (baseline, metric)]
+    asked = next((each for each in both if target == (each["target"] is not None)), both[0])
     found = next(each for each in asked["found"] if each["arm"] == arm)
     return {**found, "early": [_early(study, name, metric, found["target"]) for name in (arm, baseline)]}
 
@@ -73,14 +121,26 @@ def speed_of(found: Mapping[str, Any]) -> str:
         found: What `of_pair` or `told` returned.
 
     Returns:
-        Text: "at least" where the one was there whenever it was first measured, "at most" where the other was.
+        What can be said of the arm, such as "2.00 (1.50 to 2.50) times as fast as plain": "at least" where it was
+        there whenever it was first measured, "at most" where the other was. Where some trial never got there, how many
+        did; where the seeds show no difference after correction although the interval does, p.
     """
-    if found["lead"] is not None and any(found["censored"]):
-        which = found["arm"] if found["censored"][0] else found["baseline"]
-        return f"{which} never got there on {max(found['censored'])} of {found['lead']['n']} seeds"
+    baseline = found["baseline"]
+    if found["lead"] is None:
+        return f"as fast as {baseline} or not cannot be told"
+    if any(found["censored"]):
+        seeds = found["lead"]["n"]
+        ours, theirs = (seeds - missed for missed in found["censored"])
+        return f"there on {ours} of {seeds} seeds, {baseline} on {theirs}"
     ours, theirs = found.get("early", (0, 0))
     bound = "" if bool(ours) == bool(theirs) else "at least " if ours else "at most "
-    return f"{bound}{shown(found['lead'], of=math.exp)}"
+    return f"{bound}{shown(found['lead'], of=math.exp)} times as fast as {baseline}{_corrected(found, 'lead')}"
+
+
+def _corrected(found: Mapping[str, Any], what: str) -> str:
+    """Write the corrected p where it says less than the interval."""
+    p = found.get(f"{what} p")
+    return f", p = {p:.2g}" if p is not None and p > LEVEL and above(found[what]) is not None else ""
 
 
 def gain_of(
@@ -95,16 +155,18 @@ def gain_of(
         words: For a gain and for a loss.
 
     Returns:
-        Text, such as "0.54 (0.44 to 0.64) bits better"; the interval of a loss is that of the loss.
+        Text, such as "0.54 (0.44 to 0.64) bits better"; the interval of a loss is that of the loss. Where the seeds
+        show no difference after correction although the interval does, p.
     """
     if found["gain"] is None:
         lost = [name for name, times in zip((found["arm"], found["baseline"]), found["diverged"], strict=True) if times]
         return f"{' and '.join(lost)} diverged"
     mean, low, high = (found["gain"][name] for name in ("mean", "low", "high"))
+    p = _corrected(found, "gain")
     if mean is None or mean >= 0:
-        return f"{shown(found['gain'], of=lambda value: factor * value)} {unit} {words[0]}"
+        return f"{shown(found['gain'], of=lambda value: factor * value)} {unit} {words[0]}{p}"
     lost_by = {"mean": -mean, "low": None if high is None else -high, "high": None if low is None else -low}
-    return f"{shown(lost_by, of=lambda value: factor * value)} {unit} {words[1]}"
+    return f"{shown(lost_by, of=lambda value: factor * value)} {unit} {words[1]}{p}"
 
 
 def loss_of_epoch(study: Mapping[str, Any], arm: str, steps: int) -> list[float | None]:

@@ -153,6 +153,7 @@ class Reproduction:
         write: Makes pictures of the numbers, in a folder; returns their names, without endings, and what they show.
         lines: Says in lines what came out.
         claims: What the paper says of it.
+        repeats: What is repeated, if not seeds.
     """
 
     name: str
@@ -163,6 +164,7 @@ class Reproduction:
     write: Callable[[Mapping[str, Any], Path], Mapping[str, str]]
     lines: Callable[[Mapping[str, Any]], list[str]]
     claims: tuple[Claim, ...]
+    repeats: str = "seeds"
 
     def at(self, scale: ScaleName) -> Scale:
         """Return one of its sizes.

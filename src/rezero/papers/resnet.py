@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rezero.papers.claims import Claim, Finding, interval, judge, shown
+from rezero.papers.claims import Claim, Finding, above, confirmed, interval, judge, shown
 from rezero.papers.drawing import draw_arms, file_stem
-from rezero.papers.reading import gain_of, of_pair, speed_of
+from rezero.papers.reading import ends_at, gain_of, of_pair, speed_of
 from rezero.papers.reproduction import Reproduction, Scale
 from rezero.papers.studies import Asked, Recipe, run_all
 
@@ -85,12 +85,12 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
             said.append(f"{name}: {arm} {_percent(study, arm, 0)} after the first, published {number}%")
         if study["settings"]["epochs"] > 1:
             said += [f"{name}: {arm} ends at {_percent(study, arm, -1)}" for arm in study["arms"]]
-            said += [f"{name}: to {target:.0%} rezero is {_to(study, target)} times as fast" for target in TARGETS]
+            said += [f"{name}: to {target:.0%} rezero is {_to(study, target)}" for target in TARGETS]
     return said
 
 
 def _percent(study: Mapping[str, Any], arm: str, place: int) -> str:
-    ends = [points[place]["val_accuracy"] for points in study["arms"][arm]["points"].values()]
+    ends = ends_at(study, arm, "val_accuracy", place)
     return f"{shown(interval(ends), '.1%')}" if None not in ends else "diverged"
 
 
@@ -105,14 +105,15 @@ def _first(depth: int, summary: Mapping[str, Any]) -> Finding | None:
     if not studies:
         return None
     study = max(studies, key=lambda each: each["settings"]["seeds"])
-    ours, theirs = (
-        [points[0]["val_accuracy"] for points in study["arms"][arm]["points"].values()]
-        for arm in ("rezero", "residual")
-    )
-    gain = interval([one - other for one, other in zip(ours, theirs, strict=True)])
-    better = gain["mean"] > 0 if gain["low"] is None else gain["low"] > 0
+    pairs = zip(*(ends_at(study, arm, "val_accuracy", 0) for arm in ("rezero", "residual")), strict=True)
+    gain = interval([None if one is None or other is None else one - other for one, other in pairs])
     said = f"rezero {_percent(study, 'rezero', 0)}, residual {_percent(study, 'residual', 0)}"
-    return Finding(f"{said}; {len(ours)} seed{'s' if len(ours) > 1 else ''}", judge(better))
+    return Finding(f"{said}; {_seeds(study)}", judge(above(gain)))
+
+
+def _seeds(study: Mapping[str, Any]) -> str:
+    seeds = study["settings"]["seeds"]
+    return f"{seeds} seed{'' if seeds == 1 else 's'}"
 
 
 def _sooner(summary: Mapping[str, Any]) -> Finding | None:
@@ -121,9 +122,9 @@ def _sooner(summary: Mapping[str, Any]) -> Finding | None:
     for target in TARGETS:
         [found] = next(each for each in study["asked"] if each["target"] == target)["found"]
         said.append(f"to {target:.0%} {speed_of(found)}")
-        faster.append(found["speed"] == "more")
+        faster.append(confirmed(found["speed"]))
     depth = study["settings"]["depth"]
-    return Finding(f"ResNet-{depth}: times as fast {'; '.join(said)}", judge(*faster))
+    return Finding(f"ResNet-{depth}, {_seeds(study)}: {'; '.join(said)}", judge(*faster))
 
 
 def _final(summary: Mapping[str, Any]) -> Finding | None:
@@ -132,7 +133,7 @@ def _final(summary: Mapping[str, Any]) -> Finding | None:
         return None
     found = of_pair(study, "rezero", "residual", "val_accuracy")
     said = f"rezero {_percent(study, 'rezero', -1)}, residual {_percent(study, 'residual', -1)}"
-    return Finding(f"{said}; {gain_of(found, 'points', 100)}", judge(found["quality"] == "more"))
+    return Finding(f"{said}; {gain_of(found, 'points', 100)}", judge(confirmed(found["quality"])))
 
 
 RESNET = Reproduction(

@@ -23,15 +23,16 @@ from rezero.data.cifar10 import load_cifar10
 from rezero.functional import gated_residual
 from rezero.gate import Gate
 from rezero.optim import param_groups
-from rezero.papers.claims import Claim, Finding, interval, judge, shown
+from rezero.papers.claims import Claim, Finding, above, confirmed, interval, judge, shown
 from rezero.papers.drawing import draw_arms
-from rezero.papers.reading import gain_of, speed_of
+from rezero.papers.reading import ends_at, gain_of, speed_of
 from rezero.papers.reproduction import Reproduction, Scale, Work
 from rezero.papers.studies import compare_own
 
 __all__ = ["LAPTOP", "PAPER", "SUPERCONVERGENCE", "Plan", "PreActResNet18", "run", "train"]
 
 PUBLISHED = 0.9391
+NEAR = 0.0025  # of one run to another
 """Validation accuracy at the end of the authors' run; 0.9400 at its best epoch."""
 
 
@@ -263,30 +264,26 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
     """
     [found] = summary["found"]
     said = [f"{arm}: {_end(summary, arm)} at the end" for arm in summary["arms"]]
-    return [*said, f"rezero {gain_of(found, 'points', 100)}, {speed_of(found)} times as fast"]
+    return [*said, f"rezero {gain_of(found, 'points', 100)}, {speed_of(found)}"]
 
 
 def _end(summary: Mapping[str, Any], arm: str) -> str:
-    ends = [points[-1]["val_accuracy"] for points in summary["arms"][arm]["points"].values()]
-    return shown(interval(ends), ".2%")
+    ends = ends_at(summary, arm, "val_accuracy")
+    return "diverged" if None in ends else shown(interval(ends), ".2%")
 
 
 def _reaches(summary: Mapping[str, Any]) -> Finding | None:
     """Only the paper's own size can reach it."""
     if summary["plan"]["width"] != PAPER.width or summary["plan"]["images"] is not None:
         return None
-    ends = [points[-1]["val_accuracy"] for points in summary["arms"]["rezero"]["points"].values()]
-    found = interval(ends)
-    high = found["mean"] if found["high"] is None else found["high"]
-    return Finding(f"{_end(summary, 'rezero')} at the end", judge(high >= PUBLISHED))
+    reaches = above(interval(ends_at(summary, "rezero", "val_accuracy")), PUBLISHED - NEAR)
+    return Finding(f"{_end(summary, 'rezero')} at the end, asked is {PUBLISHED - NEAR:.2%}", judge(reaches))
 
 
 def _better(summary: Mapping[str, Any]) -> Finding:
     [found] = summary["found"]
     said = f"rezero {_end(summary, 'rezero')}, residual {_end(summary, 'residual')}; {gain_of(found, 'points', 100)}"
-    return Finding(
-        f"{said}, {speed_of(found)} times as fast", judge(found["quality"] == "more", found["speed"] == "more")
-    )
+    return Finding(f"{said}, {speed_of(found)}", judge(confirmed(found["quality"]), confirmed(found["speed"])))
 
 
 SUPERCONVERGENCE = Reproduction(
