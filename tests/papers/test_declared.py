@@ -139,7 +139,7 @@ def test_two_points_are_asked_of_every_interval(tmp_path: Path) -> None:
     small = [replace(each, settings={**each.settings, **tiny}, jobs=1) for each in SMALL_SETS[:2]]
     summary = {"seeds": 2, **run_all(small, Work(tmp_path, tmp_path, 2))}
     assert list(summary["studies"]) == ["breast_cancer", "wine"]
-    assert len(GENERALIZATION.lines(summary)) == 4
+    assert len(GENERALIZATION.lines(summary)) == 5
     assert all(claim.find(summary) for claim in GENERALIZATION.claims)
     assert list(GENERALIZATION.write(summary, tmp_path)) == ["points"]
     for study, (low, high) in zip(summary["studies"].values(), ((0.01, 0.03), (-0.01, 0.03)), strict=True):

@@ -116,7 +116,7 @@ def test_the_numbers_are_means_with_intervals() -> None:
     accuracy = rows["gates from 0"]["accuracy at the end"]
     assert accuracy["mean"] == pytest.approx(0.525)
     assert accuracy["low"] < 0.5 < 0.55 < accuracy["high"]
-    assert FLAMINGO.lines(made_up())[1].startswith("gates from 0: plain loss bitwise unchanged at the start, +2.50%")
+    assert FLAMINGO.lines(made_up())[2].startswith("gates from 0: plain loss bitwise unchanged at the start, +2.50%")
 
 
 def test_one_seed_has_no_interval_and_is_told_all_the_same() -> None:

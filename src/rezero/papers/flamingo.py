@@ -211,6 +211,7 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
         Lines of text.
     """
     said = [f"the language model's loss on plain text: {summary['base plain loss']:.4f} nats a byte"]
+    said.append("one language model and one eye; the seeds, and so the intervals, are of the grafted blocks")
     for arm, row in summary["found"].items():
         start, end = row["change of plain loss at the start"], row["change of plain loss at the end"]
         same = "bitwise unchanged" if row["unchanged at the start"] else _percent(start)

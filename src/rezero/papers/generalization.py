@@ -75,7 +75,7 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
     Returns:
         Lines of text.
     """
-    said = []
+    said = ["one split of each set, by which the rates are chosen too; the seeds are of weights and order of the rows"]
     for name, study in summary["studies"].items():
         for baseline in BASELINES:
             accuracy, loss = (of_pair(study, "rezero", baseline, each) for each in ("val_accuracy", "train_loss"))
