@@ -19,6 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock, create_autospec
 
@@ -908,6 +909,20 @@ def test_progress_lines_are_not_broken(here: Path, capsys: pytest.CaptureFixture
         with StudyProgress(store):
             pass
     assert capsys.readouterr().err == f"1 of 2 trials are in {place} already\n"
+
+
+def test_trials_that_run_are_told_of_now_and_then(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where stderr is no terminal a long trial has a line a minute: one alone its steps, several their share."""
+    clock = iter((0.0, 59.0, 61.0, 62.0, 130.0))
+    monkeypatch.setattr("rezero.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with Store.open(here / "study", tiny(arms=("plain",), seeds=2)) as store, StudyProgress(store) as progress:
+        progress.begin(Trial("plain", 0.01, 0), 2000, 0)
+        for step in (10, 1010, 1020):
+            progress.step(step)
+        progress.several(2, 0.51)
+    assert capsys.readouterr().err == "plain  seed 0  step 1,010 of 2,000, 1 min\n0.5 of 2 trials, 2 running, 2 min\n"
 
 
 @pytest.mark.parametrize(

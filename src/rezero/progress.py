@@ -1,6 +1,7 @@
 """What the command line shows while a study runs and when it ends."""
 
 import sys
+import time
 from types import TracebackType
 from typing import Self
 
@@ -24,9 +25,13 @@ from rezero.lab.tune import plan
 
 __all__ = ["StudyProgress", "print_table", "print_text"]
 
+_EVERY = 60.0  # seconds between two lines on trials that run, where there is no terminal for bars
+
 
 class StudyProgress:
     """A bar for the trial that runs and one for the study; a line for each trial that has ended.
+
+    Where there is no terminal, a line now and then in the place of the bars.
 
     Args:
         store: The study's records.
@@ -52,6 +57,7 @@ class StudyProgress:
             self._print(f"{done} of {len(trials)} trials are in {store.folder} already")
         self._study = self._bars.add_task("study", total=len(trials), completed=done, note="trials")
         self._trial = self._bars.add_task("", total=None, visible=False, note="")
+        self._began = self._told = time.monotonic()
 
     def __enter__(self) -> Self:
         """Show the bars.
@@ -78,6 +84,8 @@ class StudyProgress:
     def step(self, step: int) -> None:
         """Move the trial's bar."""
         self._bars.update(self._trial, completed=step)
+        task = self._bars.tasks[1]
+        self._now_and_then(f"{task.description}  step {step:,}" + (f" of {task.total:,.0f}" if task.total else ""))
 
     def point(self, point: Point) -> None:
         """Show what was measured beside the bar."""
@@ -94,6 +102,7 @@ class StudyProgress:
     def several(self, running: int, done: float) -> None:
         """Move the study's bar by what the running trials have done, and say how many they are."""
         self._bars.update(self._study, completed=done, note=f"trials, {running} running")
+        self._now_and_then(f"{done:.1f} of {self._bars.tasks[0].total:.0f} trials, {running} running")
 
     def died(self, trial: Trial, times: int) -> None:
         """Leave a line for a process that died."""
@@ -108,6 +117,11 @@ class StudyProgress:
             return f"{trial.arm:{self._width}}  seed {trial.seed}"
         tried = " ".join(f"{name} {value:g}" for name, value in (("lr", trial.lr), *trial.tuned))
         return f"{trial.arm:{self._width}}  tuning  {tried}"
+
+    def _now_and_then(self, line: str) -> None:
+        if (now := time.monotonic()) - self._told >= _EVERY and not self._console.is_terminal:
+            self._told = now
+            self._print(f"{line}, {(now - self._began) / 60:.0f} min")
 
     def _print(self, line: str) -> None:
         self._console.print(line, highlight=False, soft_wrap=True)

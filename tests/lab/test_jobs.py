@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import create_autospec
@@ -18,6 +18,8 @@ from rezero.data.digits import load_digits
 from rezero.errors import UsageError
 from rezero.lab import Store, Study, Trial, TrialResult, Watcher, find_task, run_study
 from rezero.lab import jobs as lab_jobs
+from rezero.lab.one import missing_trials
+from rezero.lab.trial import Point
 
 pytestmark = pytest.mark.slow
 
@@ -55,6 +57,33 @@ def test_jobs_change_no_number(tmp_path: Path) -> None:
     assert ends == {result.trial: result.last for result in found}
     assert list((tmp_path / "two").glob(".lock*")) == []
     assert all(result.memory for result in found)
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(None, 10), (2, None)], ids=["told", "not-told"])
+def test_a_step_is_no_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: int | None, steps: int | None
+) -> None:
+    """What is done of the trials that run is a share of each; before one has ended it may not be known."""
+    monkeypatch.setattr(lab_jobs, "_EVERY", 0.01)
+    watcher = create_autospec(Watcher, instance=True)
+    with Store.open(tmp_path / "study", study(epochs=epochs, steps=steps)) as store:
+        first, second = missing_trials(store)[:2]
+        for trial in (first, second):
+            store.begin(trial)
+            store.add(trial, Point(5, 0.5, {"train_loss": 1.0}, ()))
+        with lab_jobs._looking(store.folder, watcher):
+            wait_for(lambda: watcher.several.called)
+            known = watcher.several.call_args
+            store.finish(first, "finished")
+            wait_for(lambda: watcher.several.call_args != known)
+        assert (known.args, watcher.several.call_args.args) == ((2, 1.0 if steps else 0.0), (1, 1.5 if steps else 2.0))
+
+
+def wait_for(happens: Callable[[], bool]) -> None:
+    until = time.monotonic() + 20
+    while not happens():
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def test_a_process_that_dies_again_and_again_ends_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ from rezero.lab.parent import end_with
 from rezero.lab.processes import open_processes
 from rezero.lab.settings import Settings
 from rezero.lab.store import Store
+from rezero.lab.subject import subject_of
 from rezero.lab.tasks import find_task
 from rezero.lab.trial import Trial
 
@@ -98,10 +99,11 @@ def _looking(folder: Path, watcher: Watcher) -> Iterator[None]:
 
     def look() -> None:
         with Store.open(folder) as store:
-            total = store.length()
+            total = subject_of(store.study).length([])
             while not over.wait(_EVERY):
                 steps, total = store.running(), total or store.length()
-                watcher.several(len(steps), len(store.done()) + sum(steps.values()) / max(1, total))
+                shares = sum(min(1.0, step / total) for step in steps.values()) if total else 0.0
+                watcher.several(len(steps), len(store.done()) + shares)
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
