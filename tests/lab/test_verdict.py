@@ -61,6 +61,30 @@ BETTER = (0.90, 0.92, 0.90, 0.91, 0.91)
 SAME = (0.80, 0.80, 0.80, 0.79, 0.83)
 
 
+@pytest.mark.parametrize(
+    ("slow", "said"),
+    [((0.1, 0.11), True), ((0.1, 0.4), False), ((0.69, 0.7), False), ((math.nan, math.nan), False)],
+    ids=["flat", "learns", "done-at-first", "diverged"],
+)
+def test_an_arm_that_hardly_learns_is_named(slow: tuple[float, float], said: bool) -> None:
+    """One that stays behind where the best is first measured; the rest may have learned before."""
+    arms = {"post-norm": slow, "rezero": (0.5, 0.8)}
+    found = []
+    for arm, (first, last) in arms.items():
+        for seed in range(3):
+            points = [
+                Point(step, step / 100, {"val_accuracy": value, "val_loss": 1.0, "train_loss": 1.0, "seconds": 1.0}, ())
+                for step, value in ((50, first), (100, last))
+            ]
+            lost = math.isnan(last)
+            found.append(TrialResult(Trial(arm, 0.01, seed), "diverged" if lost else "finished", tuple(points)))
+    text = write_verdict(study((*arms,), 3), found)
+    sentence = (
+        "post-norm hardly learned: its validation accuracy goes from 10.0 % to 11.0 %, that of rezero from 50.0 % to"
+    )
+    assert (sentence in text, "hardly learned" in text) == (said, said)
+
+
 def test_verdict_is_golden() -> None:
     """The whole verdict of a study of two arms, as it was written and read over on 2026-11-28."""
     asked = study(("pre-norm", "rezero"), 5, question=Question(resolve=0.005))

@@ -1,19 +1,26 @@
 """What makes the trials of a study no fair comparison, or no comparison at all, as far as their numbers show it."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from statistics import median
 
 from rezero.lab.journal import UNMOVED, UNSEEDED
+from rezero.lab.quality import Quality
 from rezero.lab.spreads import by_arm
 from rezero.lab.study import TrialResult
 
 __all__ = ["all_equal", "cautions_of", "equal_by_seed"]
 
+_HARDLY = 0.05
+"""Of the way that the best arm goes between its first and its last measurement."""
 
-def cautions_of(finals: Sequence[TrialResult]) -> list[str]:
+
+def cautions_of(finals: Sequence[TrialResult], quality: Quality | None = None) -> list[str]:
     """Say what a reader has to know before believing a comparison.
 
     Args:
         finals: The trials that are compared.
+        quality: What decides; None if nothing does yet.
 
     Returns:
         Sentences; none if nothing looks wrong.
@@ -40,7 +47,35 @@ def cautions_of(finals: Sequence[TrialResult]) -> list[str]:
         same = [other for other in names[:place] if equal_by_seed(arms[arm], arms[other])]
         if same:
             found.append(f"{arm} gave the very same numbers as {same[0]} on every seed.")
-    return found
+    return found if quality is None else [*found, *_hardly_learned(arms, quality)]
+
+
+def _hardly_learned(arms: Mapping[str, Sequence[TrialResult]], quality: Quality) -> list[str]:
+    """Name arms that stay where they are, behind where the best one is first measured."""
+    sign = 1 if quality.lower_is_better else -1
+    courses = {arm: course for arm, trials in arms.items() if (course := _course(trials, quality.metric))}
+    if not courses:
+        return []
+    best = min(courses, key=lambda arm: sign * courses[arm][1])
+    start, end = courses[best]
+    return [
+        f"{arm} hardly learned: its {quality.name} goes from {_shown(first, quality)} to {_shown(last, quality)}, that "
+        f"of {best} from {_shown(start, quality)} to {_shown(end, quality)}. How many times as fast another arm is "
+        "then counts the steps to where it stood all along."
+        for arm, (first, last) in courses.items()
+        if sign * (first - last) < _HARDLY * sign * (start - end) and sign * last > sign * start
+    ]
+
+
+def _course(trials: Sequence[TrialResult], metric: str) -> tuple[float, float] | None:
+    """Return the first and the last value of a metric, the medians of the seeds; None where there is one or none."""
+    values = [[point.metrics[metric] for point in trial.points if metric in point.metrics] for trial in trials]
+    known = [each for each in values if len(each) > 1 and math.isfinite(each[0]) and math.isfinite(each[-1])]
+    return (median(each[0] for each in known), median(each[-1] for each in known)) if known else None
+
+
+def _shown(value: float, quality: Quality) -> str:
+    return quality.show(quality.factor * value)
 
 
 def all_equal(trials: Sequence[TrialResult]) -> bool:

@@ -35,7 +35,7 @@ def write_verdict(study: Study, results: Sequence[TrialResult]) -> str:
     finals = compared(results)
     found = compare_arms(study, results)
     quality = subject_of(study).quality(results)
-    paragraphs = [" ".join([_describe(study, results), *cautions_of(finals)])]
+    paragraphs = [" ".join([_describe(study, results), *cautions_of(finals, quality)])]
     if quality is None:
         return paragraphs[0]
     paragraphs += [_compared(study, each, quality, finals) for each in found]
