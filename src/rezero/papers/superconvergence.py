@@ -292,7 +292,7 @@ SUPERCONVERGENCE = Reproduction(
     source="Bachlechner et al. (2020), arXiv:2003.04887, sec. 4.3",
     version=1,
     scales={
-        "laptop": Scale(minutes=60, seeds=3, run=partial(run, LAPTOP)),
+        "laptop": Scale(minutes=55, seeds=3, run=partial(run, LAPTOP)),
         "paper": Scale(minutes=180, seeds=5, run=partial(run, PAPER)),
     },
     write=write,
