@@ -102,7 +102,15 @@ def above(found: Mapping[str, float | None] | None, mark: float = 0.0) -> bool |
 
 
 def below(found: Mapping[str, float | None] | None, mark: float = 0.0) -> bool | None:
-    """Tell whether a mean is below a mark, as `above` does."""
+    """Tell whether a mean is below a mark, by its interval.
+
+    Args:
+        found: As `above` takes it.
+        mark: The mark.
+
+    Returns:
+        Whether; None where `above` does not tell.
+    """
     return None if (higher := above(found, mark)) is None else not higher
 
 

@@ -94,15 +94,12 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
 
 def _speed(study: Mapping[str, Any], baseline: str) -> str:
     """Say how much faster ReZero is; a network that learns nothing is at its own end by chance, whenever that is."""
-    match ("rezero" in (flat := learned_nothing(study, CHANCE)), baseline in flat):
-        case (True, True):
-            return f"learns nothing, and {baseline} nothing"
-        case (True, False):
-            return f"learns nothing, {baseline} does"
-        case (False, True):
-            return f"learns, {baseline} nothing"
-        case _:
-            return speed_of(of_pair(study, "rezero", baseline, "train_loss"))
+    flat = learned_nothing(study, CHANCE)
+    if "rezero" in flat:
+        return f"learns nothing, {baseline} {'neither' if baseline in flat else 'does'}"
+    if baseline in flat:
+        return f"learns, {baseline} nothing"
+    return speed_of(of_pair(study, "rezero", baseline, "train_loss"))
 
 
 def _grows(baseline: str, summary: Mapping[str, Any]) -> Finding:
@@ -113,17 +110,16 @@ def _grows(baseline: str, summary: Mapping[str, Any]) -> Finding:
 
 
 def _above(baseline: str, deep: Mapping[str, Any], shallow: Mapping[str, Any]) -> bool | None:
-    flat = [learned_nothing(study, CHANCE) for study in (deep, shallow)]
-    if any("rezero" in arms for arms in flat):
+    flat_deep, flat_shallow = (learned_nothing(study, CHANCE) for study in (deep, shallow))
+    if "rezero" in (*flat_deep, *flat_shallow):
         return None
-    if baseline in flat[0] or baseline in flat[1]:
-        return None if baseline in flat[0] and baseline in flat[1] else baseline in flat[0]
+    if baseline in (*flat_deep, *flat_shallow):
+        return None if baseline in flat_deep and baseline in flat_shallow else baseline in flat_deep
     more, less = (of_pair(study, "rezero", baseline, "train_loss") for study in (deep, shallow))
-    if more["censored"][0] == 0 < more["censored"][1] and not any(less["censored"]):
-        return True  # the other one never gets there any more
-    if any(more["censored"]) or any(less["censored"]) or more["lead"] is None or less["lead"] is None:
-        return None
-    ends = [more["lead"]["low"], more["lead"]["high"], less["lead"]["low"], less["lead"]["high"]]
+    if any(less["censored"]) or any(more["censored"]):
+        ours, theirs = more["censored"]
+        return True if ours == 0 < theirs and not any(less["censored"]) else None
+    ends = [each["lead"] and each["lead"][end] for each in (more, less) for end in ("low", "high")]
     if None in ends:
         return None
     if ends[0] > ends[3] and not less["early"][0]:  # which may have been there earlier

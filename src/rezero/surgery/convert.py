@@ -337,8 +337,8 @@ def _add_to(optimizer: torch.optim.Optimizer, model: nn.Module, recipe: Recipe, 
     undo.steps.append(put_back)
     params = list(parameters.items()) if with_names else list(parameters.values())
     group: dict[str, Any] = {"params": params, "weight_decay": 0.0, "name": "gates"}
-    ours = {id(parameter) for parameter in model.parameters()}
-    first = next(group for group in before if any(id(parameter) in ours for parameter in group["params"]))
+    known = {id(parameter) for parameter in model.parameters()}
+    first = next(each for each in before if any(id(parameter) in known for parameter in each["params"]))
     if first.get("lr") is not None:  # some optimizers find their own
         group["lr"] = default_alpha_lr(model, first["lr"])
     optimizer.add_param_group(group)
