@@ -22,7 +22,8 @@ __all__ = ["DEEP_TRANSFORMER", "LAPTOP", "PAPER"]
 
 ARMS = ("post-norm", "post-norm warmup=100", "pre-norm", "rezero")
 LEARNT = 4.5
-"""Bits a byte: what lies below has learned more than how often each byte comes, which leaves 4.78 here."""
+"""Bits a byte: what lies below has learned more than how often each byte comes, which leaves 4.7 to 5.1 by how much of
+the validation part is measured, and 4.78 at laptop scale."""
 LONG = 5000
 """Steps after which what has learned nothing does not learn."""
 
@@ -118,7 +119,7 @@ def _learns(summary: Mapping[str, Any]) -> Finding:
     for study in summary["studies"].values():
         learnt = _seeds_that_learn("rezero", study)
         parts.append(True if all(learnt) else None if any(learnt) else False)
-    return Finding(f"{_ends('rezero', summary)}; asked is less than {LEARNT:g}, single bytes give 4.78", judge(*parts))
+    return Finding(f"{_ends('rezero', summary)}; asked is less than {LEARNT:g}", judge(*parts))
 
 
 def _does_not(summary: Mapping[str, Any]) -> Finding:
@@ -131,7 +132,9 @@ def _does_not(summary: Mapping[str, Any]) -> Finding:
                 False if all(learnt) else True if not any(learnt) and study["settings"]["steps"] >= LONG else None
             )
     said = f"{_ends(ARMS[0], summary)}; {_ends(ARMS[1], summary)}; asked is {LEARNT:g} or more after {LONG:,} steps"
-    return Finding(f"{said}, since 12 layers of it are as far as this after 300 steps, and learn by 800", judge(*parts))
+    if any(study["settings"]["steps"] < LONG for study in summary["studies"].values()):
+        said += ", since 12 layers of it have learned nothing by 300 and learn by 800"
+    return Finding(said, judge(*parts))
 
 
 DEEP_TRANSFORMER = Reproduction(
