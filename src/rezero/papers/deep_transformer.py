@@ -133,7 +133,7 @@ def _does_not(summary: Mapping[str, Any]) -> Finding:
             )
     said = f"{_ends(ARMS[0], summary)}; {_ends(ARMS[1], summary)}; asked is {LEARNT:g} or more after {LONG:,} steps"
     if any(study["settings"]["steps"] < LONG for study in summary["studies"].values()):
-        said += ", since 12 layers of it have learned nothing by 300 and learn by 800"
+        said += ": how often each byte comes leaves 4.78 here, and 12 layers know no more by step 300, but by 800"
     return Finding(said, judge(*parts))
 
 
