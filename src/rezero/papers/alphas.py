@@ -250,7 +250,7 @@ ALPHAS = Reproduction(
     source="Bachlechner et al. (2020), arXiv:2003.04887, sec. 5",
     version=2,
     scales={
-        "laptop": Scale(minutes=45, seeds=10, run=partial(run, LAPTOP)),
+        "laptop": Scale(minutes=50, seeds=10, run=partial(run, LAPTOP)),
         "paper": Scale(minutes=600, seeds=10, run=partial(run, PAPER)),
     },
     write=write,
