@@ -84,8 +84,9 @@ class StudyProgress:
     def step(self, step: int) -> None:
         """Move the trial's bar."""
         self._bars.update(self._trial, completed=step)
-        task = self._bars.tasks[1]
-        self._now_and_then(f"{task.description}  step {step:,}" + (f" of {task.total:,.0f}" if task.total else ""))
+        if self._is_due():
+            task = self._bars.tasks[1]
+            self._tell(f"{task.description}  step {step:,}" + (f" of {task.total:,.0f}" if task.total else ""))
 
     def point(self, point: Point) -> None:
         """Show what was measured beside the bar."""
@@ -102,7 +103,8 @@ class StudyProgress:
     def several(self, running: int, done: float) -> None:
         """Move the study's bar by what the running trials have done, and say how many they are."""
         self._bars.update(self._study, completed=done, note=f"trials, {running} running")
-        self._now_and_then(f"{done:.1f} of {self._bars.tasks[0].total:.0f} trials, {running} running")
+        if self._is_due():
+            self._tell(f"{done:.1f} of {self._bars.tasks[0].total:.0f} trials, {running} running")
 
     def died(self, trial: Trial, times: int) -> None:
         """Leave a line for a process that died."""
@@ -118,10 +120,15 @@ class StudyProgress:
         tried = " ".join(f"{name} {value:g}" for name, value in (("lr", trial.lr), *trial.tuned))
         return f"{trial.arm:{self._width}}  tuning  {tried}"
 
-    def _now_and_then(self, line: str) -> None:
-        if (now := time.monotonic()) - self._told >= _EVERY and not self._console.is_terminal:
+    def _is_due(self) -> bool:
+        """Tell whether a line in the place of the bars is due; asked at every step."""
+        if self._bars.disable and (now := time.monotonic()) - self._told >= _EVERY:
             self._told = now
-            self._print(f"{line}, {(now - self._began) / 60:.0f} min")
+            return True
+        return False
+
+    def _tell(self, line: str) -> None:
+        self._print(f"{line}, {(self._told - self._began) / 60:.0f} min")
 
     def _print(self, line: str) -> None:
         self._console.print(line, highlight=False, soft_wrap=True)

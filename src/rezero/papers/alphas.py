@@ -197,12 +197,14 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
 
 def _over_seeds(study: Mapping[str, Any], *names: str) -> list[dict[str, float | None]]:
     """Return mean and interval over the seeds of what `describe` says of a run."""
-    return [interval([run[name] for run in _runs(study)]) for name in names]
+    runs = _runs(study)
+    return [interval([run[name] for run in runs]) for name in names]
 
 
 def _shares(study: Mapping[str, Any], *names: str) -> list[dict[str, float | None]]:
     """Return the mean of a share and its range over the seeds, which stays within 0 and 1."""
-    found = ([run[name] for run in _runs(study)] for name in names)
+    runs = _runs(study)
+    found = ([run[name] for run in runs] for name in names)
     return [{"mean": fmean(values), "low": min(values), "high": max(values)} for values in found]
 
 

@@ -17,6 +17,8 @@ __all__ = [
     "below",
     "closed",
     "confirmed",
+    "difference",
+    "ended",
     "interval",
     "judge",
     "shown",
@@ -141,6 +143,33 @@ def interval(values: Sequence[float | None]) -> dict[str, float | None]:
         return {"mean": None, "low": None, "high": None}
     pairs = compare_pairs(known)
     return {name: None if math.isnan(value) else value for name, value in _ends(pairs).items()}
+
+
+def difference(more: Sequence[float | None], less: Sequence[float | None]) -> dict[str, float | None]:
+    """Return mean and 95% interval of a difference over paired seeds.
+
+    Args:
+        more: A number a seed; None of one that diverged.
+        less: What is taken away, of the same seeds.
+
+    Returns:
+        As `interval` does.
+    """
+    pairs = zip(more, less, strict=True)
+    return interval([None if one is None or other is None else one - other for one, other in pairs])
+
+
+def ended(values: Sequence[float | None], form: str = "#.3g") -> str:
+    """Write what seeds end with.
+
+    Args:
+        values: A number a seed; None of one that diverged.
+        form: As `shown` takes it.
+
+    Returns:
+        Mean and interval, or that one diverged.
+    """
+    return "diverged" if None in values else shown(interval(values), form)
 
 
 def closed(found: Mapping[str, float | None]) -> tuple[float, float, float]:

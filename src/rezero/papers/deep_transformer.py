@@ -17,13 +17,11 @@ from rezero.papers.drawing import draw_arms, file_stem
 from rezero.papers.reading import bits_at_end, end_of, gain_of, of_pair, speed_of
 from rezero.papers.reproduction import Reproduction, Scale
 from rezero.papers.studies import Asked, Recipe, run_all
+from rezero.papers.transformer import LEARNT
 
 __all__ = ["DEEP_TRANSFORMER", "LAPTOP", "PAPER"]
 
 ARMS = ("post-norm", "post-norm warmup=100", "pre-norm", "rezero")
-LEARNT = 4.5
-"""Bits a byte: what lies below has learned more than how often each byte comes, which leaves 4.7 to 5.1 by how much of
-the validation part is measured, and 4.78 at laptop scale."""
 LONG = 5000
 """Steps after which what has learned nothing does not learn."""
 

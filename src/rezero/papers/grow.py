@@ -19,7 +19,7 @@ from rezero import lab
 from rezero.data.windows import TextData
 from rezero.layers import LanguageModel
 from rezero.optim import param_groups
-from rezero.papers.claims import Claim, Finding, above, confirmed, interval, judge, shown
+from rezero.papers.claims import Claim, Finding, above, confirmed, difference, interval, judge, shown
 from rezero.papers.drawing import draw_arms
 from rezero.papers.plain_text import load_plain_text, measure, take_step
 from rezero.papers.reading import gain_of
@@ -197,16 +197,10 @@ def _at(summary: Mapping[str, Any], arm: str, compute: int) -> list[float | None
     return [[point["val_loss"] for point in each if point["step"] <= compute][-1] for each in points]
 
 
-def _by_seed(more: list[float | None], less: list[float | None]) -> dict[str, float | None]:
-    """Return mean and interval of a difference."""
-    pairs = zip(more, less, strict=True)
-    return interval([None if one is None or other is None else one - other for one, other in pairs])
-
-
 def _goes_on(summary: Mapping[str, Any]) -> Finding:
     plan = summary["plan"]
     before, after = (_at(summary, "grown", compute) for compute in (plan["growth"], plan["compute"]))
-    fall = _by_seed(before, after)
+    fall = difference(before, after)
     return Finding(f"its loss falls by {shown(fall)} nats a byte from growth to end", judge(above(fall)))
 
 
@@ -219,7 +213,7 @@ def _pays(summary: Mapping[str, Any]) -> Finding:
     """Compare with the model that stays shallow, on the same compute and seeds."""
     shallow = next(arm for arm in summary["arms"] if arm not in ("grown", summary["found"][0]["baseline"]))
     ends = (_at(summary, arm, summary["plan"]["compute"]) for arm in (shallow, "grown"))
-    gain = _by_seed(*ends)
+    gain = difference(*ends)
     said = gain_of({"arm": "grown", "gain": gain}, "nats a byte")
     return Finding(f"{said} than {shallow} to the end", judge(above(gain)))
 

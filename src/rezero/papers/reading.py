@@ -6,7 +6,7 @@ from statistics import fmean, median
 from typing import Any
 
 from rezero.lab.stats import LEVEL
-from rezero.papers.claims import above, interval, shown
+from rezero.papers.claims import above, ended, shown
 
 __all__ = ["bits_at_end", "end_of", "ends_at", "gain_of", "learned_nothing", "loss_of_epoch", "of_pair", "speed_of"]
 
@@ -78,8 +78,7 @@ def end_of(study: Mapping[str, Any], arm: str) -> str:
     Returns:
         Mean and interval, or that it diverged.
     """
-    ends = bits_at_end(study, arm)
-    return "diverged" if None in ends else shown(interval([end for end in ends if end is not None]))
+    return ended(bits_at_end(study, arm))
 
 
 def of_pair(

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rezero.papers.claims import Claim, Finding, above, confirmed, interval, judge, shown
+from rezero.papers.claims import Claim, Finding, above, confirmed, difference, ended, judge
 from rezero.papers.drawing import draw_arms, file_stem
 from rezero.papers.reading import ends_at, gain_of, of_pair, speed_of
 from rezero.papers.reproduction import Reproduction, Scale
@@ -90,8 +90,7 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _percent(study: Mapping[str, Any], arm: str, place: int) -> str:
-    ends = ends_at(study, arm, "val_accuracy", place)
-    return f"{shown(interval(ends), '.1%')}" if None not in ends else "diverged"
+    return ended(ends_at(study, arm, "val_accuracy", place), ".1%")
 
 
 def _to(study: Mapping[str, Any], target: float) -> str:
@@ -105,8 +104,7 @@ def _first(depth: int, summary: Mapping[str, Any]) -> Finding | None:
     if not studies:
         return None
     study = max(studies, key=lambda each: each["settings"]["seeds"])
-    pairs = zip(*(ends_at(study, arm, "val_accuracy", 0) for arm in ("rezero", "residual")), strict=True)
-    gain = interval([None if one is None or other is None else one - other for one, other in pairs])
+    gain = difference(*(ends_at(study, arm, "val_accuracy", 0) for arm in ("rezero", "residual")))
     said = f"rezero {_percent(study, 'rezero', 0)}, residual {_percent(study, 'residual', 0)}"
     return Finding(f"{said}; {_seeds(study)}", judge(above(gain)))
 
