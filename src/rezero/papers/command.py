@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rezero.errors import UsageError
 from rezero.papers import REPRODUCTIONS, check_name
-from rezero.papers.reproduction import Reproduction, ScaleName, Work
+from rezero.papers.reproduction import MACHINES, Reproduction, ScaleName, Work
 
 __all__ = ["list_all", "reproduce_named"]
 
@@ -19,8 +19,7 @@ def list_all(name: str, scale: ScaleName, results: Path) -> None:
         scale: Which size.
         results: Where results are.
     """
-    machine = "two cores" if scale == "laptop" else "one H200"
-    print(f"{'name':16} {'time on ' + machine:18}  {'state':15}  what it shows")
+    print(f"{'name':16} {'time on ' + MACHINES[scale]:18}  {'state':15}  what it shows")
     for each in REPRODUCTIONS.values():
         if scale in each.scales and name in ("all", each.name):
             state = each.state(scale, STUDIES, results)

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rezero.lab.subject import counted
 from rezero.papers import REPRODUCTIONS
 from rezero.papers.claims import VERDICTS, Claim
-from rezero.papers.reproduction import Reproduction, ScaleName
+from rezero.papers.reproduction import MACHINES, Reproduction, ScaleName
 
 __all__ = ["pages"]
 
@@ -123,9 +124,10 @@ def _scales(each: Reproduction, found: Found) -> Iterator[str]:
         for stem, said in summary["pictures"].items():
             yield f"![{said}]({_picture(each, name, stem)})\n\n*{said}*"
         where = each.results(name, Path("results/papers"))
+        time = f"in about {counted(each.scales[name].minutes, 'minute')} on {MACHINES[name]}"
         yield (
-            f"Made by `{summary['command']}`, {_repeats(each, summary)} ({summary['versions']}; {summary['machine']}; "
-            f"{summary['date']}; commit {summary['commit']}). All numbers are in `{where}`."
+            f"Made by `{summary['command']}`, {_repeats(each, summary)}, {time} ({summary['versions']}; "
+            f"{summary['machine']}; {summary['date']}; commit {summary['commit']}). All numbers are in `{where}`."
         )
         commands = [study["command"] for study in summary.get("studies", {}).values()]
         if commands:
@@ -141,7 +143,7 @@ def _repeats(each: Reproduction, summary: Mapping[str, Any]) -> str:
         if (seeds := study["settings"].get("seeds", asked)) < asked
     }
     less = f", fewer in {', '.join(f'{name} ({seeds})' for name, seeds in fewer.items())}" if fewer else ""
-    return f"{asked} {each.repeats.removesuffix('s') if asked == 1 else each.repeats}{less}"
+    return f"{counted(asked, each.repeats.removesuffix('s'))}{less}"
 
 
 def _picture(each: Reproduction, scale: ScaleName, stem: str) -> str:

@@ -18,10 +18,12 @@ from rezero.papers.claims import Claim
 from rezero.provenance import provenance
 from rezero.surgery.beside import replacing
 
-__all__ = ["Reproduction", "Scale", "ScaleName", "Work"]
+__all__ = ["MACHINES", "Reproduction", "Scale", "ScaleName", "Work"]
 
 ScaleName = Literal["laptop", "paper"]
 """Two cores within the hour or so, or the paper's own size on a GPU."""
+MACHINES: Mapping[ScaleName, str] = {"laptop": "two cores", "paper": "one H200"}
+"""What the time of each scale is told for."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class Scale:
     """How large a reproduction is.
 
     Attributes:
-        minutes: What it takes: on two cores, or on one H200.
+        minutes: What it takes, on the machine of the scale.
         seeds: Paired seeds, unless told.
         run: Does it; returns the numbers.
         whole: Whether this is the paper's own size.

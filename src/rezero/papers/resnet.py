@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rezero.lab.subject import counted
 from rezero.papers.claims import Claim, Finding, above, confirmed, difference, ended, judge
 from rezero.papers.drawing import draw_arms, file_stem
 from rezero.papers.reading import ends_at, gain_of, of_pair, speed_of
@@ -28,7 +29,7 @@ _ASKS = (Asked("residual", "val_accuracy"), *(Asked("residual", "val_accuracy", 
 
 
 def _recipe(depth: int, epochs: int, *, jobs: int, most_seeds: int | None = None, **more: Any) -> Recipe:
-    name = f"ResNet-{depth}, {epochs} epoch{'s' if epochs > 1 else ''}"
+    name = f"ResNet-{depth}, {counted(epochs, 'epoch')}"
     settings = {"arms": "residual,rezero", "depth": depth, "epochs": epochs, **more}
     return Recipe(name, "resnet-cifar10", settings, _ASKS, jobs=jobs, most_seeds=most_seeds)
 
@@ -106,12 +107,7 @@ def _first(depth: int, summary: Mapping[str, Any]) -> Finding | None:
     study = max(studies, key=lambda each: each["settings"]["seeds"])
     gain = difference(*(ends_at(study, arm, "val_accuracy", 0) for arm in ("rezero", "residual")))
     said = f"rezero {_percent(study, 'rezero', 0)}, residual {_percent(study, 'residual', 0)}"
-    return Finding(f"{said}; {_seeds(study)}", judge(above(gain)))
-
-
-def _seeds(study: Mapping[str, Any]) -> str:
-    seeds = study["settings"]["seeds"]
-    return f"{seeds} seed{'' if seeds == 1 else 's'}"
+    return Finding(f"{said}; {counted(study['settings']['seeds'], 'seed')}", judge(above(gain)))
 
 
 def _sooner(summary: Mapping[str, Any]) -> Finding | None:
@@ -122,7 +118,7 @@ def _sooner(summary: Mapping[str, Any]) -> Finding | None:
         said.append(f"to {target:.0%} {speed_of(found)}")
         faster.append(confirmed(found["speed"]))
     depth = study["settings"]["depth"]
-    return Finding(f"ResNet-{depth}, {_seeds(study)}: {'; '.join(said)}", judge(*faster))
+    return Finding(f"ResNet-{depth}, {counted(study['settings']['seeds'], 'seed')}: {'; '.join(said)}", judge(*faster))
 
 
 def _final(summary: Mapping[str, Any]) -> Finding | None:
