@@ -26,7 +26,6 @@ from rezero.lab.parent import end_with
 from rezero.lab.processes import open_processes
 from rezero.lab.settings import Settings
 from rezero.lab.store import Store
-from rezero.lab.subject import subject_of
 from rezero.lab.tasks import find_task
 from rezero.lab.trial import Trial
 
@@ -99,7 +98,7 @@ def _looking(folder: Path, watcher: Watcher) -> Iterator[None]:
 
     def look() -> None:
         with Store.open(folder) as store:
-            total = subject_of(store.study).length([])
+            total = 0
             while not over.wait(_EVERY):
                 steps, total = store.running(), total or store.length()
                 shares = sum(min(1.0, step / total) for step in steps.values()) if total else 0.0

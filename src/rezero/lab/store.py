@@ -16,6 +16,7 @@ from rezero.lab.facts import check_same, is_empty, migrate, note_continuation, o
 from rezero.lab.holder import hold
 from rezero.lab.own import OwnSettings
 from rezero.lab.place import DATABASE, check_local, check_new_folder, check_writable
+from rezero.lab.settings import Settings
 from rezero.lab.study import Study, TrialResult, sound
 from rezero.lab.trial import Point, Trial
 
@@ -116,10 +117,15 @@ class Store:
             return {Trial(arm, lr, seed, _read_tuned(tuned)): step for arm, lr, seed, tuned, step in rows}
 
     def length(self) -> int:
-        """Return the steps of the longest trial so far, 0 before the first has ended."""
+        """Return the steps of a whole trial, 0 where no point tells them yet: of a script only one that has ended."""
+        query = "SELECT coalesce(max(step), 0) FROM metric JOIN trial ON trial.id = trial WHERE status = 'finished'"
+        scale = 1
+        if isinstance(settings := self.study.settings, Settings):
+            if settings.steps:
+                return settings.steps
+            query, scale = "SELECT coalesce(max(step / epoch), 0) FROM metric WHERE epoch > 0", settings.epochs or 0
         with damage_named(self.folder):
-            query = "SELECT coalesce(max(step), 0) FROM metric JOIN trial ON trial.id = trial WHERE status = 'finished'"
-            return int(next(self._rows(query, (), int))[0])
+            return round(scale * float(next(self._rows(query, (), float))[0]))
 
     def has_measured(self) -> bool:
         """Say whether any trial has a point."""
