@@ -73,8 +73,12 @@ def run(arguments: list[str]) -> int:
         Exit code: 0 done, 1 for what ``--strict`` refuses, 2 for a request that cannot be carried out, 130 when stopped
         by Ctrl-C.
     """
+    code: int | None = None
     try:
-        code: int | None = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (CycloptsError, UsageError, OSError, sqlite3.Error) as error:
         _complain(" ".join(str(error).split()))
         return 2
@@ -353,10 +357,7 @@ def export(
 
     kind = form or kind_of(output)
     with _open(folder) as store:
-        try:
-            write(store, kind, output, force=force)
-        except BrokenPipeError:  # who reads has enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        write(store, kind, output, force=force)
 
 
 def _read_tune(text: str) -> int:
@@ -438,8 +439,9 @@ def reproduce(
         name: Which of those that --list shows, or all.
         scale: laptop, for two cores, or paper, the paper's own size, for a GPU. With all: those that have it.
         seeds: Paired seeds, or rounds of what is timed; by default those of the published results.
-        output: Folder of the results; by default results/papers/NAME, or results/papers/NAME-paper.
-        show: Show what there is, the time it takes, and how far it has come in this folder.
+        output: Folder of the results, in place of those that are there; by default results/papers/NAME, or
+            results/papers/NAME-paper.
+        show: Show what there is, the time it takes, and whether results are in this folder or it was begun.
     """
     from rezero.papers import check_name
 

@@ -82,7 +82,10 @@ def test_the_lab_compares_the_arms(tmp_path: Path) -> None:
 
 
 def test_claims_follow_what_the_lab_concludes() -> None:
-    """A difference that is not seen tells nothing, unless the interval leaves no room for one that matters."""
+    """A difference that is not seen tells nothing, unless the interval leaves no room for one that matters.
+
+    One arm that does better is enough for a claim not to hold.
+    """
     found = [
         {"arm": arm, "quality": "level", "gain": {"mean": 0.0, "low": -0.1, "high": 0.1}, "diverged": [0, 0]}
         for arm in ARMS
@@ -102,7 +105,7 @@ def test_claims_follow_what_the_lab_concludes() -> None:
         each["gain"] = {"mean": 0.2, "low": 0.1, "high": 0.3}
         each["quality"] = "less" if each["arm"] in ("from 1", "frozen at 1") else "more"
     verdicts = [claim.find({"found": found}).verdict for claim in ABLATION.claims]  # type: ignore[union-attr]
-    assert verdicts == ["holds", "holds in part", *["does not hold"] * 3]
+    assert verdicts == ["holds", *["does not hold"] * 4]
 
 
 def test_the_papers_size_is_built_and_takes_a_step() -> None:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 import rezero.papers
 from rezero.cli import run
 from rezero.papers import command
+from rezero.papers.claims import Claim, Finding
 from rezero.papers.flamingo import FLAMINGO
 from rezero.papers.reproduction import Scale, Work
 
@@ -31,7 +34,12 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Work]:
         return {"picture": "A picture."}
 
     size = Scale(minutes=1, seeds=3, run=quick)
-    made = replace(FLAMINGO, write=write, lines=lambda summary: [f"found {summary['found']}"], scales={"laptop": size})
+    claims = (
+        Claim("It is seven", "sec. 7", "7", lambda summary: Finding(f"{summary['found']} here", "holds")),
+        Claim("It is larger", "sec. 8", "", lambda _: None),
+    )
+    lines = lambda summary: [f"found {summary['found']}"]  # noqa: E731
+    made = replace(FLAMINGO, write=write, lines=lines, claims=claims, scales={"laptop": size})
     two = replace(made, name="two", scales={"laptop": size, "paper": size})
     monkeypatch.setattr(command, "REPRODUCTIONS", {"one": replace(made, name="one"), "two": two})
     monkeypatch.setattr(rezero.papers, "_NAMES", ("one", "two"))
@@ -54,6 +62,16 @@ def test_what_there_is_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == [
         name for name, each in rezero.papers.REPRODUCTIONS.items() if "paper" in each.scales
     ]
+
+
+@pytest.mark.skipif(shutil.which("sh") is None, reason="a shell")
+def test_who_reads_the_list_may_have_enough() -> None:
+    """Where the reader has ended first nothing is said of it."""
+    shell = shutil.which("sh")
+    assert shell is not None
+    line = '{ "$0" -m rezero reproduce --list; echo $? >&2; } | true'
+    done = subprocess.run([shell, "-c", line, sys.executable], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stderr == "0\n"
 
 
 def test_the_list_says_how_far_each_has_come(asked: list[Work], capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,11 +104,12 @@ def test_the_papers_size_goes_to_a_place_of_its_own(
 
 
 def test_one_is_reproduced(asked: list[Work], capsys: pytest.CaptureFixture[str]) -> None:
-    """Its parts are kept, its results written, and what came out is said, with where it lies."""
+    """Its parts are kept, its results written, and what came out is said, with the verdicts and where it lies."""
     assert run(["reproduce", "one"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("one: Alayrac et al. (2022)")
-    assert "  found 7\nresults in results/papers/one" in out
+    told = ["  found 7", "It is seven: holds", "  published: 7", "  here: 7 here"]
+    assert out.splitlines()[1:] == [*told, "results in results/papers/one"]
     assert sorted(file.name for file in Path("results/papers/one").iterdir()) == ["picture.svg", "summary.json"]
     assert Path(f"rezero-studies/one-{FLAMINGO.version}/number.json").read_text().splitlines()[0] == "7"
     assert asked[0].seeds == 3

@@ -230,10 +230,15 @@ def _fall(summary: Mapping[str, Any]) -> Finding:
     found = _transformers(summary, beginning=False)
     shares = {name: _shares(study, "small", "fallen") for name, study in found.items()}
     rates = sorted({study["settings"]["lr"] for study in found.values()})
-    said = "; ".join(f"{name}: {'; '.join(shown(share, '.0%') for share in pair)}" for name, pair in shares.items())
+    marks = _SMALL_SHARE, _FALLEN
+    said = []
+    for name, pair in shares.items():
+        each = (f"{shown(share, '.0%')} below {mark:g}" for share, mark in zip(pair, marks, strict=True))
+        said.append(f"{name}: {' and '.join(each)}")
     return Finding(
-        f"share of gates that end below {_SMALL_SHARE:g} and below {_FALLEN:g} of their largest size at a rate of "
-        f"{' and '.join(f'{rate:g}' for rate in rates)}, mean and range of the seeds, asked is {_FALLEN:.0%}: {said}",
+        f"share of gates that end below {_SMALL_SHARE:g} of their largest size (small) and below {_FALLEN:g} (fallen) "
+        f"at a rate of {' and '.join(f'{rate:g}' for rate in rates)}, mean and range of the seeds, asked of both is "
+        f"{_FALLEN:.0%}: {'; '.join(said)}",
         judge(*(above(share, _FALLEN) for pair in shares.values() for share in pair)),
     )
 

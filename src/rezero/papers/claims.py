@@ -19,6 +19,7 @@ __all__ = [
     "confirmed",
     "difference",
     "ended",
+    "every",
     "interval",
     "judge",
     "shown",
@@ -82,6 +83,22 @@ def judge(first: bool | None, *others: bool | None) -> Verdict:
     if any(parts):
         return "holds in part"
     return "does not hold" if False in parts else "cannot be told"
+
+
+def every(*parts: bool | None) -> bool | None:
+    """Tell whether something holds of all, so that one that it does not hold of is enough.
+
+    Args:
+        *parts: Whether it does of each; None where the numbers do not tell.
+
+    Returns:
+        Whether; None where nothing contradicts it, and the numbers do not tell of some.
+
+    Example:
+        >>> every(True, True), every(True, None, False), every(True, None)
+        (True, False, None)
+    """
+    return False if False in parts else None if None in parts else True
 
 
 def above(found: Mapping[str, float | None] | None, mark: float = 0.0) -> bool | None:

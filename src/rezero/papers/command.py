@@ -52,5 +52,10 @@ def reproduce_named(name: str, scale: ScaleName, seeds: int | None, results: Pat
 
 def _reproduce(each: Reproduction, scale: ScaleName, seeds: int | None, folder: Path) -> None:
     seeds = seeds or each.at(scale).seeds
-    said = each.reproduce(scale, Work(each.kept(scale, STUDIES), folder, seeds))
-    print("\n".join([f"{each.name}: {each.source}", *(f"  {line}" for line in said), f"results in {folder}"]))
+    found = each.reproduce(scale, Work(each.kept(scale, STUDIES), folder, seeds))
+    print(f"{each.name}: {each.source}", *(f"  {line}" for line in each.lines(found)), sep="\n")
+    for claim in each.claims:
+        if finding := claim.find(found):
+            published = claim.published or "no number"
+            print(f"{claim.says}: {finding.verdict}\n  published: {published}\n  here: {finding.ours}")
+    print(f"results in {folder}")

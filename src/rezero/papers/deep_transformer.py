@@ -131,7 +131,10 @@ def _does_not(summary: Mapping[str, Any]) -> Finding:
             )
     said = f"{_ends(ARMS[0], summary)}; {_ends(ARMS[1], summary)}; asked is {LEARNT:g} or more after {LONG:,} steps"
     if any(study["settings"]["steps"] < LONG for study in summary["studies"].values()):
-        said += ": how often each byte comes leaves 4.78 here, and 12 layers know no more by step 300, but by 800"
+        said += (
+            ", for in so short a run it may come yet: 4.78 is what one gets who knows how often each byte comes and no "
+            "more, as post-norm of 12 layers does after 300 steps, and after 800 it knows more"
+        )
     return Finding(said, judge(*parts))
 
 

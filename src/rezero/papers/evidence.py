@@ -4,13 +4,14 @@ python -m rezero.papers.evidence    # writes docs/evidence.md and docs/evidence/
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rezero.lab.subject import counted
 from rezero.papers import REPRODUCTIONS
-from rezero.papers.claims import VERDICTS, Claim
+from rezero.papers.claims import VERDICTS, Claim, Verdict
 from rezero.papers.reproduction import MACHINES, Reproduction, ScaleName
 
 __all__ = ["pages"]
@@ -19,13 +20,22 @@ Found = Mapping[ScaleName, Mapping[str, Any]]
 
 BEGIN = """# The evidence
 
-Claims of the paper, and of those that build on it, beside what `rezero reproduce NAME` measured. {state} *Holds in
-part* means that some of its parts do: the numbers tell which. *Cannot be told* means that the seeds leave it open, or
-that there is one of them. Intervals are of 95% over paired seeds, if nothing else is said. *Times as fast* counts steps
-to the worst loss or accuracy that any seed of the two arms ends with, unless a target is named. Whether an arm is
-better or faster a test decides, at 5%, corrected by Holm's method for all that is asked against one baseline; p is
-given where it says less than the interval. Small networks on two cores say little about large ones: where the scale is
-*laptop*, read "in small".
+Claims of the paper, and of those that build on it, beside what `rezero reproduce NAME` measured. {state}
+
+*Holds in part* means that some of its parts do: the numbers tell which. *Cannot be told* means that the seeds leave it
+open, or that a difference is asked of one seed. Intervals are of 95% over paired seeds, if nothing else is said. *Times
+as fast* counts steps to the worst loss or accuracy that any seed of the two arms ends with, unless a target is named; a
+training loss is the mean over the steps since the last measurement. Arms with rates of their own have each chosen among
+3 to 5, on one or two seeds that the comparison does not use. Whether an arm is better or faster a test decides, at 5%,
+corrected by Holm's method for all that is asked against one baseline; p is given where it says less than the interval.
+Where the source has no number, what is *asked* was set here. Small networks on two cores say little about large ones:
+where the scale is *laptop*, read "in small".
+
+To make one again: `rezero reproduce fc`. `rezero reproduce --list` names all of them with the time that they take;
+`--seeds 1` makes it less. Most need `rezero download cifar10` or `rezero download enwik8`, or the folder that has them
+in the variable `REZERO_DATA` ([data sets](datasets.md)). What is done is kept in `rezero-studies`: after Ctrl-C the
+same command goes on. Numbers and pictures go to `results/papers/NAME`, in place of those that are there, and the claims
+are judged at the end.
 
 This page and those that it leads to are made by `python -m rezero.papers.evidence` from the results that they name.
 """
@@ -43,10 +53,11 @@ def pages(results: Path) -> dict[str, str]:
         Path in ``docs`` to Markdown, and to the SVG of each picture.
     """
     made = {"evidence.md": ""}
-    missing, told = [], 0
+    missing, verdicts, scales = [], [], set[ScaleName]()
     for each in REPRODUCTIONS.values():
         found = {name: _read(file) for name in each.scales if (file := _file(each, name, results)).exists()}
-        told += sum(any(claim.find(summary) is not None for summary in found.values()) for claim in each.claims)
+        verdicts += [_row(each, claim, found)[0] for claim in each.claims]
+        scales |= set(found)
         if not found:
             missing.append(each)
             continue
@@ -59,16 +70,20 @@ def pages(results: Path) -> dict[str, str]:
                 made[f"evidence/{_picture(each, name, stem)}"] = picture.read_text(encoding="utf-8")
     if missing:
         made["evidence.md"] += f"\n## Not yet run\n\n{_missing(missing)}\n"
-    made["evidence.md"] = BEGIN.replace("{state}", _state(missing, told)) + made["evidence.md"]
+    made["evidence.md"] = BEGIN.replace("{state}", _state(verdicts, scales)) + made["evidence.md"]
     return made
 
 
-def _state(missing: Sequence[Reproduction], told: int) -> str:
-    """Say how many of the claims something was measured of."""
-    all_claims = sum(len(each.claims) for each in REPRODUCTIONS.values())
-    said = f"All {all_claims} were measured." if told == all_claims else f"Of {all_claims} claims {told} were measured."
-    names = ", ".join(each.name for each in missing)
-    return f"{said} Those of {names} are at the end, not yet run." if missing else said
+def _state(verdicts: Sequence[Verdict | None], scales: set[ScaleName]) -> str:
+    """Say how many of the claims something was measured of, and what came out."""
+    found = Counter(verdict for verdict in verdicts if verdict is not None)
+    told = found.total()
+    most = f"All {told} were" if told == len(verdicts) else f"Of {len(verdicts)} claims {told} were"
+    counts = (
+        f"{found['holds']} hold, {found['holds in part']} hold in part, {found['cannot be told']} cannot be told, "
+        f"{found['does not hold']} do not hold"
+    )
+    return f"{most} measured: {counts}." + ("" if "paper" in scales else " At the scale *paper* nothing was run yet.")
 
 
 def _missing(reproductions: Sequence[Reproduction]) -> str:
@@ -97,20 +112,23 @@ def _about(each: Reproduction) -> str:
 
 def _claims(each: Reproduction, found: Found) -> str:
     """Make the table of the claims; those that do not hold come first."""
-    rows = sorted((_row(each, claim, found) for claim in each.claims), key=lambda row: row[0])
+    rows = [_row(each, claim, found) for claim in each.claims]
+    rows.sort(key=lambda row: len(VERDICTS) if row[0] is None else VERDICTS.index(row[0]))
     return "\n".join([HEAD, *(f"| {' | '.join(cells)} |" for _, cells in rows)])
 
 
-def _row(each: Reproduction, claim: Claim, found: Found) -> tuple[int, tuple[str, ...]]:
+def _row(each: Reproduction, claim: Claim, found: Found) -> tuple[Verdict | None, tuple[str, ...]]:
+    """Make a row of the table, and tell its verdict, of several the one that says less for the claim."""
     judged = {name: finding for name, summary in found.items() if (finding := claim.find(summary)) is not None}
     verdicts = [
-        f"**{judged[name].verdict}** ({name} scale)" if name in judged else f"not yet run at {name} scale"
-        for name in each.scales
+        f"**{finding.verdict}**" + ("" if each.scales[name].whole else f" ({name} scale)")
+        for name, finding in judged.items()
     ]
-    place = min((VERDICTS.index(finding.verdict) for finding in judged.values()), default=len(VERDICTS))
+    worst = min((finding.verdict for finding in judged.values()), key=VERDICTS.index, default=None)
     several = len(judged) > 1
     ours = "; ".join((f"{name} scale: " if several else "") + finding.ours for name, finding in judged.items())
-    return place, (claim.says, claim.source, claim.published or "no number", ours, "; ".join(verdicts))
+    said = "; ".join(verdicts) or "not yet run"
+    return worst, (claim.says, claim.source, claim.published or "no number", ours, said)
 
 
 def _page(each: Reproduction, found: Found) -> str:
@@ -119,12 +137,15 @@ def _page(each: Reproduction, found: Found) -> str:
 
 def _scales(each: Reproduction, found: Found) -> Iterator[str]:
     for name, summary in found.items():
-        yield f"## {name.capitalize()} scale" + (", the paper's own" if each.scales[name].whole else "")
+        scale = each.scales[name]
+        yield "## The paper's own scale" if scale.whole else f"## {name.capitalize()} scale"
+        if scale.about:
+            yield scale.about
         yield "\n".join(f"- {' '.join(line.split())}" for line in each.lines(summary))
         for stem, said in summary["pictures"].items():
             yield f"![{said}]({_picture(each, name, stem)})\n\n*{said}*"
         where = each.results(name, Path("results/papers"))
-        time = f"in about {counted(each.scales[name].minutes, 'minute')} on {MACHINES[name]}"
+        time = f"in about {counted(scale.minutes, 'minute')} on {MACHINES[name]}"
         yield (
             f"Made by `{summary['command']}`, {_repeats(each, summary)}, {time} ({summary['versions']}; "
             f"{summary['machine']}; {summary['date']}; commit {summary['commit']}). All numbers are in `{where}`."
@@ -132,6 +153,9 @@ def _scales(each: Reproduction, found: Found) -> Iterator[str]:
         commands = [study["command"] for study in summary.get("studies", {}).values()]
         if commands:
             yield "Its studies, each by itself:\n\n```text\n" + "\n".join(commands) + "\n```"
+    for name in each.scales.keys() - found.keys():
+        time = f"{counted(each.scales[name].minutes, 'minute')} on {MACHINES[name]}"
+        yield f"Not yet run: `rezero reproduce {each.name} --scale {name}`, an estimated {time}."
 
 
 def _repeats(each: Reproduction, summary: Mapping[str, Any]) -> str:
@@ -156,3 +180,4 @@ if __name__ == "__main__":
         file = root / "docs" / path
         file.parent.mkdir(exist_ok=True)
         file.write_text(text, encoding="utf-8")
+    print(f"the pages of evidence are in {root / 'docs'}")

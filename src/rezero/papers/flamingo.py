@@ -248,7 +248,18 @@ FLAMINGO = Reproduction(
     shows="a frozen language model comes to read numbers from pictures through gates that start at zero",
     source="Alayrac et al. (2022), arXiv:2204.14198",
     version=1,
-    scales={"laptop": Scale(minutes=25, seeds=5, run=run)},
+    scales={
+        "laptop": Scale(
+            minutes=25,
+            seeds=5,
+            run=run,
+            about=(
+                "A language model of 6 layers of width 96 that has read Tiny Shakespeare and sentences with "
+                "numbers in words, and a small network that has learned to tell handwritten digits apart, both "
+                "frozen. There is one of each, and as many grafts as seeds."
+            ),
+        )
+    },
     write=write,
     lines=lines,
     claims=(

@@ -196,12 +196,18 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
         Lines of text.
     """
     return [
-        f"{_named(name)}: {arm} takes {shown(found['time'], '.3f', of=math.exp)} of the time of {BASE} and "
+        f"{_named(name)}: {arm} takes {_shown_time(found)} of the time of {BASE} and "
         f"{found['memory']:.3f} of its memory"
         for name, network in summary["networks"].items()
         for arm, found in network.items()
         if arm != BASE
     ]
+
+
+def _shown_time(found: Mapping[str, Any]) -> str:
+    """Write a ratio with its interval, with a digit more where an end would be rounded to the mark of 1."""
+    said = shown(found["time"], ".3f", of=math.exp)
+    return shown(found["time"], ".4f", of=math.exp) if "1.000" in said else said
 
 
 def _named(name: str) -> str:
@@ -214,7 +220,7 @@ def _saves(what: str, summary: Mapping[str, Any]) -> Finding:
     for name, network in summary["networks"].items():
         found = network[OURS]
         if what == "time":
-            said.append(f"{_named(name)} {shown(found['time'], '.3f', of=math.exp)}")
+            said.append(f"{_named(name)} {_shown_time(found)}")
             less.append(below(found["time"]))
         else:
             said.append(f"{_named(name)} {found['memory']:.3f}")
@@ -229,7 +235,15 @@ MEMORY = Reproduction(
     source="Bachlechner et al. (2020), arXiv:2003.04887, sec. 1",
     version=1,
     scales={
-        "laptop": Scale(minutes=2, seeds=40, run=partial(run, LAPTOP)),
+        "laptop": Scale(
+            minutes=2,
+            seeds=40,
+            run=partial(run, LAPTOP),
+            about=(
+                "In float32: a layer on 4 rows of 256; a step of 64 fully connected layers of width 256 on "
+                "batches of 100, and of a Transformer of 12 layers of width 128 on 16 rows of 128 bytes."
+            ),
+        ),
         "paper": Scale(minutes=10, seeds=40, run=partial(run, PAPER)),
     },
     write=write,

@@ -134,12 +134,14 @@ class Scale:
         seeds: Paired seeds, unless told.
         run: Does it; returns the numbers.
         whole: Whether this is the paper's own size.
+        about: What is smaller than in the paper, where the commands of the studies don't tell.
     """
 
     minutes: int
     seeds: int
     run: Callable[[Work], dict[str, Any]]
     whole: bool = False
+    about: str = ""
 
 
 @dataclass(frozen=True)
@@ -230,7 +232,7 @@ class Reproduction:
             pass
         return "begun" if self.kept(scale, studies).is_dir() else "-"
 
-    def reproduce(self, scale: ScaleName, work: Work) -> list[str]:
+    def reproduce(self, scale: ScaleName, work: Work) -> dict[str, Any]:
         """Do it, and write ``summary.json`` and the pictures.
 
         Args:
@@ -238,7 +240,7 @@ class Reproduction:
             work: Where.
 
         Returns:
-            What came out, in lines.
+            The numbers, as they are in ``summary.json``.
 
         Raises:
             UsageError: If data are missing, or a folder can't be used.
@@ -247,8 +249,7 @@ class Reproduction:
         if (work.output / "summary.json").is_dir():
             raise UsageError(f"cannot write into {work.output}: its summary.json is a folder")
         with _made_first(work.folder), _made_first(work.output):
-            found = self._found(scale, size, work)
-        return self.lines(found)
+            return self._found(scale, size, work)
 
     def _found(self, scale: ScaleName, size: Scale, work: Work) -> dict[str, Any]:
         about = {"reproduces": self.source, "scale": scale, "version": self.version, "seeds": work.seeds}

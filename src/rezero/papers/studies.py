@@ -2,6 +2,7 @@
 
 import math
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -136,7 +137,11 @@ def run_all(recipes: Sequence[Recipe], work: Work) -> dict[str, Any]:
     Returns:
         Under ``studies``, each one's name to its numbers.
     """
-    return {"studies": {recipe.name: recipe.run(work) for recipe in recipes}}
+    studies = {}
+    for place, recipe in enumerate(recipes, 1):
+        print(f"{recipe.name}: study {place} of {len(recipes)}", file=sys.stderr)
+        studies[recipe.name] = recipe.run(work)
+    return {"studies": studies}
 
 
 def _read(store: Store, asks: Sequence[Asked]) -> dict[str, Any]:

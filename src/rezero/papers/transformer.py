@@ -1,6 +1,6 @@
 """Transformers of 12 layers on the bytes of enwik8: how soon each is at a loss.
 
-Bachlechner et al. (2020), arXiv:2003.04887, sec. 5.1: 1.2 bits a byte 56% sooner than post-norm with a warm-up. Here
+Bachlechner et al. (2020), arXiv:2003.04887, sec. 5.1: 1.2 bits a byte 56% faster than post-norm with a warm-up. Here
 each arm at its own best rate; post-norm without a warm-up, pre-norm with its final norm, GPT-2's start, and ReZero from
 1 are there too. Embeddings of the ReZero arms start as those of the others.
 
@@ -155,13 +155,13 @@ TRANSFORMER = Reproduction(
     lines=lines,
     claims=(
         Claim(
-            "It reaches a loss 56% sooner than post-norm with a warm-up",
+            "It reaches a loss 56% faster, or more, than post-norm with a warm-up",
             "abstract, sec. 5.1",
             "1.56 times as fast, to 1.2 bits a byte",
             partial(_faster, "post-norm", SOONER),
         ),
-        Claim("It reaches a loss sooner than pre-norm", "sec. 5.1", "no number", partial(_faster, "pre-norm", None)),
-        Claim("It reaches a loss sooner than GPT-2's start", "sec. 5.1", "no number", partial(_faster, "gpt2", None)),
+        Claim("It reaches a loss faster than pre-norm", "sec. 5.1", "no number", partial(_faster, "pre-norm", None)),
+        Claim("It reaches a loss faster than GPT-2's start", "sec. 5.1", "no number", partial(_faster, "gpt2", None)),
         Claim("Post-norm needs a warm-up", "sec. 5.1", "diverges without", _needs_warmup),
         Claim("Gates that start at zero are better than at one", "sec. 5.1, alpha = 1", "no number", _from_zero),
     ),
