@@ -15,6 +15,7 @@ import vl_convert
 
 from rezero.charts import curves, density_line, gate_lines, gate_map, gate_profile, histogram, intervals, save
 from rezero.charts.bundle import javascript
+from rezero.charts.depth import Panel, depth_panels
 from rezero.charts.look import COLOURS, OTHER_COLOURS, Ending
 from rezero.layers.residuals import RESIDUALS
 
@@ -467,3 +468,21 @@ def test_intervals_name_each_thing_in_its_place(tmp_path: Path) -> None:
         for low, high in re.findall(r"low: ([-\d.]+); high: ([-\d.]+)", svg.replace("\N{MINUS SIGN}", "-"))
     }
     assert ends >= {(-0.5, 1.0), (0.5, 2.0)}
+
+
+def test_what_is_above_a_panel_is_marked_apart() -> None:
+    """A median within stays on its line, its range ends at the top, and marks at one depth lie below each other."""
+    values = {"a": (1.0, 2.0, math.inf), "b": (500.0, 500.0, 500.0), "c": (1.0, 1.5, 3.0)}
+    rows = [
+        {"line": line, "theory": False, "x": 8, "low": low, "median": median, "high": high}
+        for line, (low, median, high) in values.items()
+    ]
+    panel = Panel("loss", rows, log=True, most=10.0)
+    chart = depth_panels([panel], x="layers", lines=list(values), log=True, description="Losses.")
+    [spec] = chart.concat
+    within, _, marks = (layer.data.values for layer in spec.layer)
+    assert [(row["line"], row["median"]) for row in within] == [("a", 2.0), ("c", 1.5)]
+    assert [row["high"] for row in within] == [(top := marks[0]["median"]), 3.0]
+    assert [row["line"] for row in marks] == ["a", "b"]
+    assert marks[1]["median"] < top
+    assert spec.title.text == "loss (▲ above 10)"

@@ -13,8 +13,8 @@ from rezero.lab.comparison import Comparison, compare
 from rezero.lab.quality import ACCURACY, BITS, Quality
 from rezero.lab.study import TrialResult
 from rezero.lab.trial import Point, Trial
-from rezero.papers import alphas
-from rezero.papers.claims import shown
+from rezero.papers import alphas, depth_recipe
+from rezero.papers.claims import shown, written
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "when.md").read_text(encoding="utf-8")
@@ -169,3 +169,22 @@ def test_the_page_on_alphas_is_what_was_reproduced() -> None:
         [rise] = alphas._over_seeds(first, "rise")
         assert shown(rise, "+.2f") in page
         assert (len(first["alphas"]), first["steps"][:2]) == (10, [2, 4])
+
+
+def test_the_tables_of_rates_are_what_was_reproduced() -> None:
+    """Each rule's row, and what it does in either kind of network."""
+    page = (ROOT / "docs" / "alpha-lr.md").read_text(encoding="utf-8").replace("**", "")
+    summary = json.loads((ROOT / "results" / "papers" / "depth-recipe" / "summary.json").read_text())
+    for rule, each in depth_recipe.tally(summary).items():
+        counts = f"{each['steady']} | {each['alike']} | {each['both']}"
+        assert f"{counts} | {written(each['mean'])} | {written(each['worst'])} | {each['lost']} |" in page, rule
+    kinds = [[cell for cell in summary["cells"] if cell["net"] == net] for net in ("MLP", "Transformer")]
+    for rule in (depth_recipe.RECIPE, depth_recipe.DEFAULT, "lr"):
+        both = [depth_recipe.tally({"cells": cells})[rule]["both"] for cells in kinds]
+        name = rule.replace(", held", "`, held") if "held" in rule else f"{rule}`"
+        assert f"| `{name} | {both[0]} | {both[1]} |" in page
+    shares = []
+    for cells in kinds:
+        ends = [(depth_recipe._end(cell, arm), depth_recipe._best(cell)) for cell in cells for arm in cell["fixed"]]
+        shares.append(f"{sum(end <= depth_recipe.ALIKE * best for end, best in ends)} of {len(ends)}")
+    assert f"| {' | '.join(shares)} |" in page

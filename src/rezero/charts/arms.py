@@ -139,7 +139,9 @@ def _values(rows: Sequence[dict[str, Any]], title: str, *, percent: bool) -> alt
 
 def _by_arm(arms: Sequence[str]) -> dict[str, Any]:
     """Give each arm a colour, and a dash for those who see no colours."""
-    legend = alt.Legend(title=None, orient="top", columns=3, symbolOpacity=1, symbolType="stroke", symbolSize=400)
+    legend = alt.Legend(
+        title=None, orient="top", columns=3, symbolOpacity=1, symbolType="stroke", symbolSize=400, labelLimit=0
+    )
     dashes = [DASHES[place % len(DASHES)] for place in range(len(arms))]
     return {
         "color": alt.Color("arm:N", scale=alt.Scale(domain=list(arms), range=colours(arms)), legend=legend),

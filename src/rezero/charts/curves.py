@@ -75,7 +75,7 @@ def curves(
 
 def _legend(*, lines: bool) -> alt.Legend:
     symbol: dict[str, Any] = {"symbolType": "stroke", "symbolSize": 400} if lines else {"symbolSize": 120}
-    return alt.Legend(title=None, orient="top", columns=3, symbolOpacity=1, **symbol)
+    return alt.Legend(title=None, orient="top", columns=3, symbolOpacity=1, labelLimit=0, **symbol)
 
 
 def _horizontal(rows: Sequence[dict[str, Any]], title: str) -> alt.X:

@@ -1,7 +1,9 @@
 """Quantities against depth, a panel each."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -31,11 +33,12 @@ class Panel:
     Attributes:
         title: Title of its axis, with the unit.
         rows: Points with the keys ``line`` (which colour), ``theory`` (whether it is dashed), ``x``, ``median``,
-            ``low`` and ``high``; where one of those is not finite the upper edge is marked instead.
+            ``low`` and ``high``; where one of those is above ``most`` the upper edge is marked.
         log: Whether its axis is logarithmic.
         percent: Whether it is a fraction that is shown in percent.
         limit: A value that is marked across the panel.
         limit_name: What it is called.
+        most: What is above it would flatten the rest.
     """
 
     title: str
@@ -44,6 +47,7 @@ class Panel:
     percent: bool = False
     limit: float | None = None
     limit_name: str = ""
+    most: float = sys.float_info.max
 
 
 def depth_panels(
@@ -71,7 +75,7 @@ def depth_panels(
     colour = alt.Color(
         "line:N",
         scale=alt.Scale(domain=list(lines), range=colours(lines)),
-        legend=alt.Legend(**stroke, columns=4) if len(lines) > 1 else None,
+        legend=alt.Legend(**stroke, columns=4, labelLimit=0) if len(lines) > 1 else None,
     )
     everywhere = {row["x"] for panel in panels for row in panel.rows}
     drawn = [
@@ -83,10 +87,12 @@ def depth_panels(
 
 
 def _panel(panel: Panel, horizontal: alt.X, colour: alt.Color) -> alt.LayerChart:
-    finite = [row for row in panel.rows if all(math.isfinite(row[name]) for name in ("low", "median", "high"))]
+    within = [row for row in panel.rows if row["median"] <= panel.most]
     marked = [] if panel.limit is None else [{"low": panel.limit, "median": panel.limit, "high": panel.limit}]
-    ticks = value_ticks([*finite, *marked], log=panel.log, percent=panel.percent)
-    beyond = [{"line": row["line"], "x": row["x"], "median": ticks[-1]} for row in panel.rows if row not in finite]
+    known = [{**row, "high": row["high"] if row["high"] <= panel.most else row["median"]} for row in within]
+    ticks = value_ticks([*known, *marked], log=panel.log, percent=panel.percent)
+    finite = [{**row, "high": min(row["high"], ticks[-1])} for row in within]
+    beyond = list(_beyond(panel, ticks[0], ticks[-1]))
     scale = alt.Scale(
         type="log" if panel.log else "linear", domain=[ticks[0], ticks[-1]], nice=False, zero=False, clamp=panel.log
     )
@@ -116,12 +122,27 @@ def _panel(panel: Panel, horizontal: alt.X, colour: alt.Color) -> alt.LayerChart
     return alt.LayerChart(layer=layers, width=_WIDTH, height=_HEIGHT, title=_title(panel, beyond=bool(beyond)))
 
 
+def _beyond(panel: Panel, bottom: float, top: float) -> Iterator[dict[str, Any]]:
+    """Put the marks of what lies above the panel below each other, where there are several at a depth."""
+    count: Counter[float] = Counter()
+    for row in panel.rows:
+        if not row["high"] <= panel.most:
+            share = 0.07 * count[row["x"]]
+            count[row["x"]] += 1
+            height = top * (bottom / top) ** share if panel.log else top - share * (top - bottom)
+            yield {"line": row["line"], "x": row["x"], "median": height}
+
+
 def _title(panel: Panel, *, beyond: bool) -> alt.Title:
     """Put the quantity over its panel, with the meaning of the marks in it."""
     dashed = [panel.limit_name] * (panel.limit is not None) + [_THEORY] * any(row["theory"] for row in panel.rows)
-    notes = [f"dashed: {', '.join(dashed)}"] * bool(dashed) + ["▲ not finite"] * beyond
+    notes = [f"dashed: {', '.join(dashed)}"] * bool(dashed) + [_above(panel)] * beyond
     text = panel.title + (f" ({', '.join(notes)})" if notes else "")
     return alt.Title(text, anchor="start", fontSize=13, fontWeight="normal")
+
+
+def _above(panel: Panel) -> str:
+    return "▲ not finite" if panel.most == sys.float_info.max else f"▲ above {panel.most:g}"
 
 
 def _depth_axis(places: Iterable[float], title: str, *, log: bool) -> alt.X:

@@ -35,6 +35,8 @@ STEADY = 1.05
 """Largest loss of the first 100 steps, over that of the untrained model on the same batch."""
 ALIKE = 1.1
 """Final loss over that of the best fixed rate."""
+MOST = 10.0
+"""Nats: more, where chance is 2.3 or 5.5, would flatten the picture."""
 
 
 _DEEP, _LAYERED, _TALL = (8, 64, 512, 10_000), (8, 64), (6, 24, 128)
@@ -152,7 +154,10 @@ def write(summary: Mapping[str, Any], folder: Path) -> dict[str, str]:
     Returns:
         Name of each picture to what it shows.
     """
-    about = f"Training loss after {summary['steps']} steps against depth, a panel each network and optimizer: "
+    about = (
+        f"Training loss after {summary['steps']} steps against depth, a panel each network and optimizer, median and "
+        f"range of the seeds (▲: one of them is above {MOST:g} nats or diverges): "
+    )
     best = "best fixed rate"
     others = list(dict.fromkeys(arm for cell in summary["cells"] for arm in cell["arms"] if arm in _OTHERS))
     lines: dict[str, tuple[list[str], str]] = {
@@ -183,7 +188,7 @@ def _panels(summary: Mapping[str, Any], drawn: list[str], best: str) -> Iterator
                     ends = [math.inf if end is None else end for end in cell["arms"][arm]["ends"]]
                     spread = {"median": median(ends), "low": min(ends), "high": max(ends)}
                     rows.append({"line": line, "theory": False, "x": cell["depth"], **spread})
-        yield Panel(f"{net}, {optimizer}: loss, nats", rows, log=True)
+        yield Panel(f"{net}, {optimizer}: loss, nats", rows, log=True, most=MOST)
 
 
 def lines(summary: Mapping[str, Any]) -> list[str]:
