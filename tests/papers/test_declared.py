@@ -68,6 +68,13 @@ def test_the_first_epoch_is_judged_by_its_interval() -> None:
     said = RESNET.lines(summary)
     assert said[0].startswith("a: rezero 51.0% (48.5% to 53.5%) after the first, published 49.52%")
     assert sum("ends at 90.0%" in line for line in said) == 2
+    assert "b: rezero 50.0% and 42.0% after the first, published 53.5%" in said  # two seeds make no interval
+    assert "ResNet-20, 8 epochs: at 70%: rezero after 8 epochs, residual after 8 epochs" in said
+    late = resnet(20, 8, {"rezero": [0.1, 0.6, 0.7], "residual": [0.2, 0.1, 0.3]})
+    late["arms"]["residual"]["points"]["0"].pop()
+    late["arms"]["residual"]["points"]["1"].pop()
+    said = RESNET.lines({"studies": {"late": late}})
+    assert "late: at 60%: rezero after 4 epochs, residual not yet" in said
 
 
 def test_a_study_that_takes_long_has_fewer_seeds(tmp_path: Path) -> None:
