@@ -32,7 +32,7 @@ def test_what_is_told_is_what_was_measured(tmp_path: Path) -> None:
     assert [row["arm"] for row in found["rows"]] == list(ARMS)
     squares = [each["mean_squared"] for each in found["networks"] if each["arm"] == "rezero"]
     assert found["rows"][2]["mean_squared"] == pytest.approx(mean(squares))
-    assert lines(found)[2].startswith("  12 layers  rezero     1.0")
+    assert lines(found)[2].startswith("mean squared singular value,   12 layers, rezero     1.0")
     JACOBIAN.write(found, tmp_path)
     assert (tmp_path / "singular_values.svg").read_text(encoding="utf-8").startswith("<svg")
     assert "rezero 1.0" in JACOBIAN.claims[0].find(found).ours

@@ -156,7 +156,9 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     Returns:
         Lines of text.
     """
-    return [f"{row['depth']:4} layers  {row['arm']:9}  {_row(row)}" for row in found["rows"]]
+    return [
+        f"mean squared singular value, {row['depth']:4} layers, {row['arm']:9}  {_row(row)}" for row in found["rows"]
+    ]
 
 
 def _row(row: Mapping[str, Any]) -> str:
