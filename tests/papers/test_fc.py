@@ -38,7 +38,7 @@ def test_lines_claims_and_pictures_are_made(
     fc.FC.write(summary, tmp_path)
     assert len(list(tmp_path.glob("*.svg"))) == len(list(tmp_path.glob("*.png"))) == 6
     said = fc.FC.lines(summary)
-    assert len([line for line in said if "knows nothing" not in line]) == 8
+    assert len([line for line in said if "knows nothing" not in line]) == 18
     assert ("one seed" in said[0]) == (seeds == 1)
     assert all(claim.find(summary).ours for claim in fc.FC.claims)
 
