@@ -64,7 +64,7 @@ def run(nets: Mapping[str, Net], work: Work, steps: int = STEPS) -> dict[str, An
                 cell = Cell(net, optimizer, depth, steps)
                 here = {"net": name, "optimizer": optimizer, "depth": depth, "branches": cell.branches()}
                 print(f"{name}, {optimizer}, {depth:,} layers", flush=True)
-                folder = work.of(steps, name, asdict(net), net.digest(), here).folder / "study"
+                folder = work.of(steps, name, asdict(net), net.digest(), here).folder / f"study-{work.seeds}"
                 cells.append({**here, "rules": _named(cell), **_told(cell, folder, work.seeds)})
     return {"steps": steps, "cells": cells}
 

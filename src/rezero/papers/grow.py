@@ -138,7 +138,7 @@ def run(work: Work, plan: Plan = PLAN) -> dict[str, Any]:
     text = load_plain_text(plan.context)
     task = Task(plan, text)
     found = compare_own(
-        work.of(plan, text.digest()).folder / "study",
+        work.of(plan, text.digest()).folder / f"study-{work.seeds}",
         build=task.deep,
         train=task.train,
         arms={f"{plan.deep} layers": same, "grown": task.growing, f"{plan.deep // 2} layers": task.shallow},

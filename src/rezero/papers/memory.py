@@ -73,7 +73,7 @@ def run(plan: Plan, work: Work) -> dict[str, Any]:
     }
     makes[f"step of an MLP {plan.mlp[1]} x {plan.mlp[0]}"] = partial(_mlp, plan, work.seeds)
     makes[f"step of a Transformer {plan.lm[1]} x {plan.lm[0]}"] = partial(_lm, plan, work.seeds)
-    work = work.of(plan)
+    work = work.of(plan, work.seeds)
     return {"networks": {name: work.part(name, make) for name, make in makes.items()}}
 
 
