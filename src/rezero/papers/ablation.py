@@ -245,7 +245,7 @@ def run(plan: Plan, work: Work) -> dict[str, Any]:
     text = load_plain_text(plan.context)
     task = Task(plan, text)
     found = compare_own(
-        work.of(plan, text.digest()).folder / f"study-{work.seeds}",
+        work.of(plan, text.digest()).folder,
         device=plan.device,
         build=task.build,
         train=task.train,

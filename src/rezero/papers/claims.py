@@ -53,7 +53,7 @@ class Claim:
     Attributes:
         says: What, in a sentence.
         source: Where it says so.
-        published: Its number.
+        published: Its number, or ``no number``.
         find: Reads from the numbers of a reproduction what was measured of it; None where this scale does not ask.
     """
 

@@ -56,6 +56,5 @@ def _reproduce(each: Reproduction, scale: ScaleName, seeds: int | None, folder: 
     print(f"{each.name}: {each.source}", *(f"  {line}" for line in each.lines(found)), sep="\n")
     for claim in each.claims:
         if finding := claim.find(found):
-            published = claim.published or "no number"
-            print(f"{claim.says}: {finding.verdict}\n  published: {published}\n  here: {finding.ours}")
+            print(f"{claim.says}: {finding.verdict}\n  published: {claim.published}\n  here: {finding.ours}")
     print(f"results in {folder}")

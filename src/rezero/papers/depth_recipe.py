@@ -64,7 +64,7 @@ def run(nets: Mapping[str, Net], work: Work, steps: int = STEPS) -> dict[str, An
                 cell = Cell(net, optimizer, depth, steps)
                 here = {"net": name, "optimizer": optimizer, "depth": depth, "branches": cell.branches()}
                 print(f"{name}, {optimizer}, {depth:,} layers", flush=True)
-                folder = work.of(steps, name, asdict(net), net.digest(), here).folder / f"study-{work.seeds}"
+                folder = work.of(steps, name, asdict(net), net.digest(), here).folder
                 cells.append({**here, "rules": _named(cell), **_told(cell, folder, work.seeds)})
     return {"steps": steps, "cells": cells}
 
@@ -291,16 +291,16 @@ DEPTH_RECIPE = Reproduction(
         Claim(
             "One rule needs no tuning at any depth: never above the loss of the start, as good as the best fixed rate",
             "ours",
-            "",
+            "no number",
             partial(_one_rule, RECIPE),
         ),
-        Claim("So does a rate alone, the default of param_groups", "ours", "", partial(_one_rule, DEFAULT)),
+        Claim("So does a rate alone, the default of param_groups", "ours", "no number", partial(_one_rule, DEFAULT)),
         Claim("Alpha can learn at the rate of everything else", "authors' code", "no number", _one_rate),
         Claim(
             "At one rate for all depths it trains better than other ways to go deep",
             "ours; Yang et al. (2023), arXiv:2310.02244 (depth-muP, here without its centred nonlinearities), and the "
             "papers of the arms",
-            "",
+            "no number",
             _deeper,
         ),
     ),

@@ -128,7 +128,7 @@ def _row(each: Reproduction, claim: Claim, found: Found) -> tuple[Verdict | None
     several = len(judged) > 1
     ours = "; ".join((f"{name} scale: " if several else "") + finding.ours for name, finding in judged.items())
     said = "; ".join(verdicts) or "not yet run"
-    return worst, (claim.says, claim.source, claim.published or "no number", ours, said)
+    return worst, (claim.says, claim.source, claim.published, ours, said)
 
 
 def _page(each: Reproduction, found: Found) -> str:
@@ -145,17 +145,20 @@ def _scales(each: Reproduction, found: Found) -> Iterator[str]:
         for stem, said in summary["pictures"].items():
             yield f"![{said}]({_picture(each, name, stem)})\n\n*{said}*"
         where = each.results(name, Path("results/papers"))
-        time = f"in about {counted(scale.minutes, 'minute')} on {MACHINES[name]}"
         yield (
-            f"Made by `{summary['command']}`, {_repeats(each, summary)}, {time} ({summary['versions']}; "
-            f"{summary['machine']}; {summary['date']}; commit {summary['commit']}). All numbers are in `{where}`."
+            f"Made by `{summary['command']}`, {_repeats(each, summary)}, in about {_time(each, name)} "
+            f"({summary['versions']}; {summary['machine']}; {summary['date']}; commit {summary['commit']}). "
+            f"All numbers are in `{where}`."
         )
         commands = [study["command"] for study in summary.get("studies", {}).values()]
         if commands:
             yield "Its studies, each by itself:\n\n```text\n" + "\n".join(commands) + "\n```"
     for name in each.scales.keys() - found.keys():
-        time = f"{counted(each.scales[name].minutes, 'minute')} on {MACHINES[name]}"
-        yield f"Not yet run: `rezero reproduce {each.name} --scale {name}`, an estimated {time}."
+        yield f"Not yet run: `rezero reproduce {each.name} --scale {name}`, an estimated {_time(each, name)}."
+
+
+def _time(each: Reproduction, scale: ScaleName) -> str:
+    return f"{counted(each.scales[scale].minutes, 'minute')} on {MACHINES[scale]}"
 
 
 def _repeats(each: Reproduction, summary: Mapping[str, Any]) -> str:

@@ -263,8 +263,13 @@ FLAMINGO = Reproduction(
     write=write,
     lines=lines,
     claims=(
-        Claim("The grafted model starts as the language model that it was, and keeps it", "sec. 2.2", "", _unchanged),
-        Claim("It learns to tell what it sees, its own weights frozen", "sec. 3", "", _reads),
-        Claim("Gates that do not start at zero disturb the language model at first", "sec. 3.3", "", _spoils),
+        Claim(
+            "The grafted model starts as the language model that it was, and keeps it",
+            "sec. 2.2",
+            "no number",
+            _unchanged,
+        ),
+        Claim("It learns to tell what it sees, its own weights frozen", "sec. 3", "no number", _reads),
+        Claim("Gates that do not start at zero disturb the language model at first", "sec. 3.3", "no number", _spoils),
     ),
 )

@@ -138,7 +138,7 @@ def run(work: Work, plan: Plan = PLAN) -> dict[str, Any]:
     text = load_plain_text(plan.context)
     task = Task(plan, text)
     found = compare_own(
-        work.of(plan, text.digest()).folder / f"study-{work.seeds}",
+        work.of(plan, text.digest()).folder,
         build=task.deep,
         train=task.train,
         arms={f"{plan.deep} layers": same, "grown": task.growing, f"{plan.deep // 2} layers": task.shallow},
@@ -240,10 +240,10 @@ GROW = Reproduction(
         Claim(
             "A trained language model that is deepened by copies of its layers goes on learning from there",
             "LLaMA Pro",
-            "",
+            "no number",
             _goes_on,
         ),
-        Claim("On equal compute it gets further than one that is deep from the start", "ours", "", _saves),
-        Claim("On equal compute it gets further than one that stays shallow", "what growth is for", "", _pays),
+        Claim("On equal compute it gets further than one that is deep from the start", "ours", "no number", _saves),
+        Claim("On equal compute it gets further than one that stays shallow", "what growth is for", "no number", _pays),
     ),
 )

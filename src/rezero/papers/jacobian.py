@@ -19,7 +19,7 @@ from rezero.charts import histogram, save
 from rezero.diagnose.jacobian import jacobian_spectrum
 from rezero.gate import gates
 from rezero.layers import TransformerEncoderLayer
-from rezero.papers.claims import Claim, Finding, above, below, interval, judge, shown, written
+from rezero.papers.claims import Claim, Finding, above, below, every, interval, judge, shown, written
 from rezero.papers.reproduction import Reproduction, Scale, Work
 from rezero.waiting import share_bar
 
@@ -171,8 +171,7 @@ def _squares(found: Mapping[str, Any]) -> Finding:
     squares = {arm: interval(_squares_of(found, arm, DEPTHS[0])) for arm in ARMS}
     said = "; ".join(f"{arm} {shown(mean)}" for arm, mean in squares.items())
     sides = above(squares["rezero"], ONE[0]), below(squares["rezero"], ONE[1])
-    near = False if False in sides else None if None in sides else True
-    return Finding(said, judge(near, above(squares["pre-norm"], ONE[1]), below(squares["post-norm"], ONE[0])))
+    return Finding(said, judge(every(*sides), above(squares["pre-norm"], ONE[1]), below(squares["post-norm"], ONE[0])))
 
 
 def _squares_of(found: Mapping[str, Any], arm: str, depth: int) -> list[float]:

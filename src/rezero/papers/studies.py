@@ -170,11 +170,12 @@ def _read(store: Store, asks: Sequence[Asked]) -> dict[str, Any]:
     }
 
 
-def compare_own(folder: Path, *, device: str = "cpu", **asked: Any) -> dict[str, Any]:
+def compare_own(folder: Path, *, seeds: int, device: str = "cpu", **asked: Any) -> dict[str, Any]:
     """Let the lab compare arms that are functions: on the CPU two trials at once, of one thread each.
 
     Args:
-        folder: Of the study.
+        folder: That the study's folder goes into; another number of seeds is another study.
+        seeds: Paired seeds.
         device: Where it trains.
         **asked: As `rezero.lab.compare` takes it.
 
@@ -184,7 +185,8 @@ def compare_own(folder: Path, *, device: str = "cpu", **asked: Any) -> dict[str,
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        answer = lab.compare(**asked, jobs=2 if device == "cpu" else 1, output=folder)
+        jobs = 2 if device == "cpu" else 1
+        answer = lab.compare(**asked, seeds=seeds, jobs=jobs, output=folder / f"study-{seeds}")
     finally:
         torch.set_num_threads(threads)
     return {

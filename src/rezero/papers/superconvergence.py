@@ -221,7 +221,7 @@ def run(plan: Plan, work: Work, data: TensorData | None = None) -> dict[str, Any
     """
     task = Task(plan, load(plan) if data is None else data)
     found = compare_own(
-        work.of(plan).folder / f"study-{work.seeds}",
+        work.of(plan).folder,
         device=plan.device,
         build=task.build,
         train=task.train,
