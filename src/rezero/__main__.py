@@ -12,7 +12,15 @@ LAB_EXTRA = ("accelerate", "altair", "cyclopts", "jinja2", "psutil", "rich", "sk
 
 
 def main() -> None:
-    """Run the command line; its exit code is 2 for a request that cannot be carried out."""
+    """Run the command line; its exit code is 2 for a request that cannot be carried out, 130 after Ctrl-C."""
+    try:
+        code = _run()
+    except KeyboardInterrupt:  # before anything was begun
+        code = 130
+    sys.exit(code)
+
+
+def _run() -> int:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed: the next file to be opened, a study's say, would take its place
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - for good
@@ -24,14 +32,14 @@ def main() -> None:
         os.environ["HOME"] = os.devnull  # Altair asks for a home when it is imported, and needs none
     if missing := [name for name in LAB_EXTRA if find_spec(name) is None]:
         print(f"rezero: the command line needs {', '.join(missing)}: pip install 'rezero-torch[lab]'", file=sys.stderr)
-        sys.exit(2)
+        return 2
     from rezero.cli import run
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a folder's name may not be text in this locale
 
-    sys.exit(run(sys.argv[1:]))
+    return run(sys.argv[1:])
 
 
 if __name__ == "__main__":

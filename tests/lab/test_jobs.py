@@ -163,6 +163,27 @@ def test_there_are_no_more_processes_than_trials(tmp_path: Path, monkeypatch: py
     assert asked == [2, 2, 2, 3, 4]
 
 
+def test_workers_follow_from_the_start_and_never_hear_of_ctrl_c(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither while they import what they need; here it is heard again after they are started."""
+    started: list[tuple[bool, Any]] = []
+
+    class Pool:
+        def __init__(self, **how: Any) -> None:
+            self.how = how
+
+        def __call__(self, _: Any) -> Iterator[Trial]:
+            blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+            started.append((blocked, self.how["initargs"]))
+            return iter(())
+
+    monkeypatch.setattr(lab_jobs, "Parallel", Pool)
+    lab_jobs._pool(tmp_path, [Trial("plain", 0.1, 0)], 2, create_autospec(lab_jobs.run_jobs))
+    assert started == [(True, (os.getpid(),))]
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
 SIZE = ["--depth", "8", "--width", "16", "--epochs", "3", "--seeds", "2", "--tune", "2"]
 COMMAND = ["compare", "fc-digits", "--arms", "plain,rezero", *SIZE, "--jobs", "2", "--checkpoint-every", "0.2", "-o"]
 

@@ -85,6 +85,18 @@ def test_an_explosion_is_told_by_its_range() -> None:
     points = {str(seed): [{"step": 500, "train_loss": loss}] for seed, loss in enumerate((3.0, 9000.0, 200.0))}
     summary = {"studies": {"64 layers, authors' rate": {"arms": {"plain": {"points": points}}}}}
     assert fc._epoch(summary, "plain") == "200 (median; range 3 to 9,000)"
+    del points["0"], points["2"]
+    assert fc._epoch(summary, "plain") == "9,000 (one seed)"
+
+
+@pytest.mark.parametrize(("seeds", "verdict"), [(2, "holds"), (1, "cannot be told")])
+def test_one_seed_tells_nothing_of_the_first_epoch(seeds: int, verdict: str) -> None:
+    """As of anything else."""
+    arms = {
+        arm: {"points": {str(seed): [{"step": 500, "train_loss": loss}] for seed in range(seeds)}}
+        for arm, loss in fc.PUBLISHED.items()
+    }
+    assert fc._first_epoch({"studies": {"64 layers, authors' rate": {"arms": arms}}}).verdict == verdict
 
 
 @pytest.mark.parametrize("recipe", [*fc.LAPTOP, *fc.PAPER], ids=lambda each: each.name)

@@ -1,11 +1,14 @@
 """The command that tries again what papers say."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,10 +16,11 @@ import torch
 
 import rezero.papers
 from rezero.cli import run
-from rezero.papers import command
+from rezero.papers import command, reproduction
 from rezero.papers.claims import Claim, Finding
 from rezero.papers.flamingo import FLAMINGO
 from rezero.papers.reproduction import Scale, Work
+from rezero.papers.studies import Recipe
 
 
 @pytest.fixture
@@ -76,13 +80,19 @@ def test_who_reads_the_list_may_have_enough() -> None:
 
 def test_the_list_says_how_far_each_has_come(asked: list[Work], capsys: pytest.CaptureFixture[str]) -> None:
     """Not begun, begun, or done and when; results of another version are none."""
-    Path(f"rezero-studies/two-{FLAMINGO.version}").mkdir(parents=True)
+    begun = Path(f"rezero-studies/two-{FLAMINGO.version}/study/records")
+    begun.parent.mkdir(parents=True)
+    begun.write_text("")
     assert run(["reproduce", "one"]) == 0
     capsys.readouterr()
     assert run(["reproduce", "--list"]) == 0
     _, one, two = capsys.readouterr().out.splitlines()
     assert one.split()[3:5] == ["done", json.loads(Path("results/papers/one/summary.json").read_text())["date"][:10]]
     assert two.split()[3] == "begun"
+    part = Path(f"rezero-studies/one-{FLAMINGO.version}/number.json")
+    os.utime(part, (later := part.stat().st_mtime + 10, later))
+    assert run(["reproduce", "one", "--list"]) == 0
+    assert ", begun again  " in capsys.readouterr().out
     found = Path("results/papers/one/summary.json")
     found.write_text(found.read_text().replace('"version": 1', '"version": 0'))
     shutil.rmtree("rezero-studies")
@@ -128,14 +138,16 @@ def test_all_are_reproduced_with_other_seeds_elsewhere(asked: list[Work]) -> Non
     ("arguments", "message"),
     [
         (["tow"], "nothing is called 'tow' (did you mean 'two'?); choose from one, two, or all"),
-        (["one", "--seeds", "0"], "seeds must be a whole number, 1 or more: got 0"),
+        (["one", "--seeds", "0"], "seeds must be a whole number, 1 to 1,000: got 0"),
+        (["one", "--seeds", "10000000"], "seeds must be a whole number, 1 to 1,000: got 10,000,000"),
+        (["one", "--list", "--scale", "paper"], "one has no scale 'paper', only laptop"),
         (["one", "-o", "file"], "cannot write into file: it is a file, or lies in one"),
         (
             ["two", "--scale", "paper"],
             "--scale paper needs a CUDA device, torch finds none; --scale laptop takes two cores",
         ),
     ],
-    ids=["name", "seeds", "file", "no-gpu"],
+    ids=["name", "seeds", "too-many-seeds", "no-such-list", "file", "no-gpu"],
 )
 def test_bad_requests_write_nothing(
     asked: list[Work], arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
@@ -161,3 +173,60 @@ def test_what_can_not_be_written_is_told_before_the_work(asked: list[Work], caps
         assert capsys.readouterr().err == f"rezero: {message}\n"
     assert not asked
     assert sorted(file.name for file in Path().iterdir()) == ["link", "taken"]
+
+
+def test_a_name_of_a_result_that_is_taken_leaves_all_as_it_was(
+    asked: list[Work], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Numbers and pictures are replaced together or not at all; the parts are kept."""
+    assert run(["reproduce", "one"]) == 0
+    folder = Path("results/papers/one")
+    (folder / "picture.svg").unlink()
+    (folder / "picture.svg").mkdir()
+    before = (folder / "summary.json").read_bytes()
+    capsys.readouterr()
+    assert run(["reproduce", "one", "--seeds", "2"]) == 2
+    assert "picture.svg is a folder there; move it away" in capsys.readouterr().err
+    assert (folder / "summary.json").read_bytes() == before
+    assert sorted(file.name for file in folder.iterdir()) == ["picture.svg", "summary.json"]
+    assert len(asked) == 2
+
+
+def test_data_that_are_missing_are_told_before_anything(
+    asked: list[Work], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Of one, and of the last of all."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("REZERO_DATA", raising=False)
+    monkeypatch.setitem(command.REPRODUCTIONS, "two", replace(command.REPRODUCTIONS["two"], data=("enwik8",)))
+    for name in ("two", "all"):
+        assert run(["reproduce", name]) == 2
+        assert capsys.readouterr().err.startswith("rezero: two needs enwik8: no enwik8 here: looked for enwik8 or ")
+    assert not asked
+    assert not [*tmp_path.iterdir()]
+
+
+def test_every_commit_that_worked_on_it_is_noted(asked: list[Work], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parts that are taken over may be of other code than the last."""
+    for commit in ("old", "old", "new"):
+        monkeypatch.setattr(reproduction, "provenance", lambda commit=commit: {"commit": commit, "date": "today"})
+        assert run(["reproduce", "one"]) == 0
+    found = json.loads(Path("results/papers/one/summary.json").read_text())
+    assert (found["commit"], found["commits"]) == ("new", ["old", "new"])
+    assert len(asked) == 3
+
+
+def _recipes(module: ModuleType, size: str) -> list[Recipe]:
+    found = getattr(module, size, ())
+    return [each for each in found if isinstance(each, Recipe)] if isinstance(found, tuple) else []
+
+
+@pytest.mark.parametrize("name", list(rezero.papers.REPRODUCTIONS))
+def test_the_data_that_studies_name_are_said_to_be_needed(name: str) -> None:
+    """Which is checked before the first of them."""
+    module = import_module(f"rezero.papers.{name.replace('-', '_')}")
+    recipes = [each for size in ("LAPTOP", "PAPER") for each in _recipes(module, size)]
+    wanted = {"fc-cifar10": "cifar10", "resnet-cifar10": "cifar10", "lm-enwik8": "enwik8"}
+    needed = {wanted[recipe.task] for recipe in recipes if recipe.task in wanted}
+    needed |= {"cifar10" for recipe in recipes if str(recipe.settings.get("data", "")).startswith("cifar10")}
+    assert needed <= set(rezero.papers.REPRODUCTIONS[name].data)

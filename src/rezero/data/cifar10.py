@@ -11,13 +11,11 @@ from torch import Tensor
 
 from rezero.data.batches import TensorData
 from rezero.data.files import check, read_bytes
-from rezero.data.locate import find
-from rezero.data.sources import CIFAR10, Source
+from rezero.data.sources import CIFAR10, Source, locate
 from rezero.errors import UsageError
 
 __all__ = ["crop_and_flip", "load_cifar10", "read_cifar10", "standardise"]
 
-FOLDER = "cifar-10-batches-py"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PADDING = 4
 
@@ -50,7 +48,7 @@ def load_cifar10(
     """
     if layout not in ("flat", "image"):
         raise UsageError(f"layout must be flat or image: got {layout!r}")
-    images, labels, val_images, val_labels = read_cifar10(find(source.name, [FOLDER], is_folder=True), source)
+    images, labels, val_images, val_labels = read_cifar10(locate(source), source)
     if not 0 <= holdout < len(images):
         raise UsageError(
             f"holdout must leave training images, 0 to {len(images) - 1:,} of {len(images):,}: got {holdout}"

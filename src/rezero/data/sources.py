@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
+from rezero.data.locate import find
 from rezero.errors import UsageError
 
-__all__ = ["CIFAR10", "ENWIK8", "SOURCES", "TINY_SHAKESPEARE", "Source", "find_source"]
+__all__ = ["CIFAR10", "ENWIK8", "SOURCES", "TINY_SHAKESPEARE", "Source", "find_source", "locate"]
 
 
 @dataclass(frozen=True)
@@ -68,3 +70,24 @@ def find_source(name: str) -> Source:
     if name not in SOURCES:
         raise UsageError(f"no data set is called {name!r}: choose from {', '.join(SOURCES)}")
     return SOURCES[name]
+
+
+def locate(source: Source) -> Path:
+    """Find a data set on this machine.
+
+    Args:
+        source: Which. One that is a single file may also lie in a folder of its name, and end in .xz, .zip or .gz.
+
+    Returns:
+        The file, or the folder that holds its files.
+
+    Raises:
+        MissingDataError: If it is nowhere.
+        UsageError: If REZERO_DATA is no folder.
+    """
+    if len(source.files) > 1:
+        folders = {str(PurePosixPath(file).parent) for file in source.files}
+        return find(source.name, sorted(folders), is_folder=True)
+    [place] = source.files
+    places = dict.fromkeys((place, f"{source.name}/{PurePosixPath(place).name}"))
+    return find(source.name, [*places], suffixes=("", ".xz", ".zip", ".gz"))

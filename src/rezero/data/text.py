@@ -2,13 +2,12 @@
 
 from dataclasses import replace
 from hashlib import sha256
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import torch
 
 from rezero.data.files import check, read_bytes
-from rezero.data.locate import find
-from rezero.data.sources import ENWIK8, TINY_SHAKESPEARE, Source
+from rezero.data.sources import ENWIK8, TINY_SHAKESPEARE, Source, locate
 from rezero.data.windows import TextData
 from rezero.errors import UsageError
 
@@ -72,9 +71,8 @@ def load_corpus(
     Raises:
         UsageError: If it is not found, cannot be read or is another.
     """
-    [(place, checksum)] = source.files.items()
-    places = dict.fromkeys((place, f"{source.name}/{PurePosixPath(place).name}"))
-    path = find(source.name, [*places], suffixes=("", ".xz", ".zip", ".gz"))
+    [checksum] = source.files.values()
+    path = locate(source)
     content = read_bytes(path)  # no unpacked copy is kept: the slowest archive, enwik8.xz, takes two seconds
     check(content, checksum, str(path), f"remove it and run `rezero download {source.name}`")
     return split_text(source.name, content, context, val_limit, percent=percent)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import cache
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import torch
@@ -86,9 +87,22 @@ def _count_deaths(store: Store, watcher: Watcher, deaths: Counter[Trial], reache
 def _pool(folder: Path, trials: list[Trial], jobs: int, work: Work) -> Iterator[Trial]:
     """Run trials in a pool of processes, and tell which one has ended."""
     workers = max(2, min(jobs, len(trials)))  # one would be this process, which outlives a trial that dies
-    pool = Parallel(n_jobs=workers, backend="loky", batch_size=1, return_as="generator_unordered")
-    ended: Iterator[Trial] = pool(delayed(_work)(folder, trial, os.getpid(), work) for trial in trials)
+    how = {"backend": "loky", "batch_size": 1, "return_as": "generator_unordered"}
+    pool = Parallel(n_jobs=workers, **how, initializer=_follow, initargs=(os.getpid(),))
+    with _alone_with_ctrl_c():
+        ended: Iterator[Trial] = pool(delayed(_work)(folder, trial, work) for trial in trials)
     return ended
+
+
+@contextmanager
+def _alone_with_ctrl_c() -> Iterator[None]:
+    """Let what is started meanwhile never hear of Ctrl-C, not even before it can ignore it; here it comes later."""
+    resource_tracker.ensure_running()  # which would let them hear of it again, as it starts, up to Python 3.11
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
@@ -113,10 +127,8 @@ def _looking(folder: Path, watcher: Watcher) -> Iterator[None]:
         thread.join()
 
 
-def _work(folder: Path, trial: Trial, driver: int, work: Work) -> Trial:
+def _work(folder: Path, trial: Trial, work: Work) -> Trial:
     """Run one trial in this process, which is the driver itself where joblib can start no other."""
-    if os.getpid() != driver:
-        _follow(driver)
     with Store.open(folder) as store, _alone(folder, trial):
         if trial not in store.done():
             work(store, trial, Silent())
@@ -147,7 +159,6 @@ def _load(task: str, settings: Settings) -> Data:
     return find_task(task).load(settings)
 
 
-@cache
 def _follow(driver: int) -> None:
     """End this process when the one that started it is gone, and leave Ctrl-C to that one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -262,6 +262,7 @@ ALPHAS = Reproduction(
     },
     write=write,
     lines=lines,
+    data=("cifar10", "enwik8"),
     claims=(
         Claim("In Transformers the gates of deep layers rise first", "sec. 5", "no number", _rise),
         Claim("Later all of them fall to small values", "sec. 5", "no number", _fall),

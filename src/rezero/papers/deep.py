@@ -310,6 +310,7 @@ DEEP = Reproduction(
     },
     write=write,
     lines=lines,
+    data=("cifar10",),
     claims=(
         Claim("A fully connected network of 10,000 layers can be trained", "sec. 4.1", "no number", _overfits),
         Claim("It trains with Adagrad at 0.003 for everything", "authors' notebook", "no result", _as_they_did),

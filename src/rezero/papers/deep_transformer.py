@@ -149,6 +149,7 @@ DEEP_TRANSFORMER = Reproduction(
     },
     write=write,
     lines=lines,
+    data=("enwik8",),
     claims=(
         Claim(
             "64 and 128 layers train without warm-up and without LayerNorm",

@@ -4,17 +4,21 @@ python -m rezero.papers.evidence    # writes docs/evidence.md and docs/evidence/
 """
 
 import json
+import sys
+from argparse import ArgumentParser
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rezero.errors import UsageError
 from rezero.lab.subject import counted
 from rezero.papers import REPRODUCTIONS
 from rezero.papers.claims import VERDICTS, Claim, Verdict
 from rezero.papers.reproduction import MACHINES, Reproduction, ScaleName
+from rezero.surgery.beside import replacing
 
-__all__ = ["pages"]
+__all__ = ["main", "pages"]
 
 Found = Mapping[ScaleName, Mapping[str, Any]]
 
@@ -51,30 +55,39 @@ def pages(results: Path) -> dict[str, str]:
 
     Returns:
         Path in ``docs`` to Markdown, and to the SVG of each picture.
+
+    Raises:
+        UsageError: If the folder is missing, or a record or a picture is missing, damaged or of another version.
     """
+    if not results.is_dir():
+        raise UsageError(f"{results} is no folder of results: run this in a clone of the project")
     made = {"evidence.md": ""}
-    missing, verdicts, scales = [], [], set[ScaleName]()
+    missing, verdicts, whole, paper = [], [], list[str](), False
     for each in REPRODUCTIONS.values():
-        found = {name: _read(file) for name in each.scales if (file := _file(each, name, results)).exists()}
-        verdicts += [_row(each, claim, found)[0] for claim in each.claims]
-        scales |= set(found)
-        if not found:
-            missing.append(each)
-            continue
-        title = f"[{each.name}](evidence/{each.name}.md)"
-        made["evidence.md"] += f"\n## {title}\n\n{_about(each)}\n\n{_claims(each, found)}\n"
-        made[f"evidence/{each.name}.md"] = _page(each, found)
-        for name, summary in found.items():
-            for stem in summary["pictures"]:
-                picture = _file(each, name, results).with_name(f"{stem}.svg")
-                made[f"evidence/{_picture(each, name, stem)}"] = picture.read_text(encoding="utf-8")
+        found = {name: _read(each, name, results) for name in each.scales if _is_there(_file(each, name, results))}
+        try:
+            verdicts += [_row(each, claim, found)[0] for claim in each.claims]
+            whole += [f"`{each.name}`" for name in found if each.scales[name].whole]
+            paper |= "paper" in found
+            if not found:
+                missing.append(each)
+                continue
+            title = f"[{each.name}](evidence/{each.name}.md)"
+            made["evidence.md"] += f"\n## {title}\n\n{_about(each)}\n\n{_claims(each, found)}\n"
+            made[f"evidence/{each.name}.md"] = _page(each, found)
+            made |= dict(_pictures(each, found, results))
+        except UsageError:
+            raise
+        except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+            files = " or ".join(str(_file(each, name, results)) for name in found)
+            raise UsageError(f"{files} lacks what the pages need ({error!r}): {_again(each)}") from error
     if missing:
         made["evidence.md"] += f"\n## Not yet run\n\n{_missing(missing)}\n"
-    made["evidence.md"] = BEGIN.replace("{state}", _state(verdicts, scales)) + made["evidence.md"]
+    made["evidence.md"] = BEGIN.replace("{state}", _state(verdicts, whole, paper=paper)) + made["evidence.md"]
     return made
 
 
-def _state(verdicts: Sequence[Verdict | None], scales: set[ScaleName]) -> str:
+def _state(verdicts: Sequence[Verdict | None], whole: Sequence[str], *, paper: bool) -> str:
     """Say how many of the claims something was measured of, and what came out."""
     found = Counter(verdict for verdict in verdicts if verdict is not None)
     told = found.total()
@@ -83,7 +96,8 @@ def _state(verdicts: Sequence[Verdict | None], scales: set[ScaleName]) -> str:
         f"{found['holds']} hold, {found['holds in part']} hold in part, {found['cannot be told']} cannot be told, "
         f"{found['does not hold']} do not hold"
     )
-    return f"{most} measured: {counts}." + ("" if "paper" in scales else " At the scale *paper* nothing was run yet.")
+    full = f", though the laptop's {' and '.join(whole)} is of the paper's size" if whole else ""
+    return f"{most} measured: {counts}." + ("" if paper else f" At the scale *paper* nothing was run yet{full}.")
 
 
 def _missing(reproductions: Sequence[Reproduction]) -> str:
@@ -101,9 +115,35 @@ def _file(each: Reproduction, scale: ScaleName, results: Path) -> Path:
     return each.results(scale, results) / "summary.json"
 
 
-def _read(file: Path) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+def _is_there(file: Path) -> bool:
+    return file.exists() or file.is_symlink()
+
+
+def _read(each: Reproduction, scale: ScaleName, results: Path) -> Mapping[str, Any]:
+    file = _file(each, scale, results)
+    expected = {"reproduces": each.source, "scale": scale, "version": each.version}
+    try:
+        found: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        got = {name: found[name] for name in expected}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UsageError(f"{file} cannot be read ({error!r}): {_again(each)}") from error
+    if got != expected:
+        raise UsageError(f"{file} is another's: expected {expected}, got {got}: {_again(each)}")
     return found
+
+
+def _again(each: Reproduction) -> str:
+    return f"restore it, or make it again with `rezero reproduce {each.name}`"
+
+
+def _pictures(each: Reproduction, found: Found, results: Path) -> Iterator[tuple[str, str]]:
+    for name, summary in found.items():
+        for stem in summary["pictures"]:
+            picture = _file(each, name, results).with_name(f"{stem}.svg")
+            try:
+                yield f"evidence/{_picture(each, name, stem)}", picture.read_text(encoding="utf-8")
+            except (OSError, ValueError) as error:
+                raise UsageError(f"{picture} cannot be read ({error}): {_again(each)}") from error
 
 
 def _about(each: Reproduction) -> str:
@@ -147,7 +187,7 @@ def _scales(each: Reproduction, found: Found) -> Iterator[str]:
         where = each.results(name, Path("results/papers"))
         yield (
             f"Made by `{summary['command']}`, {_repeats(each, summary)}, in about {_time(each, name)} "
-            f"({summary['versions']}; {summary['machine']}; {summary['date']}; commit {summary['commit']}). "
+            f"({summary['versions']}; {summary['machine']}; {summary['date']}; commit {_commits(summary)}). "
             f"All numbers are in `{where}`."
         )
         commands = [study["command"] for study in summary.get("studies", {}).values()]
@@ -155,6 +195,10 @@ def _scales(each: Reproduction, found: Found) -> Iterator[str]:
             yield "Its studies, each by itself:\n\n```text\n" + "\n".join(commands) + "\n```"
     for name in each.scales.keys() - found.keys():
         yield f"Not yet run: `rezero reproduce {each.name} --scale {name}`, an estimated {_time(each, name)}."
+
+
+def _commits(summary: Mapping[str, Any]) -> str:
+    return " and ".join(summary.get("commits") or [summary["commit"]])
 
 
 def _time(each: Reproduction, scale: ScaleName) -> str:
@@ -177,10 +221,44 @@ def _picture(each: Reproduction, scale: ScaleName, stem: str) -> str:
     return f"{each.results(scale, Path()).name}-{stem}.svg"
 
 
+def main(root: Path) -> int:
+    """Write the pages.
+
+    Args:
+        root: Folder that has ``results/papers`` and ``docs``.
+
+    Returns:
+        Exit code: 2, with nothing written, if the results are not there or are not right.
+    """
+    results, docs = root / "results" / "papers", root / "docs"
+    try:
+        _replace(docs, {path: text.encode() for path, text in _some_pages(results).items()})
+    except (UsageError, OSError, UnicodeError) as error:
+        print(f"rezero.papers.evidence: {error}", file=sys.stderr)
+        return 2
+    print(f"the pages of evidence are in {docs}")
+    return 0
+
+
+def _some_pages(results: Path) -> dict[str, str]:
+    made = pages(results)
+    if len(made) == 1:
+        raise UsageError(f"{results} has no results: make some with `rezero reproduce NAME`")
+    return made
+
+
+def _replace(docs: Path, made: Mapping[str, bytes]) -> None:
+    """Write what was made, and take away what is no longer."""
+    for folder in (docs, docs / "evidence"):
+        own = [name for name in made if (docs / name).parent == folder]
+        with replacing(folder, [Path(name).name for name in own], what="the pages of evidence") as beside:
+            for name in own:
+                (beside / Path(name).name).write_bytes(made[name])
+    for file in (docs / "evidence").iterdir():
+        if f"evidence/{file.name}" not in made and file.suffix in {".md", ".svg"}:
+            file.unlink()
+
+
 if __name__ == "__main__":
-    root = Path(__file__).parents[3]
-    for path, text in pages(root / "results" / "papers").items():
-        file = root / "docs" / path
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(text, encoding="utf-8")
-    print(f"the pages of evidence are in {root / 'docs'}")
+    ArgumentParser(prog="python -m rezero.papers.evidence", description=__doc__.partition("\n")[0]).parse_args()
+    sys.exit(main(Path(__file__).parents[3]))

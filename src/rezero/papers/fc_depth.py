@@ -146,6 +146,7 @@ FC_DEPTH = Reproduction(
     },
     write=write,
     lines=lines,
+    data=("cifar10",),
     claims=tuple(
         Claim(
             f"The deeper the network, the more is gained, against {name}",

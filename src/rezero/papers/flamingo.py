@@ -31,6 +31,7 @@ from rezero.waiting import share_bar
 __all__ = ["FLAMINGO"]
 
 PLAN = Plan()
+_BEFORE = 0.2  # of the time: the language model and the eye
 ARMS: Mapping[str, float] = {"gates from 0": 0.0, "gates from 1": 1.0}
 
 
@@ -45,14 +46,13 @@ def run(work: Work, plan: Plan = PLAN) -> dict[str, Any]:
         The plan, the plain loss of the language model, and for each arm and seed what was measured on the way.
     """
     with share_bar("flamingo") as tell:
-        tell(0.0, "the language model and the eye")
         text = load_plain_text(plan.length)
         work = work.of(plan, text.digest())
-        story = Story(plan, text, work)
+        story = Story(plan, text, work, lambda share, what: tell(_BEFORE * share, what))
         pairs = [(arm, seed) for seed in range(work.seeds) for arm in ARMS]
         runs: dict[str, list[Any]] = {arm: [] for arm in ARMS}
         for place, (arm, seed) in enumerate(pairs):
-            tell(0.2 + 0.8 * place / len(pairs), f"{arm}, seed {seed}")
+            tell(_BEFORE + (1 - _BEFORE) * place / len(pairs), f"{arm}, seed {seed}")
             runs[arm].append(work.part(f"{arm} {seed}".replace(" ", "-"), partial(_one, story, ARMS[arm], seed)))
     base = _plain_loss(story, None)
     seen = (story.eye(story.unseen.pixels).argmax(-1) == story.unseen.labels).double().mean().item()

@@ -3,6 +3,7 @@
 # B batch, T positions, N digits of a number
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -108,10 +109,11 @@ class Story:
         plan: How large and how long.
         text: What the language model reads.
         work: Where the trained weights are kept.
+        tell: Is told how much of the training is done, and of what.
     """
 
-    def __init__(self, plan: Plan, text: TextData, work: Work) -> None:
-        self.plan, self.text, self.captions = plan, text, Captions(plan.length)
+    def __init__(self, plan: Plan, text: TextData, work: Work, tell: Callable[[float, str], object]) -> None:
+        self.plan, self.text, self.captions, self.tell = plan, text, Captions(plan.length), tell
         self.pictures, self.unseen = Pictures.load()
         torch.manual_seed(0)
         self.model = LanguageModel(plan.width, plan.depth, 4, residual="pre-norm")
@@ -161,13 +163,15 @@ class Story:
             inputs, targets = self._joined(told, self.text.batch(0, step, half))
             take_step(optimizer, loss_of(self.model(inputs), targets))
             schedule.step()
+            self.tell(0.9 * step / self.plan.reading, "the language model")
 
     def _look(self) -> None:
         """Train the eye on single digits, moved by up to a pixel."""
         generator = torch.Generator().manual_seed(0)
         optimizer = torch.optim.AdamW(self.eye.parameters(), lr=6e-3)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, total_steps=self.plan.looking)
-        for _ in range(self.plan.looking):
+        for step in range(self.plan.looking):
+            self.tell(0.9 + 0.1 * step / self.plan.looking, "the eye")
             chosen = torch.randint(len(self.pictures.labels), (64,), generator=generator)
             down, right = torch.randint(-1, 2, (2,), generator=generator).tolist()
             images = self.pictures.pixels[chosen].view(-1, 8, 8).roll((down, right), (1, 2))

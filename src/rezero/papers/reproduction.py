@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
+from shutil import copy
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
@@ -13,10 +14,12 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from rezero.errors import UsageError
+from rezero.data.sources import find_source, locate
+from rezero.errors import MissingDataError, UsageError
 from rezero.papers.claims import Claim
 from rezero.provenance import provenance
 from rezero.surgery.beside import replacing
+from rezero.waiting import busy
 
 __all__ = ["MACHINES", "Reproduction", "Scale", "ScaleName", "Work"]
 
@@ -24,6 +27,7 @@ ScaleName = Literal["laptop", "paper"]
 """Two cores within the hour or so, or the paper's own size on a GPU."""
 MACHINES: Mapping[ScaleName, str] = {"laptop": "two cores", "paper": "one H200"}
 """What the time of each scale is told for."""
+_COMMITS = "commits.json"
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,29 @@ class Work:
         """
         self._keep(f"{name}.safetensors", save({key: value.contiguous() for key, value in tensors.items()}))
 
+    @contextmanager
+    def noting(self, new: str) -> Iterator[list[str]]:
+        """Note which code does the work, as parts that are done may be of other code.
+
+        Args:
+            new: The commit that goes on with it; empty if it is of none.
+
+        Yields:
+            Every commit that has worked on it, in order.
+
+        Raises:
+            UsageError: If what is kept of them is damaged.
+        """
+        file = self.folder / _COMMITS
+        known: list[str] = json.loads(_intact(file)) if file.exists() else []
+        if new and new not in known:
+            self._keep(file.name, json.dumps(known := [*known, new]).encode())
+        try:
+            yield known
+        finally:
+            if [each.name for each in self.folder.iterdir()] == [file.name]:  # nothing was done
+                file.unlink()
+
     def _keep(self, name: str, content: bytes) -> None:
         with replacing(self.folder, (name,), what=f"the part {name!r}") as beside:
             (beside / name).write_bytes(content + b"\n" + sha256(content).hexdigest().encode())
@@ -119,6 +146,8 @@ class Work:
 
 def _intact(file: Path) -> bytes:
     """Return what a file holds before the checksum that ends it; it must be what was written."""
+    if not file.is_file():
+        raise UsageError(f"{file} must be a file, and is none: move it away, and it is made again")
     content, _, told = file.read_bytes().rpartition(b"\n")
     if told.decode("ascii", "replace") != sha256(content).hexdigest():
         raise UsageError(f"{file} is damaged: its checksum is another; remove it, and it is made again")
@@ -158,6 +187,7 @@ class Reproduction:
         lines: Says in lines what came out.
         claims: What the paper says of it.
         repeats: What is repeated, if not seeds.
+        data: Names of the data sets that it cannot do without.
     """
 
     name: str
@@ -169,6 +199,31 @@ class Reproduction:
     lines: Callable[[Mapping[str, Any]], list[str]]
     claims: tuple[Claim, ...]
     repeats: str = "seeds"
+    data: tuple[str, ...] = ()
+
+    def check(self, scale: ScaleName, work: Work) -> None:
+        """Refuse what cannot be done, before anything is.
+
+        Args:
+            scale: Its size.
+            work: Where.
+
+        Raises:
+            UsageError: If it has none of that name, the machine cannot carry it, or a folder can't be used.
+            MissingDataError: If data are missing.
+        """
+        self.at(scale)
+        if scale == "paper" and not torch.cuda.is_available():
+            raise UsageError("--scale paper needs a CUDA device, torch finds none; --scale laptop takes two cores")
+        for name in self.data:
+            try:
+                locate(find_source(name))
+            except MissingDataError as error:
+                raise MissingDataError(f"{self.name} needs {name}: {error}") from error
+        if (work.output / "summary.json").is_dir():
+            raise UsageError(f"cannot write into {work.output}: its summary.json is a folder")
+        with _made_first(work.folder), _made_first(work.output):
+            pass
 
     def at(self, scale: ScaleName) -> Scale:
         """Return one of its sizes.
@@ -180,12 +235,10 @@ class Reproduction:
             The size.
 
         Raises:
-            UsageError: If it has none of that name, or the machine cannot carry it.
+            UsageError: If it has none of that name.
         """
         if scale not in self.scales:
             raise UsageError(f"{self.name} has no scale {scale!r}, only {' and '.join(self.scales)}")
-        if scale == "paper" and not torch.cuda.is_available():
-            raise UsageError("--scale paper needs a CUDA device, torch finds none; --scale laptop takes two cores")
         return self.scales[scale]
 
     def kept(self, scale: ScaleName, studies: Path) -> Path:
@@ -221,16 +274,19 @@ class Reproduction:
             results: Where results of all are.
 
         Returns:
-            ``done`` and the day, ``begun`` or ``-``.
+            ``done`` and the day, ``begun``, both where it was begun again since, or ``-``; ``results of`` and the day
+            where somebody else did it.
         """
-        file = self.results(scale, results) / "summary.json"
+        file, kept = self.results(scale, results) / "summary.json", self.kept(scale, studies)
+        parts = [each.stat().st_mtime for each in kept.rglob("*") if each.is_file()]
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
             if found["version"] == self.version:
-                return f"done {found['date'][:10]}"
+                again = ", begun again" if any(time > file.stat().st_mtime for time in parts) else ""
+                return f"{'done' if parts else 'results of'} {found['date'][:10]}{again}"
         except (OSError, ValueError, KeyError, TypeError):
             pass
-        return "begun" if self.kept(scale, studies).is_dir() else "-"
+        return "begun" if parts else "-"
 
     def reproduce(self, scale: ScaleName, work: Work) -> dict[str, Any]:
         """Do it, and write ``summary.json`` and the pictures.
@@ -245,19 +301,21 @@ class Reproduction:
         Raises:
             UsageError: If data are missing, or a folder can't be used.
         """
-        size = self.at(scale)
-        if (work.output / "summary.json").is_dir():
-            raise UsageError(f"cannot write into {work.output}: its summary.json is a folder")
-        with _made_first(work.folder), _made_first(work.output):
-            return self._found(scale, size, work)
+        self.check(scale, work)
+        with _made_first(work.folder), _made_first(work.output), work.noting(provenance().get("commit", "")) as commits:
+            return self._found(scale, work, commits)
 
-    def _found(self, scale: ScaleName, size: Scale, work: Work) -> dict[str, Any]:
+    def _found(self, scale: ScaleName, work: Work, commits: list[str]) -> dict[str, Any]:
         about = {"reproduces": self.source, "scale": scale, "version": self.version, "seeds": work.seeds}
-        found = {**provenance(), **about, **size.run(work)}
-        found["pictures"] = dict(self.write(found, work.output))
-        text = json.dumps(found, indent=1, allow_nan=False) + "\n"
-        with replacing(work.output, ("summary.json",), what="the numbers") as beside:
-            (beside / "summary.json").write_text(text, encoding="utf-8")
+        found = {**provenance(), **about, "commits": commits, **self.at(scale).run(work)}
+        with busy(f"drawing {self.name}"), TemporaryDirectory() as folder:
+            drawn = Path(folder)
+            found["pictures"] = dict(self.write(found, drawn))
+            (drawn / "summary.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            pictures = sorted(each.name for each in drawn.iterdir() if each.name != "summary.json")
+            with replacing(work.output, names := (*pictures, "summary.json"), what="the results") as beside:
+                for name in names:
+                    copy(drawn / name, beside)
         return found
 
 

@@ -167,13 +167,15 @@ RESNET = Reproduction(
             run=partial(run_all, LAPTOP),
             about=(
                 "The authors' networks, batches and rates, on all images, for 1 and 8 of their 200 epochs; nothing is "
-                "tuned for either arm."
+                "tuned for either arm. Single seeds of the residual ResNet-20 come to 31.8 to 44.2% after an epoch, "
+                "the published seed to 43.43%; 10% is that of a network that knows nothing."
             ),
         ),
         "paper": Scale(minutes=1500, seeds=5, run=partial(run_all, PAPER)),
     },
     write=write,
     lines=lines,
+    data=("cifar10",),
     claims=(
         *(
             Claim(

@@ -305,6 +305,7 @@ SUPERCONVERGENCE = Reproduction(
     },
     write=write,
     lines=lines,
+    data=("cifar10",),
     claims=(
         Claim("In 45 epochs it is at 94%", "authors' code", "94.00% at best, 93.91% at the end (one seed)", _reaches),
         Claim("Gates converge sooner and end better than none", "sec. 4.3", "no run without is stored", _better),

@@ -148,11 +148,21 @@ TRANSFORMER = Reproduction(
     source="Bachlechner et al. (2020), arXiv:2003.04887, sec. 5.1",
     version=1,
     scales={
-        "laptop": Scale(minutes=50, seeds=5, run=partial(run_all, LAPTOP)),
+        "laptop": Scale(
+            minutes=50,
+            seeds=5,
+            run=partial(run_all, LAPTOP),
+            about=(
+                "Width 64, contexts of 64 bytes, batches of 8. ReZero's embeddings start with a deviation of 0.125, "
+                "which is 1 / sqrt(width), not with the authors' 1: that is slower and ends worse here, 0.827 "
+                "(0.756 to 0.906) times as fast as pre-norm ([when](../when.md))."
+            ),
+        ),
         "paper": Scale(minutes=3000, seeds=5, run=partial(run_all, PAPER)),
     },
     write=write,
     lines=lines,
+    data=("enwik8",),
     claims=(
         Claim(
             "It reaches a loss 56% faster, or more, than post-norm with a warm-up",

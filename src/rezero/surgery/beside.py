@@ -29,6 +29,8 @@ def replacing(folder: Path, names: Sequence[str], *, what: str, stale: Sequence[
     Raises:
         UsageError: If the folder can't be written.
     """
+    if taken := [name for name in names if (folder / name).is_dir()]:
+        raise UsageError(f"{what} can't be written to {folder}: {taken[0]} is a folder there; move it away")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder, prefix=".saving-") as beside:
