@@ -196,8 +196,8 @@ FC = Reproduction(
             run=partial(run_all, LAPTOP),
             about=(
                 "1,000 steps of 32 layers, 400 of 64, and an epoch of the authors' at their rate. How many times as "
-                "fast depends on how long and how often is measured: a training loss is a mean over the steps since the "
-                "last measurement, and ReZero's begins with a rise. In 1,500 steps, measured each 100, it is "
+                "fast depends on how long and how often is measured: a training loss is a mean over the steps since "
+                "the last measurement, and ReZero's begins with a rise. In 1,500 steps, measured each 100, it is "
                 "[4.79 by training loss](../when.md); here, measured each 50, more. `--seeds 1` takes 35 minutes, "
                 "most of them to choose the rates, which are the same, as is what the first seed comes to."
             ),
