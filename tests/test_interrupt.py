@@ -1,4 +1,4 @@
-"""Ctrl-C where several processes train together: real processes, real signals."""
+"""Ctrl-C that nothing hears of: real processes, real signals."""
 
 import os
 import signal
@@ -41,10 +41,14 @@ main()
 """
 
 
-@pytest.mark.parametrize(("how", "rank"), [("swallows", 0), ("waits", 1)], ids=["swallows", "waits"])
-def test_ctrl_c_ends_a_process_that_does_not_hear_it(how: str, rank: int) -> None:
-    """One of several processes that loses the exception ends some seconds after Ctrl-C; the first one says its line."""
-    group = {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
+@pytest.mark.parametrize(
+    ("how", "rank", "size"),
+    [("swallows", 0, 2), ("waits", 1, 2), ("swallows", 0, 1)],
+    ids=["swallows", "waits", "swallows-alone"],
+)
+def test_ctrl_c_ends_a_process_that_does_not_hear_it(how: str, rank: int, size: int) -> None:
+    """A process that loses the exception ends some seconds after Ctrl-C; the first of several says its line."""
+    group = {"WORLD_SIZE": str(size), "RANK": str(rank), "LOCAL_RANK": str(rank)}
     group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     with subprocess.Popen(
         [sys.executable, "-c", DEAF, how, "compare", "fc-digits"],

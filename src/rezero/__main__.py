@@ -24,8 +24,7 @@ def _run() -> int:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed: the next file to be opened, a study's say, would take its place
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - for good
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        end_after_ctrl_c()
+    end_after_ctrl_c(10.0 if os.environ.get("WORLD_SIZE", "1") == "1" else 5.0)
     try:
         Path.home()
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""Ctrl-C where several processes train together."""
+"""Ctrl-C, which has to end the command line also where nothing hears of it."""
 
 import os
 import signal
@@ -12,11 +12,12 @@ __all__ = ["STOPPED", "end_after_ctrl_c"]
 STOPPED = "stopped; what is done is kept, and the same command goes on from there"
 
 
-def end_after_ctrl_c(patience: float = 5.0) -> None:
+def end_after_ctrl_c(patience: float) -> None:
     """See to it that this process ends after Ctrl-C, whatever becomes of the ``KeyboardInterrupt``.
 
     An import, a destructor or a library in C can swallow that exception, and the main thread hears nothing of it while
-    it waits in C++ for a process that has ended. torchrun passes Ctrl-C on once, and kills after half a minute.
+    it waits in C++ for a process that has ended. torchrun passes Ctrl-C on once, and kills after half a minute; at
+    a terminal a study would seem not to have been stopped.
 
     Args:
         patience: Time (seconds) that the exception has to end the process.
