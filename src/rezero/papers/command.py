@@ -54,13 +54,13 @@ def reproduce_named(name: str, scale: ScaleName, seeds: int | None, results: Pat
     else:
         asked = [REPRODUCTIONS[name]]
         folders = [output or asked[0].results(scale, results)]
-    works = [
-        Work(each.kept(scale, STUDIES), folder, seeds or each.at(scale).seeds)
+    planned = [
+        (each, Work(each.kept(scale, STUDIES), folder, seeds or each.at(scale).seeds))
         for each, folder in zip(asked, folders, strict=True)
     ]
-    for each, work in zip(asked, works, strict=True):
+    for each, work in planned:
         each.check(scale, work)
-    for each, work in zip(asked, works, strict=True):
+    for each, work in planned:
         _reproduce(each, scale, work)
 
 
