@@ -15,6 +15,7 @@ from rezero.lab.study import TrialResult
 from rezero.lab.trial import Point, Trial
 from rezero.papers import alphas, depth_recipe
 from rezero.papers.claims import shown, written
+from rezero.papers.transformer import TRANSFORMER
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "when.md").read_text(encoding="utf-8")
@@ -98,6 +99,12 @@ def test_the_fully_connected_table(baseline: str) -> None:
 def test_the_transformer_tables(study: str, arm: str) -> None:
     """Likewise, against pre-norm."""
     assert f"{row(study, arm, 'pre-norm', BITS)} |\n" in PAGE
+
+
+def test_the_authors_embeddings_are_as_slow_as_is_said() -> None:
+    """The text of the reproduction quotes the study of the page."""
+    said = TRANSFORMER.scales["laptop"].about
+    assert f"{speed(against('lm-enwik8-12', 'rezero', 'pre-norm', BITS))} times as fast as pre-norm" in said
 
 
 def test_the_page_on_eyes_is_what_was_reproduced() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from html import unescape
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -19,6 +20,7 @@ from rezero.papers.depth_recipe import DEFAULT, DEPTH_RECIPE, NETS, run, tally
 from rezero.papers.pace import OPTIMIZERS, RECIPE, RULES, Pace, Stepper, fixed
 from rezero.papers.reproduction import Work
 
+RESULTS = Path(__file__).parents[2] / "results" / "papers"
 TINY = {
     "MLP": Digits({"SGD": (4,), "Muon": (2,)}, width=8, batch=16, rivals=("layerscale",)),
     "Transformer": Bytes({"Adagrad": (2,)}, width=8, context=8, batch=2, rivals=("fixup",)),
@@ -165,7 +167,7 @@ def test_small(tmp_path: Path) -> None:
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert run(TINY, work, steps=20) == found
     pictures = DEPTH_RECIPE.write(found, work.output)
-    assert {path.stem for path in work.output.iterdir()} == pictures.keys() == {"rules", "rivals"}
+    assert {path.stem for path in work.output.iterdir()} == pictures.keys() == {"rules", "limits", "rivals"}
     assert len(DEPTH_RECIPE.lines(found)) >= len(RULES)
     assert all(claim.find(found) is not None for claim in DEPTH_RECIPE.claims)
 
@@ -217,3 +219,15 @@ def test_verdicts() -> None:
         f"{RECIPE} falls short at N, O, 8 layers: loss 2.00 of the best" == line
         for line in DEPTH_RECIPE.lines({"cells": [worse]})
     )
+
+
+def test_every_rule_is_drawn(tmp_path: Path) -> None:
+    """The pictures of rules show each of them, the second beside the default."""
+    summary = json.loads((RESULTS / "depth-recipe" / "summary.json").read_text(encoding="utf-8"))
+    assert DEPTH_RECIPE.write(summary, tmp_path).keys() == {"rules", "limits", "rivals"}
+    drawn = {}
+    for name in ("rules", "limits"):
+        picture = unescape((tmp_path / f"{name}.svg").read_text(encoding="utf-8"))
+        drawn[name] = {rule for rule in RULES if f">{rule}</text>" in picture}
+    assert drawn["rules"] | drawn["limits"] == RULES.keys()
+    assert drawn["rules"] & drawn["limits"] == {DEFAULT}

@@ -36,6 +36,7 @@ __all__ = ["DEEP", "LAPTOP", "PAPER", "Deep", "Plan", "run", "train"]
 
 EVERY = 300.0  # seconds between two checkpoints
 GOAL = 0.99
+FIRST, THEN = 20, 200  # losses that are drawn
 
 
 @dataclass(frozen=True)
@@ -221,10 +222,10 @@ def write(summary: Mapping[str, Any], folder: Path) -> dict[str, str]:
     rows = []
     for name, found in summary["runs"].items():
         known = [(step, loss) for step, loss in enumerate(found["losses"], 1) if loss is not None]
-        every = max(1, len(known) // 200)
-        for step, loss in [*known[: min(20, len(known))], *known[20::every]]:
+        every = max(1, len(known) // THEN)
+        for step, loss in [*known[:FIRST], *known[FIRST::every]]:
             rows.append({"arm": name, "x": step, "median": loss, "low": loss, "high": loss})
-    said = "Training loss of each step before its update, over the steps."
+    said = f"Training loss before the update of a step: of the first {FIRST}, and of some {THEN} of those that follow."
     arms = tuple(summary["runs"])
     chart = curves(rows, x="step", y="training loss, nats", arms=arms, log=True, percent=False, description=said)
     save(chart, folder / "loss")

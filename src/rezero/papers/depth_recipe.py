@@ -23,7 +23,7 @@ from rezero.lab.stats import LEVEL
 from rezero.papers.claims import Claim, Finding, judge, written
 from rezero.papers.depth_cells import EARLY, MUP, STEPS, Cell
 from rezero.papers.depth_nets import Bytes, Digits, Net
-from rezero.papers.pace import RECIPE, RULES
+from rezero.papers.pace import RECIPE, RULES, Pace
 from rezero.papers.reproduction import Reproduction, Scale, Work
 from rezero.papers.studies import compare_own
 
@@ -145,7 +145,7 @@ def tally(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def write(summary: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """Draw the loss at the end against depth: of the rules, and of two of them beside other ways to go deep.
+    """Draw the loss at the end against depth: of every rule, and of two of them beside other ways to go deep.
 
     Args:
         summary: What `run` returned.
@@ -156,12 +156,18 @@ def write(summary: Mapping[str, Any], folder: Path) -> dict[str, str]:
     """
     about = (
         f"Training loss after {summary['steps']} steps against depth, a panel each network and optimizer, median and "
-        f"range of the seeds (▲: one of them is above {MOST:g} nats or diverges): "
+        f"range of the seeds (▲: one of them is above {MOST:g} nats or diverges; rules that come to the same rate hide "
+        f"each other): "
     )
     best = "best fixed rate"
     others = list(dict.fromkeys(arm for cell in summary["cells"] for arm in cell["arms"] if arm in _OTHERS))
     lines: dict[str, tuple[list[str], str]] = {
-        "rules": ([best, *SHOWN], "rules for the rate of alpha, and the best of the fixed ones."),
+        "rules": ([best, *_RATES], "rates of alpha that stay as they are, and the best of the fixed ones."),
+        "limits": (
+            [best, DEFAULT, *(rule for rule in RULES if rule not in _RATES)],
+            "rates of alpha with a warm-up or with a limit to each step, beside the default, and the best of the fixed "
+            "ones.",
+        ),
         "rivals": ([RECIPE, DEFAULT, *others], "two of the rules, and other ways to go deep at the same rates."),
     }
     for name, (drawn, said) in lines.items():
@@ -171,7 +177,7 @@ def write(summary: Mapping[str, Any], folder: Path) -> dict[str, str]:
     return {name: about + said for name, (_, said) in lines.items()}
 
 
-SHOWN = ("lr", "lr / L", "min(lr, 1 / L)", DEFAULT, "10 lr / sqrt(L)", "3 lr, held", RECIPE)
+_RATES = tuple(name for name, rule in RULES.items() if (pace := rule(0.1, 64)) == Pace(pace.rate))
 _OTHERS = (MUP, *dict.fromkeys(name for net in NETS.values() for name in net.rivals))
 
 
