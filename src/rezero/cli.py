@@ -6,19 +6,16 @@ import os
 import re
 import sqlite3
 import sys
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
-from cyclopts import App, CycloptsError, Group, Parameter, Token
+from cyclopts import App, CycloptsError, Group, Parameter
 from cyclopts.validators import Number
 
 from rezero.errors import UsageError
 from rezero.interrupt import STOPPED
-
-if TYPE_CHECKING:
-    from rezero.lab import Study
+from rezero.options import HowMany, Place, Whole
 
 __all__ = ["app", "run"]
 
@@ -29,32 +26,6 @@ app = App(
     suppress_keyboard_interrupt=False,  # run() says what Ctrl-C leaves behind
 )
 
-
-def _read_whole_number(_: object, tokens: Sequence[Token]) -> int:
-    # The framework's own reading of an int takes 2.5 for 2.
-    text = tokens[0].value
-    try:
-        return int(text)
-    except ValueError as error:
-        raise ValueError(f'expected a whole number, got "{text}"') from error
-
-
-def _read_how_many(_: object, tokens: Sequence[Token]) -> str:
-    text = tokens[0].value
-    if text != "all" and not text.isdecimal():
-        raise ValueError(f'expected a number, or all, got "{text}"')
-    return text
-
-
-def _read_path(_: object, tokens: Sequence[Token]) -> Path:
-    # An empty name, as an unset variable of the shell leaves it, would mean the folder one is in.
-    if not tokens[0].value:
-        raise ValueError('expected a path, got ""')
-    return Path(tokens[0].value)
-
-
-Whole = Annotated[int | None, Parameter(converter=_read_whole_number)]
-Place = Annotated[Path, Parameter(converter=_read_path)]
 OWN = "By default the task's own."
 SCRIPT = Group("A script of your own", help="In the place of a task.", sort_key=0)
 TITLES = ("The network", "How long", "How it learns", "How rates are chosen", "What is asked", "Where it runs")
@@ -324,8 +295,9 @@ def report(
         goal: Whether low or high values of it are good; by default told by its name.
     """
     from rezero.comparing import ask_again, tell
+    from rezero.lab import Store
 
-    with _open(folder) as store:
+    with Store.open(folder) as store:
         ask_again(store, baseline=baseline, target=target, resolve=resolve, metric=metric, goal=goal)
         tell(store)
 
@@ -352,11 +324,12 @@ def export(
         output: File; by default the table goes to stdout.
         force: Replace a file that is there; by default that is refused.
     """
+    from rezero.lab import Store
     from rezero.lab.export import export as write
     from rezero.lab.export import kind_of
 
     kind = form or kind_of(output)
-    with _open(folder) as store:
+    with Store.open(folder) as store:
         write(store, kind, output, force=force)
 
 
@@ -391,7 +364,7 @@ def diagnose(
     /,
     *,
     output: Annotated[Place | None, Parameter(name=["--output", "-o"])] = None,
-    singular_values: Annotated[str, Parameter(converter=_read_how_many)] = "0",
+    singular_values: HowMany = "0",
     seed: Whole = 0,
     strict: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
@@ -453,12 +426,6 @@ def reproduce(
         list_all(name or "all", scale, results)
     else:
         reproduce_named(name, scale, seeds, results, output)
-
-
-def _open(folder: Path, study: "Study | None" = None) -> Any:
-    from rezero.lab import Store
-
-    return Store.open(folder, study)
 
 
 def is_first_process() -> bool:
