@@ -1,16 +1,19 @@
 """How a module's output is added to its skip: in one operation, where nobody looks at the parts."""
 
+from collections.abc import Iterable
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
 
 from rezero.functional import gated_linear_residual, gated_residual
 from rezero.gate import Gate
 from rezero.in_weight import can_scale, scaled_output
+from rezero.kernels import mlp
 from rezero.kernels.linear import is_small
 
-__all__ = ["add_branch", "add_linear", "add_sequence", "is_plain", "probability"]
+__all__ = ["add_branch", "add_linear", "add_mlp", "add_sequence", "is_plain", "probability"]
 
 
 def add_branch(x: Tensor, f: Tensor, dropout: nn.Module, alpha: Tensor) -> Tensor:
@@ -51,6 +54,32 @@ def add_linear(x: Tensor, h: Tensor, linear: nn.Linear, dropout: nn.Module, alph
     return add_branch(x, linear(h), dropout, alpha)
 
 
+def add_mlp(
+    x: Tensor, first: nn.Module, activation: object, last: nn.Module, dropouts: Iterable[nn.Module], alpha: Tensor
+) -> Tensor | None:
+    """Add a branch ``last(relu(first(x)))`` to its skip, in one operation.
+
+    Args:
+        x: The skip and the branch's input, ``(*, D)``.
+        first: What the branch begins with.
+        activation: What follows it.
+        last: What the branch ends with.
+        dropouts: What else its numbers pass through.
+        alpha: The gate, ``(1,)`` or ``(D,)``.
+
+    Returns:
+        ``x + alpha * last(relu(first(x)))``; None, with nothing run, where these are no linear maps and no ReLU, a
+        dropout drops something, somebody looks at a part, or the operation does not serve.
+    """
+    relu = activation is F.relu or (type(activation) is nn.ReLU and is_plain(activation))
+    if not (relu and type(first) is nn.Linear and type(last) is nn.Linear and is_plain(first) and is_plain(last)):
+        return None
+    given = (x, first.weight, first.bias, last.weight, last.bias, alpha)
+    if any(probability(each) != 0 for each in dropouts) or not mlp.serves(*given):
+        return None
+    return mlp.gated_mlp_residual(*given)
+
+
 def add_sequence(x: Tensor, branch: nn.Sequential, dropout: nn.Module, gate: Gate) -> Tensor | None:
     """Add a branch whose last layer can take the gate into its product or its weights.
 
@@ -80,6 +109,12 @@ def add_sequence(x: Tensor, branch: nn.Sequential, dropout: nn.Module, gate: Gat
         return None
     h: Any = x
     alpha = gate.scale
+    drops = [each for each in first if type(each) is nn.Dropout]
+    if linear and p == 0 and len(first) == 2 + len(drops):
+        begin, activation = (each for each in first if type(each) is not nn.Dropout)
+        y = add_mlp(x, begin, activation, last, drops, alpha)
+        if y is not None:
+            return y
     for layer in first:
         h = layer(h)
     if linear:

@@ -7,21 +7,24 @@ import torch
 from torch import Tensor, nn
 
 from rezero.branch import add_linear
-from rezero.kernels import linear
+from rezero.kernels import linear, mlp
 from rezero.layers import TransformerEncoderLayer
 
 
 @pytest.fixture
 def products(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """What the one product was taken for, at any size."""
+    """What an operation was taken for that a product ends, at any size."""
     taken: list[int] = []
-    take = linear._Product.apply
 
-    def count(x: Tensor, *others: Tensor) -> Tensor:
-        taken.append(x.numel())
-        return take(x, *others)  # type: ignore[no-any-return]
+    def counted(take: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def count(x: Tensor, *others: Tensor) -> Tensor:
+            taken.append(x.numel())
+            return take(x, *others)
 
-    monkeypatch.setattr(linear._Product, "apply", count)
+        return count
+
+    for operation in (linear._Product, mlp._Mlp):
+        monkeypatch.setattr(operation, "apply", counted(operation.apply))
     monkeypatch.setattr(linear, "_LARGE", 0)
     monkeypatch.setattr(linear, "_FEW", 1)
     return taken

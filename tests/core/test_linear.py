@@ -126,7 +126,7 @@ def test_the_output_may_be_changed_in_place(bias: bool, monkeypatch: pytest.Monk
     """As that of every operation that needs it no more, also where the sums are long."""
     inputs = learning(operands(9, 5, 4, bias=bias))
     for long in (2048, 3):
-        monkeypatch.setattr(linear, "_LONG", long)
+        monkeypatch.setattr(linear, "LONG", long)
         y = gated_linear_residual(*inputs)
         y += 1
         torch.testing.assert_close(y, written_out(*inputs) + 1)
@@ -202,6 +202,23 @@ def errors(
         for name, mine, twin, truth, scale in zip(("y", *"xhWba"), ours, plain, exact, scales, strict=True)
         if mine is not None and twin is not None and truth is not None
     }
+
+
+@pytest.mark.parametrize("alpha", [1.0, -1e-4, 1e-7, 1e-8, -1e-30, 1e-44])
+@pytest.mark.parametrize("shape", [(32, 24, 16), (16, 24, 32)], ids=["rows", "fewer rows than features"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_small_gate_has_a_precise_gradient(alpha: float, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    """It is taken from products that have the gate in them, unless they would vanish."""
+    inputs = learning(operands(*shape, alpha=alpha, dtype=dtype))
+    g = torch.randn_like(inputs[0])
+    exact = gradients(written_out, learning([each.detach().double() for each in inputs]), g.double())
+    found = gradients(gated_linear_residual, inputs, g)
+    error = 1e-6 if dtype == torch.float32 else 2e-2
+    for mine, truth in zip(found, exact, strict=True):
+        assert mine is not None
+        assert truth is not None
+        smallest = 1e-45 * truth.numel() ** 0.5 if dtype == torch.float32 else 1e-40 * truth.numel() ** 0.5
+        assert (mine.double() - truth).norm() <= error * truth.norm() + smallest
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])

@@ -1,8 +1,9 @@
 """The gate in the weight: a linear map that ends a residual branch, its gate and the addition, as one product.
 
-``x + alpha * (h W^T + b)`` is a matrix product that begins with ``x + alpha b`` and scales what it adds. Nothing is
-multiplied over activations, and what is kept for the gradients is what a branch without a gate keeps: ``h`` and ``W``.
-The gradient of alpha comes out of a product that is needed anyway: ``<g^T h, W>``, or where rows are few ``<g W, h>``.
+``x + alpha * (h W^T + b)`` is a matrix product that begins with ``x + alpha b`` and scales what it adds; in bfloat16,
+where that takes longer, the product is let go once it is added. What is kept for the gradients is what a branch
+without a gate keeps: ``h`` and ``W``. The gradient of alpha comes out of a product that is needed anyway:
+``<g^T h, W>``, or where rows are few ``<g W, h>``.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,13 +18,15 @@ from rezero import kernels
 from rezero.kernels import linear_gpu, reference
 from rezero.kernels.fusing import are_plain
 
-__all__ = ["gated_linear_residual", "is_small"]
+__all__ = ["LONG", "add_product", "as_rows", "can_multiply", "gated_linear_residual", "gradients", "is_small"]
 
 Gradients = tuple[Tensor | None, ...]
+_SCALED_APART = {torch.bfloat16}  # in which a product with a factor takes longer than one more pass over what goes in
+_TINY = 2**-24  # what is scaled by less might vanish before it is divided again
 _LARGE = 1 << 24  # multiplications; with fewer, what a Function in Python costs is more than what it saves
 _FEW = 16  # rows or features; with fewer, BLAS may round each term of the sum at the size of the skip
 _DTYPES = {torch.float32, torch.float64, torch.bfloat16}  # float16 ends where products without alpha can lie
-_LONG = 2048  # terms of a sum, which BLAS cuts into pieces: with more, they are summed before the skip is added
+LONG = 2048  # terms of a sum, which BLAS cuts into pieces: with more, they are summed before the skip is added
 
 
 def gated_linear_residual(
@@ -40,7 +43,7 @@ def gated_linear_residual(
     if not dropout and are_plain(*given):
         if not x.is_cpu and h.numel() >= weight.numel():
             return _by_weight(x, h, weight, bias, alpha)
-        if h.numel() * len(weight) >= _LARGE and _is_one_product(given):
+        if can_multiply(given):
             y: Tensor = _Product.apply(x, h, weight, bias, alpha)  # type: ignore[no-untyped-call]
             return y
     return kernels.gated_residual(x, F.linear(h, weight, bias), alpha, None, dropout)
@@ -48,10 +51,16 @@ def gated_linear_residual(
 
 def is_small(x: Tensor, k: int) -> bool:
     """Tell whether the branch is formed and then scaled because its product, of ``k`` terms, is small."""
-    return x.is_cpu and x.numel() * k < _LARGE and not torch.compiler.is_compiling()
+    if not x.is_cpu or torch.compiler.is_compiling():
+        return False
+    products = x.numel() * k
+    if x.dtype == torch.bfloat16:  # faster products: where weights outnumber the rows, so does what is done with them
+        return products < 8 * _LARGE or x.shape[:-1].numel() < k
+    return products < _LARGE
 
 
-def _is_one_product(given: Sequence[Tensor]) -> bool:
+def can_multiply(given: Sequence[Tensor]) -> bool:
+    """Tell whether BLAS can add the products of these to the first of them, the last being one scale."""
     *tensors, alpha = given
     return (
         all(tensor.is_cpu for tensor in given)
@@ -73,25 +82,14 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor) -> Tensor:
         ctx.save_for_backward(h, weight, bias, alpha)
         ctx.save_for_forward(h, weight, bias, alpha)
-        factor, y = alpha.item(), torch.empty_like(x, memory_format=torch.contiguous_format)
-        rows = _rows(y)  # whereas a view that is returned could not be changed in place
-        if h.shape[-1] > _LONG:
-            start = y.new_zeros(1) if bias is None else bias * factor
-            torch.addmm(start, _rows(h), weight.t(), alpha=factor, out=rows)
-            return y.add_(x)
-        if bias is None:
-            y.copy_(x)
-        else:
-            torch.add(x, bias, alpha=factor, out=y)
-        rows.addmm_(_rows(h), weight.t(), alpha=factor)
-        return y
+        return add_product(x, as_rows(h), weight, bias, alpha.item())
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Gradients:
-        formula: Callable[..., Gradients] = _differentiable if torch.is_grad_enabled() else _in_place
+        formula: Callable[..., Gradients] = _differentiable if torch.is_grad_enabled() else gradients
         h, *others = ctx.saved_tensors
-        dh, *gradients = formula(_rows(g), _rows(h), *others, ctx.needs_input_grad[1:])
-        return (g, None if dh is None else dh.view(h.shape), *gradients)
+        dh, *found = formula(as_rows(g), as_rows(h), *others, ctx.needs_input_grad[1:])
+        return (g, None if dh is None else dh.view(h.shape), *found)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
@@ -107,38 +105,60 @@ class _Product(torch.autograd.Function):
         return reduce(torch.add, (part for part in parts if part is not None)).to(h.dtype)
 
 
-def _rows(tensor: Tensor) -> Tensor:
+def add_product(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, factor: float) -> Tensor:
+    """Return ``x + factor * (h W^T + b)``, ``h`` being rows."""
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    rows = as_rows(y)  # whereas a view that is returned could not be changed in place
+    if h.shape[-1] > LONG or x.dtype in _SCALED_APART:
+        start, weighs = (rows.new_zeros(1), 0) if bias is None else (bias, 1)
+        torch.addmm(start, h, weight.t(), beta=weighs, out=rows)
+        return torch.add(x, y, alpha=factor, out=y)
+    if bias is None:
+        y.copy_(x)
+    else:
+        torch.add(x, bias, alpha=factor, out=y)
+    rows.addmm_(h, weight.t(), alpha=factor)
+    return y
+
+
+def as_rows(tensor: Tensor) -> Tensor:
+    """Return a tensor ``(*, D)`` as ``(N, D)``."""
     return tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])
 
 
-def _in_place(
+def gradients(
     g: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, needs: Sequence[bool]
 ) -> Gradients:
     """Return the gradients of ``h``, weight, bias and gate, each product scaled where it is written."""
     of_h, of_weight, of_bias, of_alpha = needs
-    factor, none = alpha.item(), g.new_empty(1, 1)
-    dh = dweight = dalpha = None
-    by_weight = len(g) >= len(weight) if of_h and of_weight else of_weight
-    if by_weight:
-        product, other = g.t() @ h, weight
-        dh = torch.addmm(none, g, weight, beta=0, alpha=factor) if of_h else None
-    elif of_h or of_alpha:
-        product, other = g @ weight, h
-        dweight = torch.addmm(none, g.t(), h, beta=0, alpha=factor) if of_weight else None
-    dbias = g.sum(0) if bias is not None and (of_bias or of_alpha) else None
+    factor = alpha.item()
+    scale = factor if abs(factor) > _TINY else 1.0  # that of the products, from which alpha's gradient is taken
+    within = scale
+    if g.dtype in _SCALED_APART and scale != 1:
+        g, within = g * scale, 1.0
+    by_weight = of_weight and (len(g) >= len(weight) or not of_h)
+    dh = _product(g, weight, within) if of_h or (of_alpha and not by_weight) else None
+    dweight = _product(g.t(), h, within) if of_weight else None
+    dbias = g.sum(0).mul_(within) if bias is not None and (of_bias or of_alpha) else None
+    dalpha = None
     if of_alpha:
-        dalpha = _inner(product, other).to(alpha.dtype)
-        if bias is not None and dbias is not None:
+        dalpha = _inner(dweight, weight) if by_weight else _inner(dh, h)
+        if bias is not None:
             dalpha += _inner(dbias, bias)
-    if by_weight:
-        dweight = product.mul_(factor)
-    elif of_h:
-        dh = product.mul_(factor)
-    return dh, dweight, dbias.mul_(factor) if of_bias and dbias is not None else None, dalpha
+        dalpha = dalpha.div_(scale).to(alpha.dtype)
+    found = [dh if of_h else None, dweight, dbias if of_bias else None]
+    if scale != factor:
+        found = [None if each is None else each.mul_(factor) for each in found]
+    return *found, dalpha
 
 
-def _inner(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum(dtype=torch.promote_types(a.dtype, torch.float32)).view(1)
+def _product(a: Tensor, b: Tensor, factor: float) -> Tensor:
+    return a @ b if factor == 1 else torch.addmm(a.new_empty(1, 1), a, b, beta=0, alpha=factor)
+
+
+def _inner(a: Any, b: Any) -> Tensor:
+    product: Tensor = a * b
+    return product.sum(dtype=torch.promote_types(product.dtype, torch.float32)).view(1)
 
 
 def _differentiable(

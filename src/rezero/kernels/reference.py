@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["branch", "gate", "gated_linear_residual", "gated_residual"]
+__all__ = ["branch", "gate", "gated_linear_residual", "gated_mlp_residual", "gated_residual"]
 
 
 def gate(f: Tensor, alpha: Tensor) -> Tensor:
@@ -34,6 +34,13 @@ def gated_linear_residual(
 ) -> Tensor:
     """Return ``x + alpha * dropout(h W^T + b)``, the branch being formed first."""
     return gated_residual(x, F.linear(h, weight, bias), alpha, None, dropout)
+
+
+def gated_mlp_residual(
+    x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None, alpha: Tensor
+) -> Tensor:
+    """Return ``x + alpha * (relu(x W1^T + b1) W2^T + b2)``."""
+    return gated_linear_residual(x, F.linear(x, weight1, bias1).relu(), weight2, bias2, alpha)
 
 
 def _like_rank(alpha: Tensor, f: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rezero.branch import add_branch, add_linear, is_plain
+from rezero.branch import add_branch, add_linear, add_mlp, is_plain
 from rezero.gate import Gate, gate_dtype
 from rezero.layers.attention import Attention
 
@@ -112,8 +112,7 @@ class TransformerEncoderLayer(nn.Module):
         """
         masks = {"attn_mask": src_mask, "key_padding_mask": src_key_padding_mask, "is_causal": is_causal}
         x = _add_attention(src, self.self_attn, None, masks, self.dropout1, _scale(self.gates, 0))
-        hidden = self.dropout(self.activation(self.linear1(x)))
-        return add_linear(x, hidden, self.linear2, self.dropout2, _scale(self.gates, 1))
+        return _add_feed_forward(x, self, self.dropout2, _scale(self.gates, 1))
 
 
 class TransformerDecoderLayer(nn.Module):
@@ -217,8 +216,7 @@ class TransformerDecoderLayer(nn.Module):
         x = _add_attention(tgt, self.self_attn, None, masks, self.dropout1, _scale(self.gates, 0))
         masks = {"attn_mask": memory_mask, "key_padding_mask": memory_key_padding_mask, "is_causal": memory_is_causal}
         x = _add_attention(x, self.multihead_attn, memory, masks, self.dropout2, _scale(self.gates, 1))
-        hidden = self.dropout(self.activation(self.linear1(x)))
-        return add_linear(x, hidden, self.linear2, self.dropout3, _scale(self.gates, 2))
+        return _add_feed_forward(x, self, self.dropout3, _scale(self.gates, 2))
 
 
 def _add_attention(
@@ -231,6 +229,16 @@ def _add_attention(
     if silent is None:
         return add_linear(x, context, attention.out_proj, dropout, alpha)
     return add_branch(x, attention.project(context, silent), dropout, alpha)
+
+
+def _add_feed_forward(
+    x: Tensor, layer: TransformerEncoderLayer | TransformerDecoderLayer, dropout: nn.Module, alpha: Tensor
+) -> Tensor:
+    y = add_mlp(x, layer.linear1, layer.activation, layer.linear2, (layer.dropout, dropout), alpha)
+    if y is not None:
+        return y
+    hidden = layer.dropout(layer.activation(layer.linear1(x)))
+    return add_linear(x, hidden, layer.linear2, dropout, alpha)
 
 
 def _resolve_activation(activation: _Activation) -> Callable[[Tensor], Tensor]:
