@@ -4,10 +4,10 @@
 
 Forward and backward of one encoder layer, feed-forward 4 times as wide: 4 sequences in float32; on a GPU 16 in bfloat16
 and 4 passes in the queue. Peers: nn.TransformerEncoderLayer with the norm before (pre-norm) and after (post-norm),
-the pre-norm layer gated by hand with one alpha a branch (naive: x + alpha * f(x), no norms), and the same without a
-gate (ungated). With --compiled 1 the pre-norm layer, the ungated one and ours are compiled. With --peers 1, in the
-environment of make peers, also the layer of x-transformers, timm's with LayerScale, and that of the package rezero
-0.1.0. Ratios are to pre-norm.
+the pre-norm layer gated by hand with one alpha a branch (naive: x + alpha * f(x), no norms), the same without a gate
+(ungated), and the layer's matrix products alone, on buffers that are there already (floor). With --compiled 1 the
+pre-norm layer, the ungated one and ours are compiled. With --peers 1, in the environment of make peers, also the layer
+of x-transformers, timm's with LayerScale, and that of the package rezero 0.1.0. Ratios are to pre-norm.
 """
 
 import argparse
@@ -83,6 +83,38 @@ def build_peers(width: int, dropout: float) -> dict[str, nn.Module]:
     }
 
 
+def build_floor(x: Tensor) -> Callable[[], None]:
+    """Return the products of a layer and of its backward pass, those of the attention one a head."""
+    rows, width = x.detach().flatten(0, 1), x.shape[-1]
+    heads, length = x.shape[0] * (width // 64), x.shape[1]
+
+    def made(*shape: int) -> Tensor:
+        return torch.randn(shape, device=x.device, dtype=x.dtype)
+
+    sizes = ((width, 3 * width), (width, width), (width, 4 * width), (4 * width, width))  # of what goes in and out
+    maps = [
+        (made(len(rows), k), made(d, k), made(len(rows), d), made(len(rows), d), made(len(rows), k), made(d, k))
+        for k, d in sizes
+    ]
+    q, k, v, read, of_read = (made(heads, length, 64) for _ in range(5))
+    scores, of_scores = (made(heads, length, length) for _ in range(2))
+
+    def products() -> None:
+        for h, weight, y, _, _, _ in maps:
+            torch.mm(h, weight.t(), out=y)
+        torch.bmm(q, k.mT, out=scores)
+        torch.bmm(of_scores, v, out=read)
+        torch.bmm(of_scores.mT, q, out=of_read)
+        torch.bmm(q, v.mT, out=scores)
+        torch.bmm(of_scores, k, out=read)
+        torch.bmm(of_scores.mT, q, out=of_read)
+        for h, weight, _, g, dh, dweight in maps:
+            torch.mm(g, weight, out=dh)
+            torch.mm(g.t(), h, out=dweight)
+
+    return torch.no_grad()(products)
+
+
 def measure(width: int, length: int, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Measure the layers at one size."""
     device, dtype = arguments.device, DTYPES[arguments.device]
@@ -119,16 +151,17 @@ def measure(width: int, length: int, arguments: argparse.Namespace) -> dict[str,
 
         return run
 
+    calls = {name: step(layer) for name, layer in layers.items()}
     seconds = interleave(
-        {name: step(layer) for name, layer in layers.items()},
+        {**calls, "floor": build_floor(x)},
         rounds=arguments.rounds,
         device=device,
         calls=CALLS[device],
     )
     table = ratios(seconds, to="pre-norm")
     kept = {name: bytes_kept(layer, x) for name, layer in layers.items()}
-    for name, row in table.items():
-        row |= {"bytes": kept[name], "bytes ratio": kept[name] / kept["pre-norm"]}
+    for name, number in kept.items():
+        table[name] |= {"bytes": number, "bytes ratio": number / kept["pre-norm"]}
     return table
 
 
@@ -154,7 +187,7 @@ if __name__ == "__main__":
             print(title)
             for name, row in tables[title].items():
                 spread = f"{row['ratio']:.3f} ({row['q1']:.3f} to {row['q3']:.3f})"
-                kept = f"{row['bytes'] / 1e6:7.1f} MB kept, {row['bytes ratio']:.3f}"
+                kept = f"{row['bytes'] / 1e6:7.1f} MB kept, {row['bytes ratio']:.3f}" if "bytes" in row else ""
                 print(f"  {name:12} {row['ms']:8.2f} ms   {spread} of pre-norm   {kept}")
     means = {name: mean_ratio(list(tables.values()), name) for name in next(iter(tables.values()))}
     print("geometric means of time:", ", ".join(f"{name} {mean:.3f}" for name, mean in means.items()))

@@ -406,7 +406,8 @@ def reproduce(
 ) -> None:
     """Try again what a paper says; without a name, list what there is.
 
-    The parts that are done are kept in rezero-studies: after Ctrl-C the same command goes on.
+    The parts that are done are kept in rezero-studies: after Ctrl-C the same command goes on, and what is done is told
+    again, with its date, not measured again.
 
     Args:
         name: Which of those that --list shows, or all.

@@ -216,7 +216,7 @@ def test_verdicts() -> None:
     assert losing is not None
     assert losing.verdict == "does not hold"
     assert any(
-        f"{RECIPE} falls short at N, O, 8 layers: loss 2.00 of the best" == line
+        f"{RECIPE} falls short at N, O, 8 layers: final loss 2.00 times the best fixed rate's" == line
         for line in DEPTH_RECIPE.lines({"cells": [worse]})
     )
 

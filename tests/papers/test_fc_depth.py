@@ -20,7 +20,8 @@ def test_lines_claims_and_the_picture_are_made(tmp_path: Path) -> None:
     small = [replace(each, task="fc-digits", settings={**each.settings, **TINY}, jobs=1) for each in LAPTOP[:2]]
     summary = {"seeds": 2, **run_all(small, Work(tmp_path, tmp_path, 2))}
     assert list(summary["studies"]) == ["8 layers", "32 layers"]
-    assert 6 <= len(FC_DEPTH.lines(summary)) <= 12
+    assert 8 <= len(said := FC_DEPTH.lines(summary)) <= 14
+    assert sum(": rates: plain " in line for line in said) == 2
     ours = [claim.find(summary).ours for claim in FC_DEPTH.claims]
     assert all(each.startswith("By training loss, 8 layers: ") for each in ours)
     assert all(". By validation loss, 8 layers: " in each for each in ours)
@@ -40,6 +41,7 @@ def study(low: float | None, high: float | None, *, missed: tuple[int, int] = (0
             }
             for arm in ("plain", "rezero")
         },
+        "tried": [{"arm": "plain", "lr": lr} for lr in (0.01, 0.1, 0.1)],
         "asked": [{"baseline": "plain", "metric": metric, "target": None, "found": [known]} for metric in METRICS],
     }
 
@@ -80,3 +82,12 @@ def test_more_is_gained_where_the_intervals_lie_apart(deep: Any, shallow: Any, v
     found = FC_DEPTH.claims[0].find({"studies": {"8 layers": shallow, "512 layers": deep}})
     assert found is not None
     assert found.verdict == verdict
+
+
+def test_an_arm_that_diverges_is_not_one_that_learns_nothing() -> None:
+    """It is told which of the two it does, at the best of how many rates."""
+    flat, lost = study(1.5, 2.0, plain=2.3), study(1.5, 2.0, plain=2.3)
+    lost["arms"]["plain"]["status"] = {"0": "diverged"}
+    found = FC_DEPTH.claims[0].find({"studies": {"8 layers": flat, "512 layers": lost}})
+    assert found is not None
+    assert "8 layers: learns, plain nothing; 512 layers: learns, plain diverges at its best of 2 rates" in found.ours

@@ -230,3 +230,20 @@ def test_the_data_that_studies_name_are_said_to_be_needed(name: str) -> None:
     needed = {wanted[recipe.task] for recipe in recipes if recipe.task in wanted}
     needed |= {"cifar10" for recipe in recipes if str(recipe.settings.get("data", "")).startswith("cifar10")}
     assert needed <= set(rezero.papers.REPRODUCTIONS[name].data)
+
+
+def test_what_is_told_again_has_its_own_date(
+    asked: list[Work], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that measures nothing says so, and whose numbers it has; one that does has a date of its own."""
+    summary, kept = Path("results/papers/one/summary.json"), Path("rezero-studies")
+    for day in ("2026-01-01", "2026-01-02"):
+        monkeypatch.setattr(reproduction, "provenance", lambda day=day: {"commit": "a", "date": f"{day} 10:00 UTC"})
+        assert run(["reproduce", "one"]) == 0
+        assert json.loads(summary.read_text())["date"] == "2026-01-01 10:00 UTC"
+        told = capsys.readouterr().err
+        assert ("one was done before: these are the numbers of 2026-01-01 10:00 UTC" in told) == (day == "2026-01-02")
+    shutil.rmtree(kept)
+    assert run(["reproduce", "one"]) == 0
+    assert json.loads(summary.read_text())["date"] == "2026-01-02 10:00 UTC"
+    assert "done before" not in capsys.readouterr().err

@@ -111,10 +111,12 @@ def test_what_ends_at_chance_has_learned_nothing() -> None:
 
 
 def test_losses_are_told_as_losses() -> None:
-    """With the interval of the loss, and in words of one's own."""
+    """With the interval of the loss, and in words of one's own; with its sign where it may be none."""
     found = {"gain": {"mean": -2.0, "low": -3.0, "high": 1.0, "n": 5}}
-    assert gain_of(found, "nats") == "2.00 (-1.00 to 3.00) nats worse"
-    assert gain_of(found, "points", 100, ("lower", "higher")) == "200 (-100 to 300) points higher"
+    assert gain_of(found, "nats") == "-2.00 (-3.00 to 1.00) nats better"  # told to be neither
+    surely = {**found, "gain": {**found["gain"], "high": -1.0}}
+    assert gain_of(surely, "nats") == "2.00 (1.00 to 3.00) nats worse"
+    assert gain_of(found, "points", 100, ("lower", "higher")) == "-200 (-300 to 100) points lower"
     assert gain_of({"gain": {"mean": -2.0, "low": None, "high": None, "n": 1}}, "nats") == "2.00 (one seed) nats worse"
 
 

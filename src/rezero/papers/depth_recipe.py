@@ -162,7 +162,10 @@ def write(summary: Mapping[str, Any], folder: Path) -> dict[str, str]:
     best = "best fixed rate"
     others = list(dict.fromkeys(arm for cell in summary["cells"] for arm in cell["arms"] if arm in _OTHERS))
     lines: dict[str, tuple[list[str], str]] = {
-        "rules": ([best, *_RATES], "rates of alpha that stay as they are, and the best of the fixed ones."),
+        "rules": (
+            [best, DEFAULT, *(rule for rule in _RATES if rule != DEFAULT)],
+            "rates of alpha that stay as they are, and the best of the fixed ones.",
+        ),
         "limits": (
             [best, DEFAULT, *(rule for rule in RULES if rule not in _RATES)],
             "rates of alpha with a warm-up or with a limit to each step, beside the default, and the best of the fixed "
@@ -207,14 +210,14 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
         Lines of text.
     """
     said = [
-        f"{rule}: {each['both']} of {each['cells']} (steady {each['steady']}, as good as the best fixed rate "
-        f"{each['alike']}); loss over the best {written(each['mean'])}, at worst {written(each['worst'])}, "
-        f"diverged {each['lost']}"
+        f"{rule}: both in {each['both']} of {each['cells']} (never above {each['steady']}, as good {each['alike']}); "
+        f"final loss {written(each['mean'])} times that of the best fixed rate, at worst {written(each['worst'])} "
+        f"times, diverged in {each['lost']}"
         for rule, each in tally(summary).items()
     ]
     meaning = (
-        f"steady: no loss of the first {EARLY} steps above {STEADY:g} times the untrained network's, on any seed, and "
-        f"none diverges; as good: the median final loss within {ALIKE:g} times that of the best fixed rate"
+        f"never above: no loss of the first {EARLY} steps exceeds {STEADY:g} times the untrained network's, on any "
+        f"seed, and none diverges; as good: the median final loss is within {ALIKE:g} times that of the best fixed rate"
     )
     return [meaning, *said, *(line for rule in (RECIPE, DEFAULT) for line in _failures(summary, rule))]
 
@@ -225,8 +228,8 @@ def _failures(summary: Mapping[str, Any], rule: str) -> Iterator[str]:
         miss, jump = _end(cell, arm) / _best(cell), _jump(cell, arm)
         if miss > ALIKE or not _steady(cell, arm):
             where = f"{cell['net']}, {cell['optimizer']}, {cell['depth']:,} layers"
-            said = "diverged" if math.isinf(miss) else f"loss {written(miss)} of the best"
-            rose = f", highest {written(jump)} of the start" if jump > STEADY else ""
+            said = "diverged" if math.isinf(miss) else f"final loss {written(miss)} times the best fixed rate's"
+            rose = f", highest loss {written(jump)} times the start's" if jump > STEADY else ""
             yield f"{rule} falls short at {where}: {said}{rose}"
 
 
@@ -234,8 +237,8 @@ def _one_rule(rule: str, summary: Mapping[str, Any]) -> Finding:
     found = tally(summary)
     best = max(found, key=lambda rule: (found[rule]["both"], -found[rule]["mean"]))
     ours = found[rule]
-    said = f"{rule}: both in {ours['both']} of {ours['cells']}, never above in {ours['steady']}, as good in "
-    said += f"{ours['alike']}, loss over the best {written(ours['mean'])} (worst {written(ours['worst'])})"
+    said = f"{rule}: both in {ours['both']} of {ours['cells']} networks, never above in {ours['steady']}, as good in "
+    said += f"{ours['alike']}; final loss {written(ours['mean'])} times the best's, at worst {written(ours['worst'])}"
     if found[best]["both"] > ours["both"]:
         said += f"; most in {best}: {found[best]['both']}"
     return Finding(said, judge(ours["both"] == ours["cells"], ours["steady"] == ours["cells"]))
@@ -287,7 +290,9 @@ DEPTH_RECIPE = Reproduction(
             run=partial(run, NETS),
             about=(
                 "Fully connected layers of width 16 on handwritten digits, Transformer layers of width 32 on "
-                "Tiny Shakespeare, 300 steps. [The learning rate of alpha](../alpha-lr.md) says more."
+                "Tiny Shakespeare, 300 steps. A rule says how fast alpha learns where everything else learns at lr and "
+                "L branches have a gate; *held* means that no step changes all gates together by more than 1. "
+                "[The learning rate of alpha](../alpha-lr.md) says more."
             ),
         )
     },
@@ -300,7 +305,12 @@ DEPTH_RECIPE = Reproduction(
             "no number",
             partial(_one_rule, RECIPE),
         ),
-        Claim("So does a rate alone, the default of param_groups", "ours", "no number", partial(_one_rule, DEFAULT)),
+        Claim(
+            "The default of param_groups, a rate without a limit, needs none either",
+            "ours",
+            "no number",
+            partial(_one_rule, DEFAULT),
+        ),
         Claim("Alpha can learn at the rate of everything else", "authors' code", "no number", _one_rate),
         Claim(
             "At one rate for all depths it trains better than other ways to go deep",

@@ -29,17 +29,18 @@ Claims of the paper, and of those that build on it, beside what `rezero reproduc
 *Holds in part* means that some of its parts do: the numbers tell which. *Cannot be told* means that the seeds leave it
 open, or that a difference is asked of one seed. Intervals are of 95% over paired seeds, if nothing else is said. *Times
 as fast* counts steps to the worst loss or accuracy that any seed of the two arms ends with, unless a target is named; a
-training loss is the mean over the steps since the last measurement. Arms with rates of their own have each chosen among
-3 to 5, on one or two seeds that the comparison does not use. Whether an arm is better or faster a test decides, at 5%,
-corrected by Holm's method for all that is asked against one baseline; p is given where it says less than the interval.
-Where the source has no number, what is *asked* was set here. Small networks on two cores say little about large ones:
-where the scale is *laptop*, read "in small".
+training loss is the mean over the steps since the last measurement. Arms with rates of their own have chosen them on
+one or two seeds that the comparison does not use{tried}.
+Whether an arm is better or faster a test decides, at 5%, corrected by Holm's method for all that is asked against one
+baseline; p is given where it says less than the interval. Where an interval includes zero, "better" has the sign that
+was measured. Where the source has no number, what is *asked* was set here. Small networks on two cores say little about
+large ones: where the scale is *laptop*, read "in small".
 
 To make one again: `rezero reproduce fc`. `rezero reproduce --list` names all of them with the time that they take;
 `--seeds 1` makes it less. Most need `rezero download cifar10` or `rezero download enwik8`, or the folder that has them
 in the variable `REZERO_DATA` ([data sets](datasets.md)). What is done is kept in `rezero-studies`: after Ctrl-C the
-same command goes on. Numbers and pictures go to `results/papers/NAME`, in place of those that are there, and the claims
-are judged at the end.
+same command goes on, and what is done is not measured again until its folder is removed. Numbers and pictures go to
+`results/papers/NAME`, in place of those that are there, and the claims are judged at the end.
 
 This page and those that it leads to are made by `python -m rezero.papers.evidence` from the results that they name.
 """
@@ -62,13 +63,14 @@ def pages(results: Path) -> dict[str, str]:
     if not results.is_dir():
         raise UsageError(f"{results} is no folder of results: run this in a clone of the project")
     made = {"evidence.md": ""}
-    missing, verdicts, whole, paper = [], [], list[str](), False
+    missing, verdicts, whole, paper, tried = [], [], list[str](), False, set[int]()
     for each in REPRODUCTIONS.values():
         found = {name: _read(each, name, results) for name in each.scales if _is_there(_file(each, name, results))}
         try:
             verdicts += [_row(each, claim, found)[0] for claim in each.claims]
             whole += [f"`{each.name}`" for name in found if each.scales[name].whole]
             paper |= "paper" in found
+            tried |= {count for summary in found.values() for count in _rates_tried(summary)}
             if not found:
                 missing.append(each)
                 continue
@@ -83,8 +85,17 @@ def pages(results: Path) -> dict[str, str]:
             raise UsageError(f"{files} lacks what the pages need ({error!r}): {_again(each)}") from error
     if missing:
         made["evidence.md"] += f"\n## Not yet run\n\n{_missing(missing)}\n"
-    made["evidence.md"] = BEGIN.replace("{state}", _state(verdicts, whole, paper=paper)) + made["evidence.md"]
+    several = f", among {min(tried)} to {max(tried)}: more than five where the best lay at the edge" if tried else ""
+    begin = BEGIN.replace("{state}", _state(verdicts, whole, paper=paper)).replace("{tried}", several)
+    made["evidence.md"] = begin + made["evidence.md"]
     return made
+
+
+def _rates_tried(summary: Mapping[str, Any]) -> Iterator[int]:
+    """Count the rates that the arms of each study have chosen among."""
+    for study in summary.get("studies", {}).values():
+        rates = {(each["arm"], each["lr"]) for each in study.get("tried", ())}
+        yield from Counter(arm for arm, _ in rates).values()
 
 
 def _state(verdicts: Sequence[Verdict | None], whole: Sequence[str], *, paper: bool) -> str:

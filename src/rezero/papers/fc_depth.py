@@ -49,7 +49,7 @@ def write(summary: Mapping[str, Any], folder: Path) -> dict[str, str]:
         Name of each picture to what it shows.
     """
     panels = [
-        Panel(f"times as fast, by {by}", list(_rows(summary, metric)), log=True, limit=1.0, limit_name="as fast")
+        Panel(f"times as fast, by {by}", list(_rows(summary, metric)), log=True, limit=1.0, limit_name="1")
         for metric, by in METRICS.items()
     ]
     drawn = {row["line"] for panel in panels for row in panel.rows}
@@ -95,15 +95,21 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
             for metric, by in METRICS.items():
                 found = of_pair(study, "rezero", baseline, metric)
                 said.append(f"{name}, by {by}: rezero {speed_of(found)}, {gain_of(found, 'nats')} at the end")
+        rates = ", ".join(f"{arm} {found['lr']:g}" for arm, found in study["arms"].items())
+        said.append(f"{name}: rates: {rates}")
     return said
 
 
 def _flat(study: Mapping[str, Any], baseline: str) -> str:
-    """Say that one of the two learns nothing, if so: it is at its own end by chance, whenever that is."""
+    """Say that one of the two diverges or learns nothing, if so: it is at its own end by chance, whenever that is."""
     flat = learned_nothing(study, CHANCE)
     if "rezero" in flat:
         return f"learns nothing, {baseline} {'neither' if baseline in flat else 'does'}"
-    return f"learns, {baseline} nothing" if baseline in flat else ""
+    if baseline not in flat:
+        return ""
+    tried = {each["lr"] for each in study["tried"] if each["arm"] == baseline}
+    lost = set(study["arms"][baseline]["status"].values()) == {"diverged"}
+    return f"learns, {baseline} diverges at its best of {len(tried)} rates" if lost else f"learns, {baseline} nothing"
 
 
 def _speed(study: Mapping[str, Any], baseline: str, metric: str) -> str:

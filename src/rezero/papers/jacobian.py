@@ -21,6 +21,7 @@ from rezero.gate import gates
 from rezero.layers import TransformerEncoderLayer
 from rezero.papers.claims import Claim, Finding, above, below, every, interval, judge, shown, written
 from rezero.papers.reproduction import Reproduction, Scale, Work
+from rezero.papers.studies import one_thread
 from rezero.waiting import share_bar
 
 __all__ = ["ARMS", "JACOBIAN", "PUBLISHED", "build", "measure", "run"]
@@ -44,7 +45,7 @@ def run(work: Work, depths: Sequence[int] = DEPTHS) -> dict[str, Any]:
     """
     networks = [(arm, depth, seed) for depth in depths for arm in ARMS for seed in range(work.seeds)]
     found = []
-    with share_bar("jacobian") as tell:
+    with one_thread(), share_bar("jacobian") as tell:
         for place, (arm, depth, seed) in enumerate(networks):
             tell(place / len(networks), f"{arm}, {depth} layers, seed {seed}")
             found.append(work.part(f"{arm}-{depth}-{seed}", partial(measure, arm, depth, seed)))

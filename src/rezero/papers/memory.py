@@ -96,14 +96,14 @@ def _layer(plan: Plan, width: int, rounds: int) -> dict[str, Any]:
 
     calls = {name: partial(step, layer) for name, layer in layers.items()}
     kept = {name: bytes_kept(layer, x) for name, layer in layers.items()}
-    return _compared(interleave(calls, rounds=rounds, device=plan.device), kept)
+    return _compared(interleave(calls, rounds=rounds, device=plan.device, title=f"layer of width {width}"), kept)
 
 
 def _mlp(plan: Plan, rounds: int) -> dict[str, Any]:
     width, depth, batch = plan.mlp
     x, y = torch.randn(batch, 3072, device=plan.device), torch.randint(10, (batch,), device=plan.device)
     models = {arm: MLP(3072, width, depth, 10, residual=arm, device=plan.device) for arm in (BASE, "residual", OURS)}
-    return _steps(plan, models, x, y, rounds, partial(torch.optim.Adagrad, lr=1e-3))
+    return _steps(plan, models, x, y, rounds, partial(torch.optim.Adagrad, lr=1e-3), "step of an MLP")
 
 
 def _lm(plan: Plan, rounds: int) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def _lm(plan: Plan, rounds: int) -> dict[str, Any]:
     models = {
         arm: LanguageModel(width, depth, 4, residual=arm, device=plan.device) for arm in (BASE, "post-norm", OURS)
     }
-    return _steps(plan, models, text[0], text[1], rounds, partial(torch.optim.AdamW, lr=1e-3))
+    return _steps(plan, models, text[0], text[1], rounds, partial(torch.optim.AdamW, lr=1e-3), "step of a Transformer")
 
 
 def _steps(
@@ -122,6 +122,7 @@ def _steps(
     targets: Tensor,
     rounds: int,
     optimizer: Callable[..., torch.optim.Optimizer],
+    title: str,
 ) -> dict[str, Any]:
     half = plan.device != "cpu"
 
@@ -135,7 +136,7 @@ def _steps(
     updates = {arm: optimizer(param_groups(model, lr=1e-3, weight_decay=0.0)) for arm, model in models.items()}
     calls = {arm: partial(step, model, updates[arm]) for arm, model in models.items()}
     held = {arm: peak_bytes(call, plan.device) for arm, call in calls.items()}
-    return _compared(interleave(calls, rounds=rounds, device=plan.device), held)
+    return _compared(interleave(calls, rounds=rounds, device=plan.device, title=title), held)
 
 
 def _compared(seconds: Mapping[str, list[float]], held: Mapping[str, int]) -> dict[str, Any]:
@@ -243,7 +244,8 @@ MEMORY = Reproduction(
                 "In float32: a layer on 4 rows of 256; a step of 64 fully connected layers of width 256 on "
                 "batches of 100, and of a Transformer of 12 layers of width 128 on 16 rows of 128 bytes. "
                 "A layer is this library's beside torch's own, so that the code differs as well as the norm; the steps "
-                "are of the same code on both sides. The intervals are not corrected for their number."
+                "are of the same code on both sides. The intervals are not corrected for their number, and are over "
+                "the rounds of one run: another run, at another hour, differs by more."
             ),
         ),
         "paper": Scale(minutes=10, seeds=40, run=partial(run, PAPER)),

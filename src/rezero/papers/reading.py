@@ -145,7 +145,7 @@ def _corrected(found: Mapping[str, Any], what: str) -> str:
 def gain_of(
     found: Mapping[str, Any], unit: str, factor: float = 1.0, words: tuple[str, str] = ("better", "worse")
 ) -> str:
-    """Write how much better or worse an arm ends than the other, with its interval.
+    """Write how much better an arm ends than the other, with its interval; how much worse where it is told to be so.
 
     Args:
         found: What `told` returned.
@@ -162,9 +162,14 @@ def gain_of(
         return f"{' and '.join(lost)} diverged"
     mean, low, high = (found["gain"][name] for name in ("mean", "low", "high"))
     p = _corrected(found, "gain")
-    if mean is None or mean >= 0:
+    worse = mean is not None and mean < 0 and (high is None or high < 0)
+    if not worse:
         return f"{shown(found['gain'], of=lambda value: factor * value)} {unit} {words[0]}{p}"
-    lost_by = {"mean": -mean, "low": None if high is None else -high, "high": None if low is None else -low}
+    lost_by = {
+        "mean": None if mean is None else -mean,
+        "low": None if high is None else -high,
+        "high": None if low is None else -low,
+    }
     return f"{shown(lost_by, of=lambda value: factor * value)} {unit} {words[1]}{p}"
 
 

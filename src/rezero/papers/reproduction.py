@@ -1,6 +1,7 @@
 """What a reproduction is: one command, its parts kept on the way, its results in one folder."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ ScaleName = Literal["laptop", "paper"]
 """Two cores within the hour or so, or the paper's own size on a GPU."""
 MACHINES: Mapping[ScaleName, str] = {"laptop": "two cores", "paper": "one H200"}
 """What the time of each scale is told for."""
-_COMMITS = "commits.json"
+_COMMITS, _NUMBERS = "commits.json", "numbers.json"
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,25 @@ class Work:
         finally:
             if [each.name for each in self.folder.iterdir()] == [file.name]:  # nothing was done
                 file.unlink()
+
+    def seen(self, numbers: Mapping[str, Any], now: str) -> str | None:
+        """Tell when the same numbers were there before, and note them otherwise.
+
+        Args:
+            numbers: What the work came to.
+            now: The date.
+
+        Returns:
+            The date of the run that measured them; None if it is this one.
+
+        Raises:
+            UsageError: If what is kept of it is damaged.
+        """
+        file, digest = self.folder / _NUMBERS, sha256(json.dumps(numbers).encode()).hexdigest()
+        if file.exists() and (known := json.loads(_intact(file)))["digest"] == digest:
+            return str(known["date"])
+        self._keep(file.name, json.dumps({"digest": digest, "date": now}).encode())
+        return None
 
     def _keep(self, name: str, content: bytes) -> None:
         with replacing(self.folder, (name,), what=f"the part {name!r}") as beside:
@@ -307,7 +327,14 @@ class Reproduction:
 
     def _found(self, scale: ScaleName, work: Work, commits: list[str]) -> dict[str, Any]:
         about = {"reproduces": self.source, "scale": scale, "version": self.version, "seeds": work.seeds}
-        found = {**provenance(), **about, "commits": commits, **self.at(scale).run(work)}
+        numbers = self.at(scale).run(work)
+        found = {**provenance(), **about, "commits": commits, **numbers}
+        if (before := work.seen(numbers, found["date"])) is not None:
+            found["date"] = before
+            print(
+                f"{self.name} was done before: these are the numbers of {before}; to do it anew remove {work.folder}",
+                file=sys.stderr,
+            )
         with busy(f"drawing {self.name}"), TemporaryDirectory() as folder:
             drawn = Path(folder)
             found["pictures"] = dict(self.write(found, drawn))

@@ -61,7 +61,8 @@ def write(summary: Mapping[str, Any], folder: Path) -> dict[str, str]:
     for name, study in summary["studies"].items():
         if study["settings"]["epochs"] > 1:
             stem = file_stem(name)
-            said = f"{name} on CIFAR-10: validation accuracy over the steps, median and range of the seeds."
+            of = "median and range of the seeds" if study["settings"]["seeds"] > 1 else "one seed"
+            said = f"{name} on CIFAR-10: validation accuracy over the steps, {of}."
             draw_arms(
                 study,
                 folder / stem,
@@ -149,7 +150,7 @@ def _sooner(summary: Mapping[str, Any]) -> Finding | None:
         said.append(f"to {target:.0%} {speed_of(found)}")
         faster.append(confirmed(found["speed"]))
     depth, levels = study["settings"]["depth"], "; ".join(_epochs_to(study, level) for level in LEVELS)
-    said.append(f"below what is asked: {levels}")
+    said.append(f"earlier levels: {levels}")
     return Finding(f"ResNet-{depth}, {counted(study['settings']['seeds'], 'seed')}: {'; '.join(said)}", judge(*faster))
 
 
@@ -174,7 +175,9 @@ RESNET = Reproduction(
             run=partial(run_all, LAPTOP),
             about=(
                 "The authors' networks, batches and rates, on all images, for 1 and 8 of their 200 epochs; nothing is "
-                "tuned for either arm. An accuracy of 10% is that of a network that knows nothing."
+                "tuned for either arm. An accuracy of 10% is that of a network that knows nothing: so the one seed of "
+                "110 layers without gates ends its first epoch here. 8 epochs are too few for 80%, on which the claim "
+                "of the paper waits, and the residual ResNet-20 is behind the published one, which is one seed."
             ),
         ),
         "paper": Scale(minutes=1500, seeds=5, run=partial(run_all, PAPER)),

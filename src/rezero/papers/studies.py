@@ -3,7 +3,8 @@
 import math
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ __all__ = [
     "Recipe",
     "arms_of",
     "compare_own",
+    "one_thread",
     "run_all",
     "told",
 ]
@@ -170,6 +172,21 @@ def _read(store: Store, asks: Sequence[Asked]) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute on one thread: several wait long for each other over small tensors, if anything else runs.
+
+    Yields:
+        Nothing.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def compare_own(folder: Path, *, seeds: int, device: str = "cpu", **asked: Any) -> dict[str, Any]:
     """Let the lab compare arms that are functions: on the CPU two trials at once, of one thread each.
 
@@ -182,13 +199,9 @@ def compare_own(folder: Path, *, seeds: int, device: str = "cpu", **asked: Any) 
     Returns:
         The lab's verdict, the trials by arm, and each arm against the baseline, as JSON can hold it.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         jobs = 2 if device == "cpu" else 1
         answer = lab.compare(**asked, seeds=seeds, jobs=jobs, output=folder / f"study-{seeds}")
-    finally:
-        torch.set_num_threads(threads)
     return {
         "verdict": answer.verdict,
         "arms": arms_of(compared(answer.results)),

@@ -19,6 +19,7 @@ def interleave(
     rounds: int,
     device: str,
     calls: int = 1,
+    title: str = "",
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Time each candidate once a round, after two rounds that do not count; each round begins with another one.
@@ -28,6 +29,7 @@ def interleave(
         rounds: How many rounds.
         device: Where it runs, as torch names it.
         calls: How often it is called each time, so that a GPU need not wait for what is called.
+        title: Of what is timed, for who waits.
         clock: Tells the time in seconds.
 
     Returns:
@@ -45,7 +47,7 @@ def interleave(
                 torch.cuda.synchronize()
             if turn >= 2:
                 seconds[name].append((clock() - start) / calls)
-        print(f"\r  round {turn + 1}/{rounds + 2}", end="", file=sys.stderr, flush=True)
+        print(f"\r  {title and title + ': '}round {turn + 1}/{rounds + 2}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     return seconds
 
