@@ -65,9 +65,9 @@ def gated_linear_residual(
     The gate goes into the product or into the addition, so that large ones cost about what they cost without a gate,
     and nothing but ``h`` and ``W`` is kept for the gradients. On the CPU that is so from 2^24 multiplications, in
     bfloat16 from 2^27 and with as many rows as ``K``, in one dtype, with one scale, without dropout and autocast; on a
-    GPU with Triton from 2^36, with one scale and not in float16; without dropout also under ``torch.compile``, and on
-    a GPU where ``h`` has as many numbers as ``W``. Else the branch is formed, kept, and then scaled. With ``alpha = 0``
-    and finite numbers the result equals ``x`` bitwise.
+    GPU with Triton from 2^36, with one scale and not in float16; without dropout also under ``torch.compile`` where
+    ``x`` has as many numbers as ``W``, and on a GPU where ``h`` has. Else the branch is formed, kept, and then scaled.
+    With ``alpha = 0`` and finite numbers the result equals ``x`` bitwise.
 
     Args:
         x: The skip, ``(*, D)``.

@@ -1,5 +1,6 @@
 """Time and memory of things beside each other: interleaved, so that a machine's drift falls on all alike."""
 
+import os
 import statistics
 import sys
 import time
@@ -112,6 +113,7 @@ def peak_bytes(call: Callable[[], object], device: str = "cpu") -> int:
         torch.cuda.reset_peak_memory_stats()
         call()
         return torch.cuda.max_memory_allocated() - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it tells stderr of each start and end
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiled:
         call()
     found = profiled.profiler
