@@ -11,7 +11,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 __all__ = ["empty"]
 
-_LARGE = 32 << 20  # bytes; what malloc takes from the system at each request, and gives back
+_LARGE = 2 << 20  # bytes: a huge page. What malloc gives back to the system it has to touch again
 _PRIVATE = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
 
 
