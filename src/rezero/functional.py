@@ -16,8 +16,9 @@ def gated_residual(x: Tensor, f: Tensor, alpha: Tensor, *, bias: Tensor | None =
     gate, because ``0 * inf`` is ``nan``.
 
     On a GPU with Triton, tensors of 2^25 numbers and more take one pass forward, and one for the gradients of branch,
-    bias and gate together; no mask is stored. On the CPU those of 2^18 and more, of one dtype, with one scale, without
-    bias and dropout, take one pass forward. Under ``torch.compile`` and for others plain operations do it.
+    bias and gate together; no mask is stored. On the CPU ``x`` and ``f`` of one dtype and of 2^18 numbers and more
+    (2^15 beside a gate of another dtype), with one scale, without bias and dropout, take one pass forward. Under
+    ``torch.compile`` and for others plain operations do it.
 
     Args:
         x: The skip, ``(*, D)``.

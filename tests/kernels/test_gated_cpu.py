@@ -27,6 +27,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
         return plain(x, f, alpha)
 
     monkeypatch.setattr(gated_cpu, "_LARGE", 0)
+    monkeypatch.setattr(gated_cpu, "_MIXED", 0)
     monkeypatch.setattr(gated_cpu, "gated_residual", spy)
     return seen
 
@@ -116,3 +117,12 @@ def test_transforms_see_through(calls: list[Tensor]) -> None:
     compiled = torch.compile(functional.gated_residual, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(*given), expected)
     assert not calls
+
+
+@pytest.mark.parametrize(("dtype", "least"), [(torch.float32, 1 << 18), (torch.bfloat16, 1 << 15)], ids=str)
+def test_small_ones_are_plain(dtype: torch.dtype, least: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gate of another dtype, as a float32 one in half precision, makes plain operations dear sooner."""
+    monkeypatch.undo()
+    for size in (least - 1, least):
+        x, f, alpha = operands(size, dtype=dtype)
+        assert gated_cpu.serves(x, f, alpha, None, 0.0) == (size == least)
