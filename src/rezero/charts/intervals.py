@@ -9,6 +9,8 @@ from rezero.charts.look import SHAPES, colours, dress
 
 __all__ = ["intervals"]
 
+_WIDEST, _CHARACTER = 240, 8  # pixels: a name's, and in a reader's font, which may be wider than the renderer's
+
 
 def intervals(
     rows: Sequence[dict[str, Any]], *, x: str, arms: Sequence[str], mark: float | None, description: str
@@ -28,12 +30,14 @@ def intervals(
     shapes = [SHAPES[place % len(SHAPES)] for place in range(len(arms))]
     legend = alt.Legend(title=None, orient="top", columns=3, symbolOpacity=1, symbolSize=120) if len(arms) > 1 else None
     names = list(dict.fromkeys(row["name"] for row in rows))
+    extent = min(_WIDEST, _CHARACTER * max((len(name) for name in names), default=0))
     base = alt.Chart(alt.InlineData(values=list(rows))).encode(
-        y=alt.Y("name:N", title=None, sort=names, axis=alt.Axis(labelLimit=240)),
+        y=alt.Y("name:N", title=None, sort=names, axis=alt.Axis(labelLimit=_WIDEST, minExtent=extent)),
         yOffset=alt.YOffset("arm:N", sort=list(arms)),
         color=alt.Color("arm:N", scale=alt.Scale(domain=list(arms), range=colours(arms)), legend=legend),
     )
     scale = alt.Scale(zero=False, nice=True)
+    axis = alt.Axis(format=".6~g", tickCount=6, labelOverlap="greedy", labelSeparation=6)
     tooltip = [
         alt.Tooltip("name:N"),
         alt.Tooltip("arm:N"),
@@ -41,7 +45,7 @@ def intervals(
     ]
     layers = [
         base.mark_rule(strokeWidth=3, opacity=0.5).encode(
-            x=alt.X("low:Q", title=x, scale=scale, axis=alt.Axis(format=".6~g")), x2="high:Q"
+            x=alt.X("low:Q", title=x, scale=scale, axis=axis), x2="high:Q"
         ),
         base.mark_point(size=110, filled=True, opacity=1).encode(
             alt.Shape("arm:N", scale=alt.Scale(domain=list(arms), range=shapes), legend=legend),
