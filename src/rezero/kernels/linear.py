@@ -34,10 +34,12 @@ def gated_linear_residual(
 ) -> Tensor:
     """Choose the product for these tensors. Shapes and formula: `rezero.functional.gated_linear_residual`."""
     if torch.compiler.is_compiling() and not dropout:
-        # What is scaled is kept. An exported program must not depend on how many rows its example has.
-        if torch.compiler.is_exporting() or x.numel() >= weight.numel():
-            return _by_weight(x, h, weight, bias, alpha)
-        return reference.gated_linear_residual(x, h, weight, bias, alpha)
+        from torch.fx.experimental.symbolic_shapes import statically_known_true  # slow to load, and loaded by now
+
+        # What is scaled is kept. A graph of any number of rows must not depend on those of its example.
+        if statically_known_true(x.numel() < weight.numel()):
+            return reference.gated_linear_residual(x, h, weight, bias, alpha)
+        return _by_weight(x, h, weight, bias, alpha)
     if linear_gpu.serves(x, h, weight, bias, alpha, dropout):
         return linear_gpu.gated_linear_residual(x, h, weight, bias, alpha, dropout)
     if is_small(x, h.shape[-1]):  # where asking more would take longer than it saves
