@@ -85,17 +85,14 @@ def build_peers(width: int, dropout: float) -> dict[str, nn.Module]:
 
 def build_floor(x: Tensor) -> Callable[[], None]:
     """Return the products of a layer and of its backward pass, those of the attention one a head."""
-    rows, width = x.detach().flatten(0, 1), x.shape[-1]
-    heads, length = x.shape[0] * (width // 64), x.shape[1]
+    batch, length, width = x.shape
+    rows, heads = batch * length, batch * (width // 64)
 
     def made(*shape: int) -> Tensor:
         return torch.randn(shape, device=x.device, dtype=x.dtype)
 
     sizes = ((width, 3 * width), (width, width), (width, 4 * width), (4 * width, width))  # of what goes in and out
-    maps = [
-        (made(len(rows), k), made(d, k), made(len(rows), d), made(len(rows), d), made(len(rows), k), made(d, k))
-        for k, d in sizes
-    ]
+    maps = [(made(rows, k), made(d, k), made(rows, d), made(rows, d), made(rows, k), made(d, k)) for k, d in sizes]
     q, k, v, read, of_read = (made(heads, length, 64) for _ in range(5))
     scores, of_scores = (made(heads, length, length) for _ in range(2))
 

@@ -71,8 +71,10 @@ def add_mlp(
         ``x + alpha * last(relu(first(x)))``; None, with nothing run, where these are no linear maps and no ReLU, a
         dropout drops something, somebody looks at a part, or the operation does not serve.
     """
+    if type(first) is not nn.Linear or type(last) is not nn.Linear or is_small(x, first.out_features):
+        return None
     relu = activation is F.relu or (type(activation) is nn.ReLU and is_plain(activation))
-    if not (relu and type(first) is nn.Linear and type(last) is nn.Linear and is_plain(first) and is_plain(last)):
+    if not (relu and is_plain(first) and is_plain(last)):
         return None
     given = (x, first.weight, first.bias, last.weight, last.bias, alpha)
     if any(probability(each) != 0 for each in dropouts) or not mlp.serves(*given):

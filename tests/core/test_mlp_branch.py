@@ -203,7 +203,7 @@ BRANCHES: dict[str, tuple[Callable[[], nn.Module], bool]] = {
     "two": (lambda: branch(nn.ReLU(), nn.ReLU()), False),
     "none": (lambda: branch(), False),
     "norm": (lambda: nn.Sequential(nn.LayerNorm(4), *branch(nn.ReLU())).double(), False),
-    "frozen kind": (lambda: nn.Sequential(nn.LayerNorm(4), nn.ReLU(), nn.Linear(4, 4)).double(), False),
+    "another first layer": (lambda: nn.Sequential(nn.LayerNorm(4), nn.ReLU(), nn.Linear(4, 4)).double(), False),
 }
 
 

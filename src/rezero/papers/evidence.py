@@ -15,6 +15,7 @@ from rezero.errors import UsageError
 from rezero.lab.subject import counted
 from rezero.papers import REPRODUCTIONS
 from rezero.papers.claims import VERDICTS, Claim, Verdict
+from rezero.papers.reading import rates_tried
 from rezero.papers.reproduction import MACHINES, Reproduction, ScaleName
 from rezero.surgery.beside import replacing
 
@@ -70,7 +71,8 @@ def pages(results: Path) -> dict[str, str]:
             verdicts += [_row(each, claim, found)[0] for claim in each.claims]
             whole += [f"`{each.name}`" for name in found if each.scales[name].whole]
             paper |= "paper" in found
-            tried |= {count for summary in found.values() for count in _rates_tried(summary)}
+            studies = (study for summary in found.values() for study in summary.get("studies", {}).values())
+            tried |= {count for study in studies for count in rates_tried(study).values()}
             if not found:
                 missing.append(each)
                 continue
@@ -89,13 +91,6 @@ def pages(results: Path) -> dict[str, str]:
     begin = BEGIN.replace("{state}", _state(verdicts, whole, paper=paper)).replace("{tried}", several)
     made["evidence.md"] = begin + made["evidence.md"]
     return made
-
-
-def _rates_tried(summary: Mapping[str, Any]) -> Iterator[int]:
-    """Count the rates that the arms of each study have chosen among."""
-    for study in summary.get("studies", {}).values():
-        rates = {(each["arm"], each["lr"]) for each in study.get("tried", ())}
-        yield from Counter(arm for arm, _ in rates).values()
 
 
 def _state(verdicts: Sequence[Verdict | None], whole: Sequence[str], *, paper: bool) -> str:

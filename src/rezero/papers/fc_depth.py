@@ -16,7 +16,7 @@ from rezero.charts import save
 from rezero.charts.depth import Panel, depth_panels
 from rezero.papers.claims import Claim, Finding, closed, judge
 from rezero.papers.fc import CHANCE
-from rezero.papers.reading import gain_of, learned_nothing, of_pair, speed_of
+from rezero.papers.reading import gain_of, learned_nothing, of_pair, rates_tried, speed_of
 from rezero.papers.reproduction import Reproduction, Scale
 from rezero.papers.studies import Asked, Recipe, run_all
 
@@ -107,9 +107,9 @@ def _flat(study: Mapping[str, Any], baseline: str) -> str:
         return f"learns nothing, {baseline} {'neither' if baseline in flat else 'does'}"
     if baseline not in flat:
         return ""
-    tried = {each["lr"] for each in study["tried"] if each["arm"] == baseline}
     lost = set(study["arms"][baseline]["status"].values()) == {"diverged"}
-    return f"learns, {baseline} diverges at its best of {len(tried)} rates" if lost else f"learns, {baseline} nothing"
+    rates = rates_tried(study)[baseline]
+    return f"learns, {baseline} diverges at its best of {rates} rates" if lost else f"learns, {baseline} nothing"
 
 
 def _speed(study: Mapping[str, Any], baseline: str, metric: str) -> str:

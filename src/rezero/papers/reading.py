@@ -1,6 +1,7 @@
 """What the numbers of a study say, in words."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from statistics import fmean, median
 from typing import Any
@@ -8,7 +9,17 @@ from typing import Any
 from rezero.lab.stats import LEVEL
 from rezero.papers.claims import above, ended, shown
 
-__all__ = ["bits_at_end", "end_of", "ends_at", "gain_of", "learned_nothing", "loss_of_epoch", "of_pair", "speed_of"]
+__all__ = [
+    "bits_at_end",
+    "end_of",
+    "ends_at",
+    "gain_of",
+    "learned_nothing",
+    "loss_of_epoch",
+    "of_pair",
+    "rates_tried",
+    "speed_of",
+]
 
 
 _NEAR = 0.99
@@ -53,6 +64,18 @@ def learned_nothing(study: Mapping[str, Any], chance: float) -> list[str]:
         for arm, values in ends.items()
         if median(math.inf if end is None else end for end in values) > _NEAR * chance
     ]
+
+
+def rates_tried(study: Mapping[str, Any]) -> Counter[str]:
+    """Count the rates that each arm has chosen among.
+
+    Args:
+        study: What `Recipe.run` returned, or what has no arms that chose.
+
+    Returns:
+        Arm to their number.
+    """
+    return Counter(arm for arm, _ in {(each["arm"], each["lr"]) for each in study.get("tried", ())})
 
 
 def bits_at_end(study: Mapping[str, Any], arm: str) -> list[float | None]:
