@@ -140,3 +140,17 @@ def test_a_claim_says_who_and_what(name: str) -> None:
     for claim in REPRODUCTIONS[name].claims:
         assert claim.source
         assert "|" not in claim.says + claim.source + claim.published
+
+
+def test_how_many_rates_were_tried_is_counted() -> None:
+    """From the fewest that a plan has to the most that a study came to, over all that is committed."""
+    summaries = [
+        json.loads(file.read_text(encoding="utf-8")) for file in (ROOT / "results" / "papers").glob("*/*.json")
+    ]
+    plans = {summary["plan"]["tune"] for summary in summaries if "tune" in summary.get("plan", {})}
+    studies = [study for each in summaries for study in each.get("studies", {}).values() if "tried" in study]
+    most = max(
+        len({each["lr"] for each in study["tried"] if each["arm"] == arm}) for study in studies for arm in study["arms"]
+    )
+    assert plans == {3, 5}
+    assert f", among 3 to {most}, as the table grows" in pages(ROOT / "results" / "papers")["evidence.md"]

@@ -71,8 +71,7 @@ def pages(results: Path) -> dict[str, str]:
             verdicts += [_row(each, claim, found)[0] for claim in each.claims]
             whole += [f"`{each.name}`" for name in found if each.scales[name].whole]
             paper |= "paper" in found
-            studies = (study for summary in found.values() for study in summary.get("studies", {}).values())
-            tried |= {count for study in studies for count in rates_tried(study).values()}
+            tried |= {count for summary in found.values() for count in _choices(summary)}
             if not found:
                 missing.append(each)
                 continue
@@ -87,10 +86,20 @@ def pages(results: Path) -> dict[str, str]:
             raise UsageError(f"{files} lacks what the pages need ({error!r}): {_again(each)}") from error
     if missing:
         made["evidence.md"] += f"\n## Not yet run\n\n{_missing(missing)}\n"
-    several = f", among {min(tried)} to {max(tried)}: more than five where the best lay at the edge" if tried else ""
+    several = (
+        f", among {min(tried)} to {max(tried)}, as the table grows where the best lies at its edge" if tried else ""
+    )
     begin = BEGIN.replace("{state}", _state(verdicts, whole, paper=paper)).replace("{tried}", several)
     made["evidence.md"] = begin + made["evidence.md"]
     return made
+
+
+def _choices(summary: Mapping[str, Any]) -> Iterator[int]:
+    """Tell among how many rates arms have chosen: as recorded of each study, or as a plan has it."""
+    for study in summary.get("studies", {}).values():
+        yield from rates_tried(study).values()
+    if rates := summary.get("plan", {}).get("tune"):
+        yield rates
 
 
 def _state(verdicts: Sequence[Verdict | None], whole: Sequence[str], *, paper: bool) -> str:
